@@ -1,0 +1,23 @@
+"""Errors that a user can act on. Each names the thing, the reason and the way out."""
+
+from __future__ import annotations
+
+
+class AuditError(Exception):
+    """Something the user can put right; shown without a traceback."""
+
+
+class DataError(AuditError):
+    """The training data or a file of examples cannot be read as asked."""
+
+
+class ModelError(AuditError):
+    """The model, its tokenizer or an adapter cannot be loaded or used as asked."""
+
+
+class ConceptError(AuditError):
+    """A concept cannot be found, loaded or trained."""
+
+
+class StoreError(AuditError):
+    """An audit on disk is absent, incomplete, of another make or held by another process."""
