@@ -25,6 +25,7 @@ class Stage:
         total: how many units there are, or None if that is not known.
         unit: what is counted ("rows", "tokens").
         done: how many units are finished.
+        skipped: how many of these an earlier run had finished.
         detail: a few words on the present state ("explained variance 0.87").
     """
 
@@ -34,7 +35,7 @@ class Stage:
         self.unit = unit
         self.done = 0
         self.detail = ""
-        self._skipped = 0
+        self.skipped = 0
         self._started = time.monotonic()
 
     def advance(self, units: int = 1, detail: str | None = None) -> None:
@@ -46,7 +47,7 @@ class Stage:
     def skip(self, units: int) -> None:
         """Count units that an earlier run had finished; they do not enter the time left."""
         self.done += units
-        self._skipped += units
+        self.skipped += units
 
     @property
     def elapsed(self) -> float:
@@ -56,7 +57,7 @@ class Stage:
     @property
     def seconds_left(self) -> float | None:
         """Time left at the mean pace so far, or None while it cannot be told."""
-        fresh = self.done - self._skipped
+        fresh = self.done - self.skipped
         if self.total is None or fresh <= 0:
             return None
         return self.elapsed / fresh * max(self.total - self.done, 0)

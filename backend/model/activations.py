@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -64,10 +64,8 @@ def residual_stream(
 
     def run(input_ids: torch.Tensor) -> dict[int, torch.Tensor]:
         captured.clear()
-        try:
+        with suppress(_DeepEnough):
             lm.model(input_ids=input_ids, use_cache=False)
-        except _DeepEnough:
-            pass
         return dict(captured)
 
     try:

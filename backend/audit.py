@@ -1,0 +1,327 @@
+"""An audit in Python: what a notebook, the command line and the app all use."""
+
+from __future__ import annotations
+
+import getpass
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from backend.concepts.examples import distinct, example_activations
+from backend.concepts.heatmap import Heatmap, feature_heatmaps, probe_heatmaps
+from backend.concepts.probe import FITS, Fit, TrainedProbe, check_counts, train_probe
+from backend.errors import ConceptError, StoreError
+from backend.export import with_metadata
+from backend.influence.vector_filter import vector_filter
+from backend.model.load import LanguageModel, ModelOptions, load_model
+from backend.progress import Progress
+from backend.store import queries, workspace
+from backend.store.database import database
+from backend.store.filters import RowFilter
+from backend.store.layout import Layout
+from backend.store.manifest import Manifest, read_manifest
+from backend.store.rankings import ranking_id
+from backend.store.shards import read_activations
+from backend.types import Concept, LabelledExample
+
+METHODS = ("vector_filter",)
+EVERY_ROW = RowFilter()
+RANK_COLUMNS = ["rank", "example_id", "score", "percentile", "prompt", "response"]
+EXPORT_COLUMNS = ["example_id", "flag", "note", "prompt", "response", "source", "source_row", "content_hash"]
+
+
+class Audit:
+    """One audit on disk: its rows, concepts, rankings, labels and flags.
+
+    Safe to share between threads. The model is loaded when something first needs it.
+
+    Args:
+        root: the audit's directory.
+        progress: told about long work.
+
+    Raises:
+        StoreError: there is no finished audit there.
+    """
+
+    def __init__(self, root: str | Path, progress: Progress | None = None):
+        self._layout = Layout(Path(root))
+        self._progress = progress or Progress()
+        if not self.manifest.complete:
+            raise StoreError(
+                f"{root}: this audit is not finished; run the same `concept-audit build` again, "
+                "it goes on where it was"
+            )
+        self._database = database(self._layout)
+        self._lm: LanguageModel | None = None
+        self._model_guard = threading.Lock()
+
+    @property
+    def root(self) -> Path:
+        return self._layout.root
+
+    @property
+    def name(self) -> str:
+        return self._layout.root.resolve().name
+
+    @property
+    def manifest(self) -> Manifest:
+        """What the audit was made from."""
+        return read_manifest(self._layout.manifest)
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """Layers whose mean response activations are kept; probes live at one of them."""
+        return tuple(self.manifest.configuration["layers"])
+
+    def overview(self) -> queries.Overview:
+        """Counts of rows, tokens, duplicates, concepts and flags."""
+        return self._read(queries.overview)
+
+    def metadata_fields(self) -> pd.DataFrame:
+        """Metadata fields with their most frequent values: field, n_rows, n_values, top_values."""
+        return self._read(queries.metadata_fields)
+
+    # Concepts
+
+    def concepts(self) -> pd.DataFrame:
+        """Every concept: concept_id, name, kind, layer, label, version, details (JSON)."""
+        return self._read(queries.concepts)
+
+    def concept(self, name: str) -> Concept:
+        """The concept with this name or id (``probe:flattery``, ``flattery``, ``sae:17``).
+
+        Raises:
+            ConceptError: there is none, or it is a probe of another model or of a layer not kept here.
+        """
+        concept = self._read(lambda cursor: queries.concept(cursor, name))
+        if concept.kind == "probe":
+            self._check_probe(concept)
+        return concept
+
+    def features(self, search: str = "", order: str = "max_activation") -> pd.DataFrame:
+        """SAE features that fire: feature_id, label, density, max_activation, top_tokens, ..."""
+        return self._read(lambda cursor: queries.features(cursor, search, order))
+
+    def probes(self) -> list[workspace.SavedProbe]:
+        """Every trained probe with what its training reported."""
+        return self._read(workspace.probes)
+
+    # Labels and probes
+
+    def label(self, probe: str, examples: Sequence[LabelledExample]) -> None:
+        """Keep labels for a probe, trained or not yet."""
+        name = workspace.check_probe_name(probe)
+        self._write(lambda cursor: workspace.label(cursor, name, examples))
+
+    def unlabel(self, probe: str, content_hashes: Sequence[str] | None = None) -> None:
+        """Forget labels of a probe: of these texts, or all."""
+        self._write(lambda cursor: workspace.unlabel(cursor, probe, content_hashes))
+
+    def labels(self, probe: str) -> list[LabelledExample]:
+        """The labelled examples of a probe."""
+        return self._read(lambda cursor: workspace.labels(cursor, probe))
+
+    def label_counts(self) -> pd.DataFrame:
+        """Probes begun or trained: probe, positives, negatives, trained."""
+        return self._read(workspace.label_counts)
+
+    def train_probe(
+        self,
+        name: str,
+        examples: Sequence[LabelledExample] | None = None,
+        layer: int | None = None,
+        fits: Sequence[Fit] = FITS,
+        progress: Progress | None = None,
+    ) -> TrainedProbe:
+        """Train a probe and save it under `name`; an earlier one of that name is replaced.
+
+        Args:
+            examples: the whole training set; None takes the labels kept under `name`.
+            layer: a layer of the audit; None chooses by held-out AUROC.
+            fits: ways of fitting to choose from.
+
+        Raises:
+            ConceptError: too few examples, one label only, contradicting labels, or a layer not kept.
+        """
+        name = workspace.check_probe_name(name)
+        given = distinct(self.labels(name) if examples is None else examples)
+        check_counts(sum(e.label == 1 for e in given), sum(e.label == 0 for e in given))
+        layers = self.layers if layer is None else (self._tracked(layer),)
+        manifest = self.manifest
+        fingerprint = manifest.fingerprints["model"]
+        activations = example_activations(
+            self._layout, self._database, given, layers, fingerprint, manifest.configuration["max_tokens"],
+            self.model, progress or self._progress,
+        )  # fmt: skip
+        trained = train_probe(activations, np.array([e.label for e in given]), fits)
+        details = {
+            "auroc": trained.auroc,
+            "auroc_low": trained.auroc_interval[0],
+            "auroc_high": trained.auroc_interval[1],
+            "n_positive": trained.n_positive,
+            "n_negative": trained.n_negative,
+            "tried": [{"layer": k, "fit": f, "auroc": a} for (k, f), a in trained.tried.items()],
+        }
+
+        def save(cursor) -> None:
+            if examples is not None:
+                workspace.unlabel(cursor, name)
+                workspace.label(cursor, name, given)
+            workspace.save_probe(
+                cursor, name, trained.layer, trained.fit, trained.direction, details, fingerprint
+            )
+
+        self._write(save)
+        return trained
+
+    def delete_probe(self, name: str) -> None:
+        """Remove a probe with its labels and rankings."""
+        self._write(lambda cursor: workspace.delete_probe(cursor, name))
+
+    # Rankings and rows
+
+    def rank(
+        self,
+        concept: str,
+        method: str = "vector_filter",
+        top: int | None = None,
+        where: RowFilter = EVERY_ROW,
+        offset: int = 0,
+    ) -> pd.DataFrame:
+        """Rows by influence on a concept: rank, score, percentile, then the row. Rank 1 pushes most.
+
+        Ranks are among all rows, whatever the filter. The ranking is computed if it is not in the store.
+        """
+        ranking = self.ranking(concept, method)
+        return self._read(lambda cursor: queries.rows(cursor, ranking, where, top, offset))
+
+    def rank_table(self, concept: str, method: str = "vector_filter", top: int | None = None,
+                   where: RowFilter = EVERY_ROW) -> pd.DataFrame:  # fmt: skip
+        """`rank` as a table to take away: `RANK_COLUMNS`, then a column for each metadata field."""
+        return with_metadata(self.rank(concept, method, top, where), RANK_COLUMNS)
+
+    def rows(self, where: RowFilter = EVERY_ROW, limit: int | None = None, offset: int = 0) -> pd.DataFrame:
+        """Rows in the order of the data."""
+        return self._read(lambda cursor: queries.rows(cursor, None, where, limit, offset))
+
+    def count(self, where: RowFilter, concept: str | None = None, method: str = "vector_filter") -> int:
+        """How many rows pass a filter; with a concept, of those that it ranks."""
+        ranking = self.ranking(concept, method) if concept else None
+        return self._read(lambda cursor: queries.count_rows(cursor, ranking, where))
+
+    def histogram(
+        self, concept: str, method: str = "vector_filter", where: RowFilter = EVERY_ROW, bins: int = 60
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Bin edges, counts of all rows, and counts of the rows that pass the filter."""
+        ranking = self.ranking(concept, method)
+        return self._read(lambda cursor: queries.histogram(cursor, ranking, where, bins))
+
+    def score_summary(self, concept: str, method: str = "vector_filter") -> dict[str, float]:
+        """Mean, deviation and count of a ranking's scores."""
+        ranking = self.ranking(concept, method)
+        return self._read(lambda cursor: queries.score_summary(cursor, ranking))
+
+    def ranking(self, concept: str, method: str = "vector_filter") -> int:
+        """The id of a ranking in the store, where it is put if it is not there.
+
+        Raises:
+            ConceptError: no such concept or method.
+        """
+        if method not in METHODS:
+            raise ConceptError(f"--method {method}: unknown; choose from {', '.join(METHODS)}")
+        found = self.concept(concept)
+        build = self._read(queries.build_id)
+        ranking = ranking_id(build, found.concept_id, found.version, method, {})
+        if self._read(lambda cursor: queries.ranking_stored(cursor, ranking)):
+            return ranking
+        scores = vector_filter(read_activations(self._layout, found.layer), found.direction[:, None])[:, 0]
+        return self._write(lambda cursor: workspace.save_ranking(cursor, build, found, method, {}, scores))
+
+    def heatmaps(self, concept: str, example_ids: Sequence[int]) -> dict[int, Heatmap]:
+        """Token heatmaps of rows, by example id; a probe's take a forward pass the first time."""
+        found = self.concept(concept)
+        ids = [int(i) for i in example_ids]
+        if not ids:
+            return {}
+        if found.kind == "sae_feature":
+            return feature_heatmaps(self._layout, found, ids)
+        return probe_heatmaps(self._layout, self._database, found, ids, self.model)
+
+    # Flags
+
+    def flag(self, content_hashes: Sequence[str], flag: str = "remove", note: str = "", by: str = "") -> None:
+        """Flag rows by content; copies of a row share its flag."""
+        who = by or _user()
+        self._write(lambda cursor: workspace.set_flags(cursor, content_hashes, flag, note, who))
+
+    def unflag(self, content_hashes: Sequence[str]) -> None:
+        """Take the flags off rows."""
+        self._write(lambda cursor: workspace.clear_flags(cursor, content_hashes))
+
+    def export_table(self, where: RowFilter) -> pd.DataFrame:
+        """Rows to take away, with flags and metadata, in the order of the data."""
+        return with_metadata(self.rows(where), EXPORT_COLUMNS)
+
+    # The model
+
+    def model(self) -> LanguageModel:
+        """The model that the audit was made with.
+
+        Raises:
+            ModelError: it cannot be loaded.
+            StoreError: its weights are not those that the audit was made with.
+        """
+        with self._model_guard:
+            if self._lm is None:
+                self._lm = self._load_model()
+            return self._lm
+
+    def _load_model(self) -> LanguageModel:
+        manifest = self.manifest
+        made_with: Mapping[str, Any] = manifest.configuration
+        options = ModelOptions(
+            made_with["model"], dtype=made_with["dtype"], trust_remote_code=made_with["trust_remote_code"]
+        )
+        lm = load_model(options, Path(made_with["cache"]), self._progress)
+        if lm.fingerprint != manifest.fingerprints["model"]:
+            raise StoreError(
+                f"{self.root}: made with a model of fingerprint {manifest.fingerprints['model']}, but "
+                f"{lm.name} now has {lm.fingerprint}; put the earlier weights back, or build again with --rebuild"
+            )
+        return lm
+
+    def _tracked(self, layer: int) -> int:
+        if layer not in self.layers:
+            raise ConceptError(
+                f"--layer {layer}: this audit keeps layers {', '.join(map(str, self.layers))}; choose one of "
+                "them, or build again with --layers"
+            )
+        return layer
+
+    def _check_probe(self, concept: Concept) -> None:
+        made_for = next(p for p in self.probes() if p.name == concept.name).model_fingerprint
+        if made_for != self.manifest.fingerprints["model"] or concept.layer not in self.layers:
+            raise ConceptError(
+                f"probe {concept.name!r} was trained at layer {concept.layer} of the model {made_for}, and this "
+                f"audit keeps layers {', '.join(map(str, self.layers))} of "
+                f"{self.manifest.fingerprints['model']}; train it again, its labels are kept"
+            )
+
+    def _read(self, query: Callable):
+        with self._database.reading() as cursor:
+            return query(cursor)
+
+    def _write(self, change: Callable):
+        with self._database.writing() as cursor:
+            return change(cursor)
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return "unknown"

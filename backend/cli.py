@@ -1,0 +1,353 @@
+"""The command line: ``concept-audit``."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from backend.errors import AuditError, StoreError
+from backend.progress import Progress, for_this_terminal
+
+DEFAULT_CACHE = Path("cache")
+FLAG_HELP = "rows with any flag (any), with none (none), or with the flag of this name"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit status."""
+    # The libraries' own bars would write across ours.
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    options = parser().parse_args(arguments)
+    try:
+        return options.run(options) or 0
+    except AuditError as error:
+        print(f"concept-audit: error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\nconcept-audit: interrupted; the same command goes on where this one was", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # The reader (`| head`) has gone; keep Python from complaining when it closes the stream.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    """The parser of the whole command line."""
+    top = argparse.ArgumentParser(
+        prog="concept-audit",
+        description="See which rows of a training set push a language model towards a concept, "
+        "and take them out.",
+        epilog="Start with `concept-audit demo`. Each command has its own --help.",
+    )
+    top.add_argument("--version", action="version", version=_version())
+    commands = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    _add_demo(commands)
+    _add_build(commands)
+    _add_probe(commands)
+    _add_rank(commands)
+    _add_export(commands)
+    _add_serve(commands)
+    _add_info(commands)
+    return top
+
+
+def _add(commands, name: str, run: Callable, summary: str, audit: str | None = None) -> argparse.ArgumentParser:
+    command = commands.add_parser(name, help=summary, description=summary)
+    command.set_defaults(run=run)
+    if audit:
+        help_ = "directory of the audit, or its name within the cache"
+        command.add_argument("audit", metavar="AUDIT", nargs=audit, help=help_)
+    command.add_argument(
+        "--cache", type=Path, default=DEFAULT_CACHE, metavar="DIR",
+        help="where audits and built-in models are kept (default: %(default)s)",
+    )  # fmt: skip
+    return command
+
+
+def _add_demo(commands) -> None:
+    demo = _add(commands, "demo", _demo, "build the demo audit and open it in a browser")
+    demo.add_argument("--no-serve", action="store_true", help="build it, but do not open it")
+    demo.add_argument("--rebuild", action="store_true", help="build it anew; labels, probes and flags stay")
+    _add_server_options(demo)
+
+
+def _add_build(commands) -> None:
+    build = _add(commands, "build", _build, "make an audit of a data set, or go on making it")
+    build.add_argument(
+        "--data", required=True, metavar="DATA",
+        help="a JSONL, JSON, CSV, TSV or Parquet file, a directory saved by `datasets`, or a data set's "
+        "name on the Hugging Face hub",
+    )  # fmt: skip
+    build.add_argument(
+        "--model", required=True, metavar="MODEL",
+        help="smollm2-135m-instruct (built in), a model directory, a name on the Hugging Face hub, or a "
+        "PEFT adapter in either place",
+    )  # fmt: skip
+    build.add_argument("--out", type=Path, metavar="DIR", help="directory of the audit (default: CACHE/DATA's name)")
+    build.add_argument(
+        "--layers", type=_layers, metavar="8,12,16",
+        help="layers to keep, each counted in blocks run (default: three around the middle)",
+    )  # fmt: skip
+    build.add_argument(
+        "--sae", default="train", metavar="train|none|PATH|RELEASE:ID",
+        help="train a sparse autoencoder on this data (default), do without, load one from a directory, or "
+        "load one that SAELens knows on the hub",
+    )  # fmt: skip
+    build.add_argument("--sae-layer", type=int, metavar="N", help="layer of the SAE (default: the middle one)")
+    build.add_argument("--sae-epochs", type=int, metavar="N", help="passes over the tokens in SAE training")
+    build.add_argument("--sae-features", type=int, metavar="N", help="features per dimension of the model (default: 4)")
+    build.add_argument("--sae-k", type=int, metavar="N", help="features that fire at a token, on average (default: 24)")
+    build.add_argument("--max-tokens", type=int, metavar="N", help="cut rows at this length (default: the context, 2048 at most)")
+    build.add_argument("--split", default="train", help="split of a saved or hub data set (default: train)")
+    build.add_argument("--messages-column", metavar="NAME", help="column with the list of turns")
+    build.add_argument("--prompt-column", metavar="NAME", help="column with the prompt")
+    build.add_argument("--response-column", metavar="NAME", help="column with the response")
+    build.add_argument("--text-column", metavar="NAME", help="column with plain text, all of it to be learnt")
+    build.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, mps (default: the fastest there is)")
+    build.add_argument("--dtype", default="auto", help="float32, bfloat16 or float16 (default: by device)")
+    build.add_argument(
+        "--trust-remote-code", action="store_true", help="run Python code that comes with the model"
+    )
+    build.add_argument(
+        "--rebuild", action="store_true",
+        help="replace an audit made with other settings; labels, probes and flags stay",
+    )  # fmt: skip
+
+
+def _add_probe(commands) -> None:
+    probe = _add(commands, "probe", _probe, "train a linear probe from labelled examples", audit=None)
+    probe.add_argument("audit", metavar="AUDIT", help="directory of the audit, or its name within the cache")
+    probe.add_argument(
+        "--examples", metavar="FILE", required=True,
+        help='JSONL rows with "messages" and "label" (1 shows the behaviour, 0 does not)',
+    )  # fmt: skip
+    probe.add_argument("--name", required=True, help="what to call it; an earlier probe of that name is replaced")
+    probe.add_argument("--layer", type=int, metavar="N", help="layer (default: chosen by held-out AUROC)")
+    probe.add_argument(
+        "--fit", choices=["auto", "difference_of_means", "logistic_regression"], default="auto",
+        help="how to fit it (default: chosen by held-out AUROC)",
+    )  # fmt: skip
+
+
+def _add_rank(commands) -> None:
+    rank = _add(commands, "rank", _rank, "write the rows in order of their influence on a concept")
+    rank.add_argument("audit", metavar="AUDIT", help="directory of the audit, or its name within the cache")
+    rank.add_argument("--concept", required=True, metavar="NAME", help="a probe's name, or sae:N for an SAE feature")
+    rank.add_argument("--method", default="vector_filter", help="how to score rows (default: %(default)s)")
+    rank.add_argument("--top", type=int, metavar="N", help="only the first N rows (default: all)")
+    _add_output(rank)
+
+
+def _add_export(commands) -> None:
+    export = _add(commands, "export", _export, "write the flagged rows, or those that a filter lets through")
+    export.add_argument("audit", metavar="AUDIT", help="directory of the audit, or its name within the cache")
+    export.add_argument("--flag", default="any", metavar="any|none|NAME", help=FLAG_HELP + " (default: any)")
+    export.add_argument("--all", action="store_true", help="every row, flagged or not")
+    export.add_argument("--text", default="", help="only rows with this text in prompt or response")
+    export.add_argument(
+        "--where", action="append", default=[], metavar="FIELD=VALUE", type=_condition,
+        help="only rows with this metadata value; may be repeated",
+    )  # fmt: skip
+    _add_output(export)
+
+
+def _add_serve(commands) -> None:
+    serve = _add(commands, "serve", _serve, "open the dashboard in a browser", audit="?")
+    _add_server_options(serve)
+
+
+def _add_info(commands) -> None:
+    info = _add(commands, "info", _info, "say what an audit holds; without AUDIT, list those in the cache", audit="?")
+    info.add_argument("--json", action="store_true", help="write it as JSON")
+
+
+def _add_output(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--format", choices=["csv", "jsonl", "parquet"], default="csv", help="default: %(default)s")
+    command.add_argument("--out", metavar="FILE", help="write to this file (default: standard output)")
+
+
+def _add_server_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--port", type=int, help="port of the dashboard (default: 8501, or the next free one)")
+    command.add_argument(
+        "--address", default="127.0.0.1",
+        help="address to listen on (default: %(default)s, this machine only; the dashboard has no password)",
+    )  # fmt: skip
+    command.add_argument("--no-browser", action="store_true", help="print the address instead of opening a browser")
+
+
+def _demo(options: argparse.Namespace) -> int:
+    progress = _started()
+    with progress.stage("Starting PyTorch and Transformers"):
+        from backend.pipeline.demo import build_demo
+    audit = build_demo(options.cache, progress, options.rebuild)
+    progress.say(f"The demo audit is ready in {audit.root}")
+    if options.no_serve:
+        return 0
+    return _run_app(audit.root, options)
+
+
+def _build(options: argparse.Namespace) -> int:
+    progress = _started()
+    with progress.stage("Starting PyTorch and Transformers"):
+        from backend import BuildOptions, Columns, ModelOptions, build
+        from backend.concepts.sae_training import SaeTraining
+    chosen = {"epochs": options.sae_epochs, "expansion": options.sae_features, "k": options.sae_k}
+    settings = {name: value for name, value in chosen.items() if value is not None}
+    wrong = [f"--sae-{name} {value}" for name, value in settings.items() if value < 1]
+    if wrong or (options.max_tokens is not None and options.max_tokens < 1):
+        raise AuditError(f"{', '.join(wrong) or f'--max-tokens {options.max_tokens}'}: must be 1 or more")
+    root = build(
+        BuildOptions(
+            data=options.data,
+            out=options.out or options.cache / Path(options.data).name.split(".")[0],
+            model=ModelOptions(options.model, options.device, options.dtype, options.trust_remote_code),
+            cache=options.cache,
+            columns=Columns(
+                options.messages_column, options.prompt_column, options.response_column, options.text_column
+            ),
+            split=options.split,
+            layers=options.layers,
+            sae=options.sae,
+            sae_layer=options.sae_layer,
+            sae_training=SaeTraining(**settings),
+            max_tokens=options.max_tokens,
+            rebuild=options.rebuild,
+        ),
+        progress,
+    )
+    progress.say(f"The audit is ready: concept-audit serve {root}")
+    return 0
+
+
+def _probe(options: argparse.Namespace) -> int:
+    progress = _started()
+    audit = _open(options.audit, options.cache, progress)
+    from backend import read_labelled
+    from backend.concepts.probe import FITS
+
+    fits = FITS if options.fit == "auto" else (options.fit,)
+    trained = audit.train_probe(options.name, read_labelled(options.examples), options.layer, fits)
+    low, high = trained.auroc_interval
+    print(
+        f"{options.name}: layer {trained.layer}, {trained.fit.replace('_', ' ')}, held-out AUROC "
+        f"{trained.auroc:.3f} (95% interval {low:.3f} to {high:.3f}) from {trained.n_positive} positive and "
+        f"{trained.n_negative} negative examples"
+    )
+    return 0
+
+
+def _rank(options: argparse.Namespace) -> int:
+    if options.top is not None and options.top < 1:
+        raise AuditError(f"--top {options.top}: must be 1 or more")
+    audit = _open(options.audit, options.cache, Progress())
+    from backend.export import write
+
+    write(audit.rank_table(options.concept, options.method, options.top), options.format, options.out)
+    return 0
+
+
+def _export(options: argparse.Namespace) -> int:
+    audit = _open(options.audit, options.cache, Progress())
+    from backend import RowFilter
+    from backend.export import write
+
+    metadata: dict[str, tuple[str, ...]] = {}
+    known = set(audit.metadata_fields()["field"])
+    for name, value in options.where:
+        if name not in known:
+            raise AuditError(f"--where {name}=...: no such metadata field; there are {', '.join(sorted(known)) or 'none'}")
+        metadata[name] = (*metadata.get(name, ()), value)
+    where = RowFilter(text=options.text, metadata=metadata, flag="" if options.all else options.flag)
+    table = audit.export_table(where)
+    write(table, options.format, options.out)
+    if options.out and options.out != "-":
+        print(f"{len(table):,} rows in {options.out}", file=sys.stderr)
+    elif not len(table):
+        print("concept-audit: no rows pass; flag some in the dashboard, or pass --all", file=sys.stderr)
+    return 0
+
+
+def _serve(options: argparse.Namespace) -> int:
+    root = _find(options.audit, options.cache) if options.audit else None
+    if root is None and not audits(options.cache):
+        raise StoreError(f"{options.cache}: no audits there yet; make one with `concept-audit demo` or `build`")
+    return _run_app(root, options)
+
+
+def _info(options: argparse.Namespace) -> int:
+    from backend import info
+
+    if options.audit is None:
+        print(info.listing(options.cache, audits(options.cache), options.json))
+    else:
+        audit = _open(options.audit, options.cache, Progress())
+        print(info.as_json(audit) if options.json else info.as_text(audit))
+    return 0
+
+
+def audits(cache: Path) -> list[str]:
+    """Names of the audits in a cache."""
+    if not cache.is_dir():
+        return []
+    return sorted(path.parent.name for path in cache.glob("*/manifest.json"))
+
+
+def _find(audit: str, cache: Path) -> Path:
+    """The directory of an audit given by path or by name."""
+    path = Path(audit).expanduser()
+    if not (path / "manifest.json").exists() and (cache / audit / "manifest.json").exists():
+        return cache / audit
+    return path
+
+
+def _open(audit: str, cache: Path, progress: Progress):
+    root = _find(audit, cache)
+    if not (root / "manifest.json").exists():
+        known = audits(cache)
+        there = f"; {cache} has {', '.join(known)}" if known else f"; {cache} has none yet, make one with `concept-audit demo`"
+        raise StoreError(f"{audit}: no audit there{there}")
+    from backend import Audit
+
+    return Audit(root, progress)
+
+
+def _run_app(root: Path | None, options: argparse.Namespace) -> int:
+    from backend.serve import serve
+
+    return serve(root, options.cache, options.address, options.port, options.no_browser)
+
+
+def _started() -> Progress:
+    return for_this_terminal()
+
+
+def _layers(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(sorted({int(part) for part in text.split(",")}))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of layers such as 8,12,16") from None
+
+
+def _condition(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not equals or not name:
+        raise argparse.ArgumentTypeError(f"{text!r} is not FIELD=VALUE")
+    return name, value
+
+
+def _version() -> str:
+    import importlib.metadata
+
+    try:
+        return f"concept-audit {importlib.metadata.version('concept-audit')}"
+    except importlib.metadata.PackageNotFoundError:
+        return "concept-audit (not installed)"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,312 @@
+"""The order of the stages: nothing else knows it.
+
+Each stage has a key, the hash of what it depends on. A stage whose key has not
+changed keeps its shards and does only what is missing; one whose key has changed
+loses them. So the same command goes on where a killed build was.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+
+import filelock
+
+from backend.concepts.sae import SparseAutoencoder, check_fits, load_sae
+from backend.concepts.sae_training import HELD_OUT, TokenFeed, train_sae
+from backend.data.read import fingerprint as data_fingerprint
+from backend.data.read import read_examples
+from backend.errors import AuditError, ConceptError, StoreError
+from backend.influence.vector_filter import vector_filter
+from backend.model.chat import ChatRenderer
+from backend.model.load import LanguageModel, default_layers, load_model
+from backend.model.load import fingerprint as model_fingerprint
+from backend.pipeline.activations import TokenSample, activation_stage, count_tokens, feature_stage
+from backend.pipeline.options import LONGEST_ROW, BuildOptions, key
+from backend.pipeline.read import read_stage
+from backend.progress import Progress
+from backend.store.assemble import SaeDirections, assemble
+from backend.store.layout import Layout, as_store_error
+from backend.store.manifest import Manifest, read_manifest
+from backend.store.shards import read_activations, read_token_activations
+
+SHARDS_OF = {
+    "read": ("examples",),
+    "activations": ("activations", "tokens"),
+    "sae": (),
+    "features": ("features",),
+    "store": (),
+}
+
+
+def build(options: BuildOptions, progress: Progress | None = None) -> Path:
+    """Make an audit, or go on making it.
+
+    Returns:
+        the audit's directory.
+
+    Raises:
+        AuditError: the data, the model, the SAE or the place to write are not usable; a build
+            that had not begun before leaves nothing behind.
+    """
+    progress = progress or Progress()
+    layout = Layout(options.out)
+    # Cheap checks first: a wrong path should not cost a model download.
+    examples = read_examples(options.data, columns=options.columns, split=options.split)
+    fresh = not layout.manifest.exists()
+    if fresh and layout.root.exists() and any(layout.root.iterdir()):
+        raise StoreError(
+            f"{layout.root}: not empty and not an audit (no manifest.json); choose another --out, or empty it"
+        )
+    lm = load_model(options.model, options.cache, progress)
+    lm.check_layers((*(options.layers or ()), *((options.sae_layer,) if options.sae_layer else ())))
+    sae = _known_sae(options, lm, progress)
+    try:
+        with _held(layout):
+            _Build(layout, options, lm, sae, progress).run(examples)
+    except BaseException as error:
+        if fresh and isinstance(error, AuditError) and not _worth_keeping(layout):
+            shutil.rmtree(layout.root, ignore_errors=True)
+        refused = as_store_error(layout.root, error) if isinstance(error, OSError) else None
+        if refused is None:
+            raise
+        raise refused from error
+    return layout.root
+
+
+class _Build:
+    """One run through the stages."""
+
+    def __init__(
+        self,
+        layout: Layout,
+        options: BuildOptions,
+        lm: LanguageModel,
+        sae: SparseAutoencoder | None,
+        progress: Progress,
+    ):
+        self._layout, self._options, self._lm, self._sae, self._progress = layout, options, lm, sae, progress
+        layers = set(options.layers or default_layers(lm.n_layers))
+        ordered = sorted(layers)
+        self._sae_layer = sae.layer if sae else options.sae_layer or ordered[(len(ordered) - 1) // 2]
+        if options.sae != "none":
+            layers.add(self._sae_layer)
+        self._layers = tuple(sorted(layers))
+        self._max_tokens = options.max_tokens or min(lm.context, LONGEST_ROW)
+        self._manifest = self._open_manifest()
+
+    def run(self, examples: Iterator) -> None:
+        """Do what is missing."""
+        self._read(examples)
+        total, content = count_tokens(self._layout)
+        training = self._options.sae == "train"
+        sample = self._sample(content) if training else None
+        self._activations(sample, total)
+        if training:
+            self._sae = self._train(sample)
+        if self._sae is not None:
+            self._features()
+        self._store()
+
+    def _read(self, examples: Iterator) -> None:
+        opened = self._open("read", self._manifest.fingerprints, self._options.columns, self._options.split,
+                            self._max_tokens)  # fmt: skip
+        if not opened:
+            return
+        renderer = ChatRenderer(self._lm.tokenizer, self._max_tokens)
+        with self._progress.stage("Reading and tokenizing rows") as stage:
+            read_stage(self._layout, examples, renderer, stage)
+        self._close("read", {"rows": stage.done})
+
+    def _sample(self, content: int) -> TokenSample:
+        wanted = content * self._lm.d_model * 4
+        return TokenSample(self._sae_layer, min(1.0, self._options.sae_disk / max(wanted, 1)))
+
+    def _activations(self, sample: TokenSample | None, total: int) -> None:
+        if not self._open("activations", self._key("read"), self._layers, asdict(sample) if sample else None):
+            return
+        known = self._sae
+        if known is not None:
+            self._open("features", self._key("read"), self._sae_key())
+        with self._progress.stage(f"Running the model to layer {max(self._layers)}", total, "tokens") as stage:
+            activation_stage(self._layout, self._lm, self._layers, sample, known, stage)
+        self._close("activations", {"tokens": total, "layers": list(self._layers)})
+
+    def _train(self, sample: TokenSample) -> SparseAutoencoder:
+        settings = self._options.sae_training
+        if self._open("sae", self._key("activations"), asdict(settings)):
+            numbers = self._layout.shard_numbers("tokens")
+            sizes = [len(read_token_activations(self._layout, n)[1]) for n in numbers]
+            n_tokens = sum(size - size // HELD_OUT for size in sizes)
+            if n_tokens < 2 * settings.batch:
+                raise ConceptError(
+                    f"--sae train: the data have {n_tokens:,} response tokens to train on, and an SAE takes "
+                    f"{2 * settings.batch:,} at least; add rows, load an SAE, or pass --sae none and use probes"
+                )
+            shards = [lambda n=n: read_token_activations(self._layout, n)[0] for n in numbers]
+            steps = settings.steps(n_tokens)
+            with self._progress.stage(f"Training an SAE on layer {sample.layer}", steps, "steps") as stage:
+                quality = train_sae(
+                    TokenFeed(shards, sizes, settings.batch, settings.seed), steps, self._lm.d_model,
+                    sample.layer, settings, self._lm.device, self._layout.sae_training, self._layout.sae, stage,
+                )  # fmt: skip
+                stage.detail = (
+                    f"held-out explained variance {quality.explained_variance:.3f}, L0 {quality.l0:.1f}"
+                )
+            self._close("sae", asdict(quality))
+        return load_sae(str(self._layout.sae), self._lm.device)
+
+    def _features(self) -> None:
+        self._open("features", self._key("read"), self._sae_key())
+        rows = self._manifest.report("read")["rows"]
+        with self._progress.stage("Finding the SAE features of every token", rows, "rows") as stage:
+            feature_stage(self._layout, self._lm, self._sae, stage)
+        self._close("features", {"features": self._sae.n_features})
+
+    def _store(self) -> None:
+        features = self._key("features") if self._sae else None
+        if not self._open("store", self._key("activations"), features) and self._layout.audit.exists():
+            self._progress.say(f"{self._layout.root}: built already; nothing left to do")
+            return
+        assemble(self._layout, self._key("store"), self._directions(), self._progress)
+        self._close("store", {})
+
+    def _directions(self) -> SaeDirections | None:
+        if self._sae is None:
+            return None
+        layer = self._sae_layer
+        return SaeDirections(
+            layer=layer,
+            directions=self._sae.directions(),
+            token_text=ChatRenderer(self._lm.tokenizer, self._max_tokens).decode_token,
+            score=lambda v: vector_filter(read_activations(self._layout, layer), v),
+            score_cells=self._options.score_cells,
+        )
+
+    def _open_manifest(self) -> Manifest:
+        options = self._options
+        configuration = {
+            "data": options.data,
+            "model": options.model.name,
+            "dtype": str(next(self._lm.model.parameters()).dtype).removeprefix("torch."),
+            "adapter": type(self._lm.model).__name__ if hasattr(self._lm.model, "peft_config") else None,
+            "trust_remote_code": options.model.trust_remote_code,
+            "columns": asdict(options.columns),
+            "split": options.split,
+            "layers": list(self._layers),
+            "max_tokens": self._max_tokens,
+            "sae": options.sae,
+            "sae_layer": self._sae_layer if options.sae != "none" else None,
+            "sae_training": asdict(options.sae_training) if options.sae == "train" else None,
+            "cache": str(options.cache.resolve()),
+        }
+        fingerprints = {
+            "data": data_fingerprint(options.data, options.split),
+            "model": self._lm.fingerprint,
+        }
+        if self._sae is not None:
+            fingerprints["sae"] = model_fingerprint(self._sae.module)
+        manifest = Manifest(configuration, fingerprints)
+        if self._layout.manifest.exists():
+            manifest = self._reconcile(manifest)
+        self._layout.root.mkdir(parents=True, exist_ok=True)
+        self._layout.remove_leftovers()
+        manifest.write(self._layout.manifest)
+        return manifest
+
+    def _reconcile(self, wanted: Manifest) -> Manifest:
+        """Go on with the earlier build if it is the same; replace it only if told to."""
+        if self._options.rebuild:
+            try:
+                wanted.stages = read_manifest(self._layout.manifest).stages
+            except StoreError:
+                shutil.rmtree(self._layout.root / "shards", ignore_errors=True)
+            return wanted
+        found = read_manifest(self._layout.manifest)
+        before = {**found.configuration, **{f"{k} (content)": v for k, v in found.fingerprints.items()}}
+        after = {**wanted.configuration, **{f"{k} (content)": v for k, v in wanted.fingerprints.items()}}
+        # Names of data and model may change: what counts is their content.
+        names = [name for name in {**before, **after} if name not in ("data", "model", "cache")]
+        ours = [name for name in names if before.get(name) != after.get(name)]
+        if ours:
+            told = "; ".join(f"{n} was {_short(before.get(n))}, is now {_short(after.get(n))}" for n in ours)
+            raise StoreError(
+                f"{self._layout.root}: an audit made with other settings ({told}). Choose another --out, or "
+                "pass --rebuild to replace what the build found; labels, probes and flags are kept"
+            )
+        return found
+
+    def _open(self, stage: str, *depends: object) -> bool:
+        """Whether a stage has work left; its shards go if what it depends on has changed."""
+        wanted = key(*depends)
+        entry = self._manifest.stages.get(stage)
+        if entry is None or entry["key"] != wanted:
+            for kind in SHARDS_OF[stage]:
+                shutil.rmtree(self._layout.shards(kind), ignore_errors=True)
+            if stage == "sae":
+                shutil.rmtree(self._layout.sae_training, ignore_errors=True)
+            self._manifest.stages[stage] = {"key": wanted, "done": False, "report": {}}
+            self._manifest.write(self._layout.manifest)
+            return True
+        return not entry["done"]
+
+    def _close(self, stage: str, report: dict) -> None:
+        self._manifest.stages[stage].update(done=True, report=report)
+        self._manifest.write(self._layout.manifest)
+
+    def _key(self, stage: str) -> str:
+        return self._manifest.stages[stage]["key"]
+
+    def _sae_key(self) -> str:
+        return model_fingerprint(self._sae.module)
+
+
+def _known_sae(options: BuildOptions, lm: LanguageModel, progress: Progress) -> SparseAutoencoder | None:
+    if options.sae in ("train", "none"):
+        return None
+    with progress.stage(f"Loading the SAE {options.sae}"):
+        sae = load_sae(options.sae, lm.device)
+    check_fits(sae, lm.name, lm.d_model, lm.n_layers)
+    if sae.layer is None and options.sae_layer is None:
+        raise ConceptError(
+            f"--sae {options.sae}: its metadata do not say at which layer it reads; pass --sae-layer"
+        )
+    return SparseAutoencoder(sae.module, options.sae_layer or sae.layer, sae.name)
+
+
+@contextmanager
+def _held(layout: Layout) -> Iterator[None]:
+    """Keep other builds of this audit out."""
+    layout.root.mkdir(parents=True, exist_ok=True)
+    lock = filelock.FileLock(layout.lock)
+    holder = layout.root / "build.pid"
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout:
+        who = f" (PID {holder.read_text().strip()})" if holder.exists() else ""
+        raise StoreError(
+            f"{layout.root}: another process{who} is building this audit; wait for it, or choose another --out"
+        ) from None
+    try:
+        holder.write_text(str(os.getpid()))
+        yield
+    finally:
+        holder.unlink(missing_ok=True)
+        lock.release()
+
+
+def _worth_keeping(layout: Layout) -> bool:
+    """Whether a failed build got as far as running the model."""
+    try:
+        return bool(read_manifest(layout.manifest).stages.get("read", {}).get("done"))
+    except StoreError:
+        return False
+
+
+def _short(value: object) -> str:
+    text = str(value)
+    return text if len(text) <= 60 else text[:57] + "..."

@@ -1,0 +1,39 @@
+"""The demo: the data set that ships with the project, audited with two probes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from backend.audit import Audit
+from backend.data import demo
+from backend.data.read import read_labelled
+from backend.model.builtin import SMOLLM2
+from backend.model.load import ModelOptions
+from backend.pipeline.build import build
+from backend.pipeline.options import BuildOptions
+from backend.progress import Progress
+
+
+def build_demo(cache: Path, progress: Progress, rebuild: bool = False) -> Audit:
+    """Build ``cache/demo`` with an SAE and the two probes, or what is missing of it.
+
+    Probes that are there already are left as they are: people may have changed their labels.
+    """
+    options = BuildOptions(
+        data=str(demo.ROWS),
+        out=cache / "demo",
+        model=ModelOptions(SMOLLM2.name),
+        cache=cache,
+        layers=(8, 12, 16),
+        rebuild=rebuild,
+    )
+    audit = Audit(build(options, progress), progress)
+    there = {probe.name for probe in audit.probes()}
+    for name, examples in demo.PROBES.items():
+        if name not in there:
+            with progress.stage(f"Training the probe {name}") as stage:
+                trained = audit.train_probe(name, read_labelled(examples), progress=Progress())
+                low, high = trained.auroc_interval
+                stage.detail = f"held-out AUROC {trained.auroc:.2f} ({low:.2f} to {high:.2f})"
+        audit.ranking(name)
+    return audit

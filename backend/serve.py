@@ -1,0 +1,43 @@
+"""Starting the dashboard."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from backend.errors import AuditError
+
+CACHE_VARIABLE = "CONCEPT_AUDIT_CACHE"
+AUDIT_VARIABLE = "CONCEPT_AUDIT_NAME"
+
+
+def serve(root: Path | None, cache: Path, address: str, port: int | None, headless: bool) -> int:
+    """Run the dashboard until it is stopped.
+
+    Args:
+        root: the audit to open first; the others of its directory can be chosen in the dashboard.
+
+    Returns:
+        Streamlit's exit status.
+    """
+    spec = importlib.util.find_spec("app")
+    if spec is None or not spec.submodule_search_locations:
+        raise AuditError("the dashboard is not installed; install the project again with `pip install -e .`")
+    script = Path(spec.submodule_search_locations[0]) / "main.py"
+    command = [sys.executable, "-m", "streamlit", "run", str(script), "--server.address", address]
+    command += ["--browser.gatherUsageStats", "false"]
+    if port is not None:
+        command += ["--server.port", str(port)]
+    if headless:
+        command += ["--server.headless", "true"]
+    environment = dict(os.environ)
+    environment[CACHE_VARIABLE] = str((root.parent if root else cache).resolve())
+    if root:
+        environment[AUDIT_VARIABLE] = root.resolve().name
+    try:
+        return subprocess.run(command, env=environment).returncode
+    except KeyboardInterrupt:
+        return 0

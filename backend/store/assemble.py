@@ -1,0 +1,217 @@
+"""From shards to ``audit.duckdb``, in one step that either happens or does not.
+
+The database is written beside its place and renamed at the end. Rows go in a shard
+at a time and rankings a group of features at a time, so memory does not grow with
+the data; DuckDB spills what it must sort beyond its limit.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import duckdb
+import numpy as np
+
+from backend.progress import Progress, Stage
+from backend.store import schema
+from backend.store.layout import Layout, whole
+from backend.store.rankings import insert_scores, ranking_id
+
+MEMORY_LIMIT = "768MB"
+CELLS_AT_ONCE = 2_000_000
+VALUES_COUNTED = 1000
+TOP_TOKENS = 8
+
+Scorer = Callable[[np.ndarray], np.ndarray]
+"""Directions float32 [d_model, concepts] → scores float64 [rows, concepts]."""
+
+
+@dataclass(frozen=True)
+class SaeDirections:
+    """What the store needs to know of a sparse autoencoder.
+
+    Attributes:
+        layer: where it reads the residual stream.
+        directions: float32 [features, d_model], unit decoder directions.
+        token_text: token id → its text.
+        score: the method that ranks its features.
+        score_cells: how many scores (rows × features) are computed now; beyond, on demand.
+    """
+
+    layer: int
+    directions: np.ndarray
+    token_text: Callable[[int], str]
+    score: Scorer
+    score_cells: int
+
+
+def assemble(layout: Layout, build_id: str, sae: SaeDirections | None, progress: Progress) -> None:
+    """Write ``audit.duckdb`` from the shards.
+
+    Raises:
+        StoreError: the disk is full.
+    """
+    with whole(layout.audit) as partial:
+        partial.unlink(missing_ok=True)
+        con = duckdb.connect(str(partial))
+        try:
+            con.execute(f"SET memory_limit = '{MEMORY_LIMIT}'")
+            con.execute("SET temp_directory = ?", [str(layout.root / "tmp.partial")])
+            con.execute(schema.AUDIT_TABLES)
+            con.execute("INSERT INTO base.meta VALUES ('format', ?), ('build_id', ?)", [str(schema.FORMAT), build_id])
+            numbers = layout.shard_numbers("examples")
+            with progress.stage("Writing rows to the store", len(numbers), "shards") as stage:
+                _insert_examples(con, layout, numbers, stage)
+            if sae is not None:
+                with progress.stage("Writing SAE features to the store", len(numbers), "shards") as stage:
+                    _insert_features(con, layout, numbers, sae, stage)
+                _insert_rankings(con, build_id, sae, progress)
+            con.execute(schema.AUDIT_VIEWS)
+            con.execute("CHECKPOINT")
+        finally:
+            con.close()
+            for leftover in partial.parent.glob(partial.name + ".*"):
+                leftover.unlink(missing_ok=True)
+
+
+def _insert_examples(
+    con: duckdb.DuckDBPyConnection, layout: Layout, numbers: Sequence[int], stage: Stage
+) -> None:
+    fields: dict[str, Counter[str]] = {}
+    rows_with: Counter[str] = Counter()
+    for number in numbers:
+        shard = str(layout.shard("examples", number))
+        con.execute(
+            """INSERT INTO base.examples
+               SELECT example_id, content_hash, source, source_row, prompt, response, n_tokens, metadata,
+                      messages, n_response_tokens, truncated, NULL
+               FROM read_parquet(?) ORDER BY example_id""",
+            [shard],
+        )
+        for (text,) in con.execute("SELECT metadata FROM read_parquet(?)", [shard]).fetchall():
+            _count_values(json.loads(text), fields, rows_with)
+        stage.advance()
+    con.execute(
+        """UPDATE base.examples SET duplicate_of = first.example_id
+           FROM (SELECT content_hash, min(example_id) AS example_id FROM base.examples
+                 GROUP BY content_hash HAVING count(*) > 1) AS first
+           WHERE examples.content_hash = first.content_hash AND examples.example_id > first.example_id"""
+    )
+    for name, values in fields.items():
+        top = [value for value, _ in values.most_common(50)]
+        con.execute("INSERT INTO base.metadata_fields VALUES (?, ?, ?, ?)", [name, rows_with[name], len(values), top])
+
+
+def _count_values(
+    metadata: Mapping[str, object], fields: dict[str, Counter[str]], rows_with: Counter[str]
+) -> None:
+    for name, value in metadata.items():
+        counted = fields.setdefault(name, Counter())
+        if value is None:
+            continue
+        rows_with[name] += 1
+        # The text that DuckDB's json_extract_string gives, which filters compare with.
+        text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+        # A field of free text has as many values as rows: stop telling them apart.
+        if text in counted or len(counted) < VALUES_COUNTED:
+            counted[text] += 1
+
+
+def _insert_features(
+    con: duckdb.DuckDBPyConnection, layout: Layout, numbers: Sequence[int], sae: SaeDirections, stage: Stage
+) -> None:
+    con.execute("CREATE TEMP TABLE totals (feature_id INTEGER, token_id INTEGER, total DOUBLE, firings BIGINT)")
+    con.execute("CREATE TEMP TABLE tokens (token_id INTEGER, occurrences BIGINT)")
+    for number in numbers:
+        shard, rows = str(layout.shard("features", number)), str(layout.shard("examples", number))
+        con.execute(
+            """INSERT INTO base.feature_activations
+               SELECT feature_id, f.example_id, max(activation), sum(activation) / any_value(n.content),
+                      arg_max(token_position, activation)
+               FROM read_parquet($1) f JOIN (
+                   SELECT example_id, len(list_filter(parts, lambda p: p = 2)) AS content FROM read_parquet($2)
+               ) n USING (example_id)
+               GROUP BY feature_id, f.example_id ORDER BY feature_id, f.example_id""",
+            [shard, rows],
+        )
+        con.execute(
+            """INSERT INTO totals SELECT feature_id, token_id, sum(activation), count(*)
+               FROM read_parquet(?) GROUP BY feature_id, token_id""",
+            [shard],
+        )
+        con.execute(
+            """INSERT INTO tokens SELECT token_id, count(*) FROM (
+                   SELECT unnest(input_ids) AS token_id, unnest(parts) AS part FROM read_parquet(?)
+               ) WHERE part = 2 GROUP BY token_id""",
+            [rows],
+        )
+        stage.advance()
+    _insert_feature_table(con, sae)
+
+
+def _insert_feature_table(con: duckdb.DuckDBPyConnection, sae: SaeDirections) -> None:
+    # A token stands for a feature if the feature fires strongly whenever the token
+    # comes: the mean over its occurrences, shrunk so that a single one counts little.
+    top = con.execute(
+        """WITH sums AS (SELECT feature_id, token_id, sum(total) AS total FROM totals GROUP BY ALL),
+                seen AS (SELECT token_id, sum(occurrences) AS occurrences FROM tokens GROUP BY ALL)
+           SELECT feature_id, list(token_id ORDER BY total / (occurrences + 2) DESC, token_id)[1:?]
+           FROM sums JOIN seen USING (token_id) GROUP BY feature_id""",
+        [TOP_TOKENS * 2],
+    ).fetchall()
+    firing = con.execute(
+        """SELECT feature_id, max(m), sum(total) / sum(firings), sum(firings)
+           FROM (SELECT feature_id, sum(total) AS total, sum(firings) AS firings FROM totals GROUP BY feature_id)
+           JOIN (SELECT feature_id, max(max_activation) AS m FROM base.feature_activations GROUP BY feature_id)
+           USING (feature_id) GROUP BY feature_id"""
+    ).fetchall()
+    n_examples = dict(
+        con.execute("SELECT feature_id, count(*) FROM base.feature_activations GROUP BY feature_id").fetchall()
+    )
+    n_tokens = con.execute("SELECT coalesce(sum(occurrences), 0) FROM tokens").fetchone()[0] or 1
+    tokens_of = dict(top)
+    fired = {feature: values for feature, *values in firing}
+    records = []
+    for feature, direction in enumerate(sae.directions):
+        highest, mean, firings = fired.get(feature, (0.0, 0.0, 0))
+        texts = _distinct_texts([sae.token_text(t) for t in tokens_of.get(feature, [])])
+        label = " · ".join(t.strip() for t in texts[:3]) if texts else "never fires on this data"
+        records.append(
+            [feature, label, float(firings / n_tokens), highest, mean, n_examples.get(feature, 0), texts,
+             sae.layer, direction.tolist()]
+        )  # fmt: skip
+    con.executemany("INSERT INTO base.sae_features VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", records)
+    con.execute("DROP TABLE totals")
+    con.execute("DROP TABLE tokens")
+
+
+def _distinct_texts(texts: Sequence[str]) -> list[str]:
+    """The first `TOP_TOKENS` that differ by more than case and space; tokens without a visible sign go last."""
+    kept: dict[str, str] = {}
+    for text in sorted(texts, key=lambda t: not t.strip()):
+        kept.setdefault(text.strip().lower(), text)
+    return list(kept.values())[:TOP_TOKENS]
+
+
+def _insert_rankings(con: duckdb.DuckDBPyConnection, build_id: str, sae: SaeDirections, progress: Progress) -> None:
+    n_rows = con.execute("SELECT count(*) FROM base.examples").fetchone()[0]
+    live = [f for (f,) in con.execute("SELECT feature_id FROM base.sae_features WHERE density > 0 ORDER BY 1").fetchall()]
+    if n_rows * len(live) > sae.score_cells:
+        progress.say(f"{len(live):,} SAE features × {n_rows:,} rows: features are ranked on demand instead of now")
+        return
+    group = max(1, CELLS_AT_ONCE // max(n_rows, 1))
+    with progress.stage("Ranking rows by SAE feature", len(live), "features") as stage:
+        for start in range(0, len(live), group):
+            chosen = live[start : start + group]
+            ids = [ranking_id(build_id, f"sae:{f}", 1, "vector_filter", {}) for f in chosen]
+            con.executemany(
+                "INSERT INTO base.rankings VALUES (?, ?, 1, 'vector_filter', '{}')",
+                [[ranking, f"sae:{f}"] for ranking, f in zip(ids, chosen, strict=True)],
+            )
+            insert_scores(con, np.array(ids, np.int64), sae.score(sae.directions[chosen].T))
+            stage.advance(len(chosen))
+
+

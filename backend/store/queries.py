@@ -1,0 +1,201 @@
+"""What the app, the command line and the Python API read from an audit."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import duckdb
+import numpy as np
+import pandas as pd
+
+from backend.errors import ConceptError
+from backend.store.filters import RowFilter
+from backend.types import Concept
+
+Cursor = duckdb.DuckDBPyConnection
+
+ROW_COLUMNS = """
+    e.example_id, e.content_hash, e.source, e.source_row, e.prompt, e.response, e.metadata, e.messages,
+    e.n_tokens, e.n_response_tokens, e.truncated, e.duplicate_of, f.flag, f.note
+"""
+FEATURE_ORDER = {
+    "max_activation": "max_activation DESC",
+    "density": "density DESC",
+    "rarest": "density = 0, density ASC",
+    "feature_id": "feature_id ASC",
+}
+
+
+@dataclass(frozen=True)
+class Overview:
+    """Counts over all rows of an audit."""
+
+    n_rows: int
+    n_tokens: int
+    n_response_tokens: int
+    n_duplicates: int
+    n_truncated: int
+    n_unscored: int
+    n_features: int
+    n_probes: int
+    n_flagged: int
+
+
+def overview(cursor: Cursor) -> Overview:
+    """Count rows, tokens, concepts and flags."""
+    counted = cursor.execute(
+        """SELECT count(*), coalesce(sum(n_tokens), 0), coalesce(sum(n_response_tokens), 0),
+                  count(duplicate_of), count(*) FILTER (truncated), count(*) FILTER (n_response_tokens = 0),
+                  (SELECT count(*) FROM main.sae_features WHERE density > 0),
+                  (SELECT count(*) FROM base.probes),
+                  (SELECT count(*) FROM main.flags WHERE example_id IS NOT NULL)
+           FROM main.examples"""
+    ).fetchone()
+    return Overview(*map(int, counted))
+
+
+def metadata_fields(cursor: Cursor) -> pd.DataFrame:
+    """The metadata fields: field, n_rows, n_values, top_values (the most frequent, as text)."""
+    return cursor.execute("SELECT field, n_rows, n_values, top_values FROM audit.base.metadata_fields").df()
+
+
+def build_id(cursor: Cursor) -> str:
+    """What identifies the present build."""
+    return cursor.execute("SELECT value FROM audit.base.meta WHERE key = 'build_id'").fetchone()[0]
+
+
+def concepts(cursor: Cursor) -> pd.DataFrame:
+    """Every concept but for its direction: concept_id, name, kind, layer, label, version, details."""
+    return cursor.execute(
+        """SELECT concept_id, name, kind, layer, label, version, details FROM main.concepts
+           ORDER BY kind, TRY_CAST(substr(concept_id, 5) AS INTEGER), name"""
+    ).df()
+
+
+def concept(cursor: Cursor, wanted: str) -> Concept:
+    """The concept with this id or name.
+
+    Raises:
+        ConceptError: there is none.
+    """
+    found = cursor.execute(
+        """SELECT concept_id, name, kind, layer, direction, version FROM main.concepts
+           WHERE concept_id = $1 OR name = $1 ORDER BY concept_id = $1 DESC LIMIT 1""",
+        [wanted],
+    ).fetchone()
+    if found is None:
+        probes = [name for (name,) in cursor.execute("SELECT name FROM base.probes ORDER BY name").fetchall()]
+        features = cursor.execute("SELECT count(*) FROM main.sae_features").fetchone()[0]
+        known = [f"probes {', '.join(probes)}"] if probes else []
+        known += [f"SAE features sae:0 to sae:{features - 1}"] if features else []
+        raise ConceptError(
+            f"no concept {wanted!r} in this audit; there are {' and '.join(known) or 'none yet'}. "
+            "Train a probe with `concept-audit probe`"
+        )
+    concept_id, name, kind, layer, direction, version = found
+    return Concept(concept_id, name, kind, layer, np.asarray(direction, np.float32), version)
+
+
+def features(
+    cursor: Cursor, search: str = "", order: str = "max_activation", live_only: bool = True
+) -> pd.DataFrame:
+    """SAE features whose label or top tokens contain `search`, in the order of a key of `FEATURE_ORDER`."""
+    return cursor.execute(
+        f"""SELECT feature_id, label, density, max_activation, mean_activation, n_examples, top_tokens, layer
+            FROM main.sae_features
+            WHERE (density > 0 OR NOT ?) AND (? = '' OR contains(lower(label), lower(?))
+                OR len(list_filter(top_tokens, lambda t: contains(lower(t), lower(?)))) > 0)
+            ORDER BY {FEATURE_ORDER[order]}, feature_id""",
+        [live_only, search, search, search],
+    ).df()
+
+
+def ranking_stored(cursor: Cursor, ranking: int) -> bool:
+    """Whether the scores of a ranking are in either database."""
+    return bool(cursor.execute("SELECT count(*) FROM main.rankings WHERE ranking_id = ?", [ranking]).fetchone()[0])
+
+
+def rows(
+    cursor: Cursor, ranking: int | None, where: RowFilter, limit: int | None = None, offset: int = 0
+) -> pd.DataFrame:
+    """Rows that pass a filter: by rank, or in the order of the data where `ranking` is None.
+
+    Returns:
+        rank, score, percentile (with a ranking only), then the columns of the row and its flag.
+    """
+    source, condition, parameters = _source(ranking, where)
+    scored = "s.rank, s.score, s.percentile, " if ranking is not None else ""
+    order = "s.rank" if ranking is not None else "e.example_id"
+    return cursor.execute(
+        f"SELECT {scored}{ROW_COLUMNS} FROM {source} WHERE {condition} ORDER BY {order} LIMIT ? OFFSET ?",
+        [*parameters, limit, offset],
+    ).df()
+
+
+def count_rows(cursor: Cursor, ranking: int | None, where: RowFilter) -> int:
+    """How many rows pass a filter."""
+    source, condition, parameters = _source(ranking, where)
+    return cursor.execute(f"SELECT count(*) FROM {source} WHERE {condition}", parameters).fetchone()[0]
+
+
+def histogram(cursor: Cursor, ranking: int, where: RowFilter, bins: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Scores of all rows and of those that pass a filter, counted in equal bins.
+
+    Returns:
+        edges float64 [bins + 1]; counts int64 [bins] of all rows; counts int64 [bins] of rows that pass.
+    """
+    low, high = cursor.execute(
+        "SELECT min(score), max(score) FROM main.ranking_scores WHERE ranking_id = ?", [ranking]
+    ).fetchone()
+    if low is None:
+        return np.linspace(0, 1, bins + 1), np.zeros(bins, np.int64), np.zeros(bins, np.int64)
+    width = (high - low) / bins or 1.0
+    source, _, _ = _source(ranking, where)
+    condition, parameters = where.sql()
+    counted = cursor.execute(
+        f"""SELECT least(floor((s.score - ?) / ?)::INTEGER, ?) AS bin, count(*), count(*) FILTER ({condition})
+            FROM {source} WHERE s.ranking_id = ? GROUP BY bin""",
+        [low, width, bins - 1, *parameters, ranking],
+    ).fetchall()
+    everything, passing = np.zeros(bins, np.int64), np.zeros(bins, np.int64)
+    for place, total, kept in counted:
+        everything[place], passing[place] = total, kept
+    return low + width * np.arange(bins + 1), everything, passing
+
+
+def score_summary(cursor: Cursor, ranking: int) -> dict[str, float]:
+    """Mean, standard deviation and number of the scores of a ranking."""
+    mean, deviation, count = cursor.execute(
+        """SELECT avg(score), coalesce(stddev_pop(score), 0), count(*)
+           FROM main.ranking_scores WHERE ranking_id = ?""",
+        [ranking],
+    ).fetchone()
+    return {"mean": mean or 0.0, "deviation": deviation, "count": count}
+
+
+def find_rows(cursor: Cursor, content_hashes: Sequence[str]) -> dict[str, int]:
+    """content_hash → the id of the first row with that content, for those that the data set has."""
+    found = cursor.execute(
+        """SELECT content_hash, min(example_id) FROM main.examples
+           WHERE list_contains(?::VARCHAR[], content_hash) GROUP BY content_hash""",
+        [list(content_hashes)],
+    ).fetchall()
+    return dict(found)
+
+
+def decoded_metadata(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    """The metadata of each row of a frame, as dictionaries."""
+    return [json.loads(text) for text in frame["metadata"]]
+
+
+def _source(ranking: int | None, where: RowFilter) -> tuple[str, str, list[Any]]:
+    """FROM clause, condition and its parameters; the ranking's condition and parameter come first."""
+    condition, parameters = where.sql()
+    examples = "main.examples e LEFT JOIN base.flags f USING (content_hash)"
+    if ranking is None:
+        return examples, condition, parameters
+    source = f"main.ranking_scores s JOIN ({examples}) ON s.example_id = e.example_id"
+    return source, f"s.ranking_id = ? AND {condition}", [ranking, *parameters]

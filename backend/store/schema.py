@@ -1,0 +1,114 @@
+"""Tables and views of the two databases of an audit.
+
+Tables live in the schema ``base`` and may change from version to version; the
+views in ``main`` are the contract that any DuckDB client may rely on.
+``audit.duckdb`` stands by itself. The views of ``workspace.duckdb`` join both, so
+it wants the other attached as ``audit``::
+
+    duckdb cache/demo/workspace.duckdb
+    ATTACH 'cache/demo/audit.duckdb' AS audit (READ_ONLY);
+    SELECT * FROM scores WHERE concept_id = 'probe:flattery' ORDER BY rank LIMIT 10;
+"""
+
+from __future__ import annotations
+
+FORMAT = 1
+
+AUDIT_TABLES = """
+CREATE SCHEMA base;
+CREATE TABLE base.meta (key VARCHAR PRIMARY KEY, value VARCHAR NOT NULL);
+CREATE TABLE base.examples (
+    example_id BIGINT NOT NULL, content_hash VARCHAR NOT NULL, source VARCHAR NOT NULL,
+    source_row BIGINT NOT NULL, prompt VARCHAR NOT NULL, response VARCHAR NOT NULL,
+    n_tokens INTEGER NOT NULL, metadata JSON NOT NULL, messages JSON NOT NULL,
+    n_response_tokens INTEGER NOT NULL, truncated BOOLEAN NOT NULL, duplicate_of BIGINT);
+CREATE TABLE base.metadata_fields (
+    field VARCHAR NOT NULL, n_rows BIGINT NOT NULL, n_values BIGINT NOT NULL, top_values VARCHAR[] NOT NULL);
+CREATE TABLE base.sae_features (
+    feature_id INTEGER NOT NULL, label VARCHAR NOT NULL, density DOUBLE NOT NULL,
+    max_activation FLOAT NOT NULL, mean_activation FLOAT NOT NULL, n_examples BIGINT NOT NULL,
+    top_tokens VARCHAR[] NOT NULL, layer INTEGER NOT NULL, direction FLOAT[] NOT NULL);
+CREATE TABLE base.feature_activations (
+    feature_id INTEGER NOT NULL, example_id BIGINT NOT NULL, max_activation FLOAT NOT NULL,
+    mean_activation FLOAT NOT NULL, token_position INTEGER NOT NULL);
+CREATE TABLE base.rankings (
+    ranking_id BIGINT NOT NULL, concept_id VARCHAR NOT NULL, version INTEGER NOT NULL,
+    method VARCHAR NOT NULL, parameters JSON NOT NULL);
+CREATE TABLE base.ranking_scores (
+    ranking_id BIGINT NOT NULL, example_id BIGINT NOT NULL, score DOUBLE NOT NULL,
+    rank BIGINT NOT NULL, percentile DOUBLE NOT NULL);
+"""
+
+AUDIT_VIEWS = """
+CREATE VIEW main.examples AS
+    SELECT example_id, content_hash, source, source_row, prompt, response, n_tokens, metadata,
+           messages, n_response_tokens, truncated, duplicate_of
+    FROM base.examples;
+CREATE VIEW main.concepts AS
+    SELECT 'sae:' || feature_id AS concept_id, 'feature ' || feature_id AS name, 'sae_feature' AS kind,
+           layer, direction, label, 1 AS version, '{}'::JSON AS details
+    FROM base.sae_features;
+CREATE VIEW main.scores AS
+    SELECT r.concept_id, r.method, s.example_id, s.score, s.rank, s.percentile, r.parameters, s.ranking_id
+    FROM base.ranking_scores s JOIN base.rankings r USING (ranking_id);
+CREATE VIEW main.sae_features AS
+    SELECT feature_id, label, density, max_activation, top_tokens, mean_activation, n_examples, layer
+    FROM base.sae_features;
+CREATE VIEW main.feature_activations AS
+    SELECT feature_id, example_id, max_activation, mean_activation, token_position
+    FROM base.feature_activations;
+"""
+
+WORKSPACE_TABLES = """
+CREATE SCHEMA base;
+CREATE TABLE base.meta (key VARCHAR PRIMARY KEY, value VARCHAR NOT NULL);
+CREATE TABLE base.probes (
+    name VARCHAR PRIMARY KEY, version INTEGER NOT NULL, layer INTEGER NOT NULL, fit VARCHAR NOT NULL,
+    direction FLOAT[] NOT NULL, details JSON NOT NULL, model_fingerprint VARCHAR NOT NULL,
+    trained_at TIMESTAMP NOT NULL);
+CREATE TABLE base.probe_examples (
+    probe VARCHAR NOT NULL, content_hash VARCHAR NOT NULL, messages JSON NOT NULL, label TINYINT NOT NULL,
+    labelled_at TIMESTAMP NOT NULL, PRIMARY KEY (probe, content_hash));
+CREATE TABLE base.flags (
+    content_hash VARCHAR PRIMARY KEY, flag VARCHAR NOT NULL, note VARCHAR NOT NULL,
+    flagged_by VARCHAR NOT NULL, flagged_at TIMESTAMP NOT NULL);
+CREATE TABLE base.rankings (
+    ranking_id BIGINT PRIMARY KEY, build_id VARCHAR NOT NULL, concept_id VARCHAR NOT NULL,
+    version INTEGER NOT NULL, method VARCHAR NOT NULL, parameters JSON NOT NULL);
+CREATE TABLE base.ranking_scores (
+    ranking_id BIGINT NOT NULL, example_id BIGINT NOT NULL, score DOUBLE NOT NULL,
+    rank BIGINT NOT NULL, percentile DOUBLE NOT NULL);
+CREATE TABLE base.row_activations (
+    content_hash VARCHAR NOT NULL, model_fingerprint VARCHAR NOT NULL, layer INTEGER NOT NULL,
+    activation FLOAT[] NOT NULL, PRIMARY KEY (content_hash, model_fingerprint, layer));
+CREATE TABLE base.token_projections (
+    content_hash VARCHAR NOT NULL, direction_hash VARCHAR NOT NULL, values FLOAT[] NOT NULL,
+    PRIMARY KEY (content_hash, direction_hash));
+"""
+
+WORKSPACE_VIEWS = """
+CREATE OR REPLACE VIEW main.examples AS SELECT * FROM audit.main.examples;
+CREATE OR REPLACE VIEW main.sae_features AS SELECT * FROM audit.main.sae_features;
+CREATE OR REPLACE VIEW main.feature_activations AS SELECT * FROM audit.main.feature_activations;
+CREATE OR REPLACE VIEW main.concepts AS
+    SELECT concept_id, name, kind, layer, direction, label, version, details FROM audit.main.concepts
+    UNION ALL
+    SELECT 'probe:' || name, name, 'probe', layer, direction, name, version, details FROM base.probes;
+CREATE OR REPLACE VIEW main.rankings AS
+    SELECT ranking_id, concept_id, version, method, parameters FROM audit.base.rankings
+    UNION ALL
+    SELECT ranking_id, concept_id, version, method, parameters FROM base.rankings
+    WHERE build_id = (SELECT value FROM audit.base.meta WHERE key = 'build_id');
+CREATE OR REPLACE VIEW main.ranking_scores AS
+    SELECT ranking_id, example_id, score, rank, percentile FROM audit.base.ranking_scores
+    UNION ALL
+    SELECT ranking_id, example_id, score, rank, percentile FROM base.ranking_scores;
+CREATE OR REPLACE VIEW main.scores AS
+    SELECT r.concept_id, r.method, s.example_id, s.score, s.rank, s.percentile, r.parameters, s.ranking_id
+    FROM main.ranking_scores s JOIN main.rankings r USING (ranking_id);
+CREATE OR REPLACE VIEW main.flags AS
+    SELECT f.content_hash, e.example_id, f.flag, f.note, f.flagged_by, f.flagged_at
+    FROM base.flags f LEFT JOIN audit.main.examples e USING (content_hash);
+"""
+
+CONTRACT_VIEWS = ("examples", "concepts", "scores", "sae_features", "feature_activations", "flags")

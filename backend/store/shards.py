@@ -1,0 +1,215 @@
+"""Shards: the rows, activations and SAE features of `ROWS_PER_SHARD` rows in a file each.
+
+Each shard is complete or absent. Rows of a shard are in the order of their ids.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from safetensors import safe_open
+from safetensors.numpy import save_file
+
+from backend.store.layout import ROWS_PER_SHARD, Layout, whole
+from backend.types import Example, Message
+
+EXAMPLES = pa.schema(
+    [
+        ("example_id", pa.int64()),
+        ("content_hash", pa.string()),
+        ("source", pa.string()),
+        ("source_row", pa.int64()),
+        ("messages", pa.string()),
+        ("prompt", pa.string()),
+        ("response", pa.string()),
+        ("metadata", pa.string()),
+        ("truncated", pa.bool_()),
+        ("n_tokens", pa.int32()),
+        ("n_response_tokens", pa.int32()),
+        ("text", pa.string()),
+        ("input_ids", pa.list_(pa.int32())),
+        ("starts", pa.list_(pa.int32())),
+        ("ends", pa.list_(pa.int32())),
+        ("parts", pa.list_(pa.uint8())),
+    ]
+)
+FEATURES = pa.schema(
+    [
+        ("example_id", pa.int64()),
+        ("token_position", pa.int32()),
+        ("token_id", pa.int32()),
+        ("feature_id", pa.int32()),
+        ("activation", pa.float32()),
+    ]
+)
+TEXT_COLUMNS = ["example_id", "content_hash", "text", "input_ids", "starts", "ends", "parts"]
+TOKEN_COLUMNS = ["example_id", "content_hash", "input_ids", "parts"]
+
+
+@dataclass(frozen=True)
+class TokenizedExample:
+    """What the model reads of one row, as kept in a shard.
+
+    Attributes:
+        input_ids: int32 [tokens].
+        parts: uint8 [tokens]; see `backend.model.chat`.
+    """
+
+    example_id: int
+    content_hash: str
+    input_ids: np.ndarray
+    parts: np.ndarray
+
+
+@dataclass(frozen=True)
+class TokenizedText:
+    """One row as rendered for the model: its text, and each token's place in it.
+
+    Attributes:
+        input_ids, starts, ends, parts: int64 [tokens]; see `backend.model.chat.TokenizedRow`.
+    """
+
+    content_hash: str
+    text: str
+    input_ids: np.ndarray
+    starts: np.ndarray
+    ends: np.ndarray
+    parts: np.ndarray
+
+
+def write_examples(layout: Layout, number: int, rows: Sequence[tuple[Example, object]]) -> None:
+    """Write one shard of rows, each with its `TokenizedRow`."""
+    first = number * ROWS_PER_SHARD
+    records = [_record(first + i, example, row) for i, (example, row) in enumerate(rows)]
+    with whole(layout.shard("examples", number)) as partial:
+        pq.write_table(pa.Table.from_pylist(records, EXAMPLES), partial, compression="zstd")
+
+
+def read_tokens(layout: Layout, number: int) -> list[TokenizedExample]:
+    """The tokens of one shard's rows."""
+    table = pq.read_table(layout.shard("examples", number), columns=TOKEN_COLUMNS)
+    ids, hashes = table["example_id"].to_pylist(), table["content_hash"].to_pylist()
+    return [
+        TokenizedExample(ids[i], hashes[i], input_ids.values.to_numpy(), parts.values.to_numpy())
+        for i, (input_ids, parts) in enumerate(zip(table["input_ids"], table["parts"], strict=True))
+    ]
+
+
+def read_texts(layout: Layout, example_ids: Sequence[int]) -> dict[int, TokenizedText]:
+    """The tokens of chosen rows with their places in the rendered text, by example id."""
+    found: dict[int, TokenizedText] = {}
+    for number in sorted({example_id // ROWS_PER_SHARD for example_id in example_ids}):
+        wanted = [i for i in example_ids if i // ROWS_PER_SHARD == number]
+        table = pq.read_table(
+            layout.shard("examples", number), columns=TEXT_COLUMNS, filters=[("example_id", "in", wanted)]
+        )
+        for row in table.to_pylist():
+            found[row["example_id"]] = TokenizedText(
+                row["content_hash"],
+                row["text"],
+                *(np.asarray(row[name], np.int64) for name in ("input_ids", "starts", "ends", "parts")),
+            )
+    return found
+
+
+def read_feature_activations(layout: Layout, feature: int, example_ids: Sequence[int]) -> dict[int, np.ndarray]:
+    """Where one SAE feature fires in chosen rows: example id → (position, activation), float64 [firings, 2]."""
+    found: dict[int, np.ndarray] = {}
+    for number in sorted({example_id // ROWS_PER_SHARD for example_id in example_ids}):
+        wanted = [i for i in example_ids if i // ROWS_PER_SHARD == number]
+        table = pq.read_table(
+            layout.shard("features", number),
+            columns=["example_id", "token_position", "activation"],
+            filters=[("feature_id", "==", feature), ("example_id", "in", wanted)],
+        )
+        owners = table["example_id"].to_numpy()
+        pairs = np.stack([table["token_position"].to_numpy(), table["activation"].to_numpy()], axis=1)
+        found |= {i: pairs[owners == i] for i in wanted}
+    return found
+
+
+def write_activations(layout: Layout, number: int, means: dict[int, np.ndarray]) -> None:
+    """Write mean response activations: layer → float32 [rows, d_model]."""
+    with whole(layout.shard("activations", number)) as partial:
+        save_file({f"layer_{layer}": array for layer, array in means.items()}, partial)
+
+
+def read_activations(layout: Layout, layer: int, numbers: Sequence[int] | None = None) -> Iterator[np.ndarray]:
+    """Mean response activations at one layer, a shard at a time: float32 [rows, d_model].
+
+    Rows without response tokens hold NaN.
+    """
+    for number in layout.shard_numbers("activations") if numbers is None else numbers:
+        with safe_open(layout.shard("activations", number), "numpy") as file:
+            yield file.get_tensor(f"layer_{layer}")
+
+
+def activations_of(layout: Layout, layer: int, example_ids: Sequence[int]) -> np.ndarray:
+    """Mean response activations of chosen rows: float32 [len(example_ids), d_model], in their order."""
+    ids = np.asarray(example_ids, np.int64)
+    shards = ids // ROWS_PER_SHARD
+    rows: dict[int, np.ndarray] = {}
+    for number in np.unique(shards):
+        (block,) = read_activations(layout, layer, [int(number)])
+        for i in np.flatnonzero(shards == number):
+            rows[int(i)] = block[ids[i] % ROWS_PER_SHARD]
+    return np.stack([rows[i] for i in range(len(ids))])
+
+
+def write_token_activations(layout: Layout, number: int, activations: np.ndarray, owners: np.ndarray) -> None:
+    """Write residual streams of single tokens for the SAE: float32 [tokens, d_model].
+
+    Args:
+        owners: int64 [tokens], the example that each token belongs to.
+    """
+    with whole(layout.shard("tokens", number)) as partial:
+        save_file({"activations": activations, "example_id": owners}, partial)
+
+
+def read_token_activations(layout: Layout, number: int) -> tuple[np.ndarray, np.ndarray]:
+    """What `write_token_activations` wrote: activations and owners."""
+    with safe_open(layout.shard("tokens", number), "numpy") as file:
+        return file.get_tensor("activations"), file.get_tensor("example_id")
+
+
+def write_features(layout: Layout, number: int, columns: dict[str, np.ndarray]) -> None:
+    """Write the SAE features that fire at each token; the columns are those of `FEATURES`."""
+    table = pa.Table.from_pydict(columns, FEATURES)
+    with whole(layout.shard("features", number)) as partial:
+        pq.write_table(table, partial, compression="zstd")
+
+
+def messages_json(messages: Sequence[Message]) -> str:
+    """Turns as JSON text, in the order of their keys."""
+    return json.dumps([{"role": m.role, "content": m.content} for m in messages], ensure_ascii=False)
+
+
+def messages_from_json(text: str) -> tuple[Message, ...]:
+    """The inverse of `messages_json`."""
+    return tuple(Message(turn["role"], turn["content"]) for turn in json.loads(text))
+
+
+def _record(example_id: int, example: Example, row) -> dict:
+    return {
+        "example_id": example_id,
+        "content_hash": example.content_hash,
+        "source": example.source,
+        "source_row": example.source_row,
+        "messages": messages_json(example.messages),
+        "prompt": example.prompt,
+        "response": example.response,
+        "metadata": json.dumps(dict(example.metadata), ensure_ascii=False),
+        "truncated": row.truncated,
+        "n_tokens": len(row.input_ids),
+        "n_response_tokens": int(row.response.sum()),
+        "text": row.text,
+        "input_ids": row.input_ids,
+        "starts": row.starts,
+        "ends": row.ends,
+        "parts": row.parts,
+    }

@@ -1,0 +1,229 @@
+"""What people did: probes, labels and flags; and what was computed on their demand."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import duckdb
+import numpy as np
+import pandas as pd
+
+from backend.errors import ConceptError
+from backend.store.rankings import insert_scores, ranking_id
+from backend.store.shards import messages_from_json, messages_json
+from backend.types import PROBE_NAME, Concept, LabelledExample
+
+Cursor = duckdb.DuckDBPyConnection
+
+
+@dataclass(frozen=True)
+class SavedProbe:
+    """A trained probe as the workspace keeps it.
+
+    Attributes:
+        fit: ``difference_of_means`` or ``logistic_regression``.
+        details: what its training reported (held-out AUROC and interval, counts, layers tried).
+        model_fingerprint: of the model whose residual stream it lives in.
+    """
+
+    name: str
+    version: int
+    layer: int
+    fit: str
+    direction: np.ndarray
+    details: Mapping[str, Any]
+    model_fingerprint: str
+
+
+def check_probe_name(name: str) -> str:
+    """The name without white space at its ends.
+
+    Raises:
+        ConceptError: it is empty, too long, or has characters that a URL or a file name would not keep.
+    """
+    name = name.strip()
+    if not PROBE_NAME.fullmatch(name):
+        raise ConceptError(
+            f"probe name {name!r}: use 1 to 64 letters, digits, spaces, dots, dashes or underscores, "
+            "beginning with a letter or digit"
+        )
+    return name
+
+
+def probes(cursor: Cursor) -> list[SavedProbe]:
+    """Every trained probe, by name."""
+    found = cursor.execute(
+        """SELECT name, version, layer, fit, direction, details, model_fingerprint
+           FROM base.probes ORDER BY name"""
+    ).fetchall()
+    return [
+        SavedProbe(name, version, layer, fit, np.asarray(v, np.float32), json.loads(details), model)
+        for name, version, layer, fit, v, details, model in found
+    ]
+
+
+def save_probe(
+    cursor: Cursor,
+    name: str,
+    layer: int,
+    fit: str,
+    direction: np.ndarray,
+    details: Mapping[str, Any],
+    model_fingerprint: str,
+) -> int:
+    """Keep a trained probe under its name; an earlier one of that name goes, with its rankings.
+
+    Returns:
+        the probe's version, counting its trainings from 1.
+    """
+    before = cursor.execute("SELECT version FROM base.probes WHERE name = ?", [name]).fetchone()
+    version = before[0] + 1 if before else 1
+    _drop_rankings(cursor, f"probe:{name}")
+    cursor.execute(
+        "INSERT OR REPLACE INTO base.probes VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+        [name, version, layer, fit, direction.tolist(), json.dumps(dict(details)), model_fingerprint, _now()],
+    )
+    return version
+
+
+def delete_probe(cursor: Cursor, name: str) -> None:
+    """Remove a probe with its labels and rankings."""
+    _drop_rankings(cursor, f"probe:{name}")
+    cursor.execute("DELETE FROM base.probes WHERE name = ?", [name])
+    cursor.execute("DELETE FROM base.probe_examples WHERE probe = ?", [name])
+
+
+def label(cursor: Cursor, probe: str, examples: Sequence[LabelledExample]) -> None:
+    """Keep labels for a probe, trained or not yet; a later label of the same text replaces the earlier."""
+    now = _now()
+    cursor.executemany(
+        "INSERT OR REPLACE INTO base.probe_examples VALUES (?, ?, ?, ?, ?)",
+        [[probe, e.content_hash, messages_json(e.messages), e.label, now] for e in examples],
+    )
+
+
+def unlabel(cursor: Cursor, probe: str, content_hashes: Sequence[str] | None = None) -> None:
+    """Forget labels of a probe: of these texts, or all."""
+    if content_hashes is None:
+        cursor.execute("DELETE FROM base.probe_examples WHERE probe = ?", [probe])
+    else:
+        cursor.execute(
+            "DELETE FROM base.probe_examples WHERE probe = ? AND list_contains(?::VARCHAR[], content_hash)",
+            [probe, list(content_hashes)],
+        )
+
+
+def labels(cursor: Cursor, probe: str) -> list[LabelledExample]:
+    """The labelled examples of a probe, in the order in which they were labelled."""
+    found = cursor.execute(
+        """SELECT messages, label FROM base.probe_examples WHERE probe = ?
+           ORDER BY labelled_at, content_hash""",
+        [probe],
+    ).fetchall()
+    return [LabelledExample(messages_from_json(messages), int(value)) for messages, value in found]
+
+
+def label_counts(cursor: Cursor) -> pd.DataFrame:
+    """Probes with labels: probe, positives, negatives, trained."""
+    return cursor.execute(
+        """SELECT coalesce(x.probe, p.name) AS probe, coalesce(x.positives, 0) AS positives,
+                  coalesce(x.negatives, 0) AS negatives, p.name IS NOT NULL AS trained
+           FROM (SELECT probe, count(*) FILTER (label = 1) AS positives, count(*) FILTER (label = 0) AS negatives
+                 FROM base.probe_examples GROUP BY probe) x
+           FULL JOIN base.probes p ON p.name = x.probe ORDER BY 1"""
+    ).df()
+
+
+def set_flags(cursor: Cursor, content_hashes: Sequence[str], flag: str, note: str, by: str) -> None:
+    """Flag texts; every row with that content shows the flag."""
+    now = _now()
+    cursor.executemany(
+        "INSERT OR REPLACE INTO base.flags VALUES (?, ?, ?, ?, ?)",
+        [[content_hash, flag, note, by, now] for content_hash in dict.fromkeys(content_hashes)],
+    )
+
+
+def clear_flags(cursor: Cursor, content_hashes: Sequence[str]) -> None:
+    """Take the flags off texts."""
+    cursor.execute(
+        "DELETE FROM base.flags WHERE list_contains(?::VARCHAR[], content_hash)", [list(content_hashes)]
+    )
+
+
+def save_ranking(
+    cursor: Cursor, build: str, concept: Concept, method: str, parameters: Mapping[str, Any], scores: np.ndarray
+) -> int:
+    """Keep the scores of every row, with rank and percentile, and drop rankings of earlier builds.
+
+    Args:
+        scores: float64 [rows], by example id; NaN where a row has no score.
+
+    Returns:
+        the ranking's id.
+    """
+    stale = "(SELECT ranking_id FROM base.rankings WHERE build_id <> ?)"
+    cursor.execute(f"DELETE FROM base.ranking_scores WHERE ranking_id IN {stale}", [build])
+    cursor.execute("DELETE FROM base.rankings WHERE build_id <> ?", [build])
+    ranking = ranking_id(build, concept.concept_id, concept.version, method, parameters)
+    if cursor.execute("SELECT 1 FROM base.rankings WHERE ranking_id = ?", [ranking]).fetchone():
+        return ranking
+    cursor.execute(
+        "INSERT INTO base.rankings VALUES (?, ?, ?, ?, ?, ?)",
+        [ranking, build, concept.concept_id, concept.version, method, json.dumps(dict(parameters))],
+    )
+    insert_scores(cursor, np.array([ranking]), scores[:, None])
+    return ranking
+
+
+def cached_activations(cursor: Cursor, model: str, layer: int, hashes: Sequence[str]) -> dict[str, np.ndarray]:
+    """Mean response activations kept for texts outside the data: content_hash → float32 [d_model]."""
+    found = cursor.execute(
+        """SELECT content_hash, activation FROM base.row_activations
+           WHERE model_fingerprint = ? AND layer = ? AND list_contains(?::VARCHAR[], content_hash)""",
+        [model, layer, list(hashes)],
+    ).fetchall()
+    return {content_hash: np.asarray(values, np.float32) for content_hash, values in found}
+
+
+def cache_activations(cursor: Cursor, model: str, means: Mapping[str, Mapping[int, np.ndarray]]) -> None:
+    """Keep activations: content_hash → layer → float32 [d_model]."""
+    cursor.executemany(
+        "INSERT OR REPLACE INTO base.row_activations VALUES (?, ?, ?, ?)",
+        [
+            [content_hash, model, layer, values.tolist()]
+            for content_hash, layers in means.items()
+            for layer, values in layers.items()
+        ],
+    )
+
+
+def cached_projections(cursor: Cursor, direction: str, hashes: Sequence[str]) -> dict[str, np.ndarray]:
+    """Token values kept for heatmaps: content_hash → float32 [tokens]."""
+    found = cursor.execute(
+        """SELECT content_hash, values FROM base.token_projections
+           WHERE direction_hash = ? AND list_contains(?::VARCHAR[], content_hash)""",
+        [direction, list(hashes)],
+    ).fetchall()
+    return {content_hash: np.asarray(values, np.float32) for content_hash, values in found}
+
+
+def cache_projections(cursor: Cursor, direction: str, values: Mapping[str, np.ndarray]) -> None:
+    """Keep token values for heatmaps."""
+    cursor.executemany(
+        "INSERT OR REPLACE INTO base.token_projections VALUES (?, ?, ?)",
+        [[content_hash, direction, array.tolist()] for content_hash, array in values.items()],
+    )
+
+
+def _drop_rankings(cursor: Cursor, concept_id: str) -> None:
+    theirs = "(SELECT ranking_id FROM base.rankings WHERE concept_id = ?)"
+    cursor.execute(f"DELETE FROM base.ranking_scores WHERE ranking_id IN {theirs}", [concept_id])
+    cursor.execute("DELETE FROM base.rankings WHERE concept_id = ?", [concept_id])
+
+
+def _now() -> datetime:
+    return datetime.now(UTC).replace(tzinfo=None)
