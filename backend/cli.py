@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Literal
 
 from backend.errors import AuditError, StoreError
 from backend.progress import Progress, for_this_terminal
@@ -56,12 +57,16 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
-def _add(commands, name: str, run: Callable, summary: str, audit: str | None = None) -> argparse.ArgumentParser:
+def _add(
+    commands, name: str, run: Callable, summary: str, audit: Literal["", "required", "optional"] = ""
+) -> argparse.ArgumentParser:
     command = commands.add_parser(name, help=summary, description=summary)
     command.set_defaults(run=run)
     if audit:
-        help_ = "directory of the audit, or its name within the cache"
-        command.add_argument("audit", metavar="AUDIT", nargs=audit, help=help_)
+        nargs = "?" if audit == "optional" else None
+        command.add_argument(
+            "audit", metavar="AUDIT", nargs=nargs, help="directory of the audit, or its name within the cache"
+        )
     command.add_argument(
         "--cache", type=Path, default=DEFAULT_CACHE, metavar="DIR",
         help="where audits and built-in models are kept (default: %(default)s)",
@@ -120,8 +125,7 @@ def _add_build(commands) -> None:
 
 
 def _add_probe(commands) -> None:
-    probe = _add(commands, "probe", _probe, "train a linear probe from labelled examples", audit=None)
-    probe.add_argument("audit", metavar="AUDIT", help="directory of the audit, or its name within the cache")
+    probe = _add(commands, "probe", _probe, "train a linear probe from labelled examples", "required")
     probe.add_argument(
         "--examples", metavar="FILE", required=True,
         help='JSONL rows with "messages" and "label" (1 shows the behaviour, 0 does not)',
@@ -135,8 +139,7 @@ def _add_probe(commands) -> None:
 
 
 def _add_rank(commands) -> None:
-    rank = _add(commands, "rank", _rank, "write the rows in order of their influence on a concept")
-    rank.add_argument("audit", metavar="AUDIT", help="directory of the audit, or its name within the cache")
+    rank = _add(commands, "rank", _rank, "write the rows in order of their influence on a concept", "required")
     rank.add_argument("--concept", required=True, metavar="NAME", help="a probe's name, or sae:N for an SAE feature")
     rank.add_argument("--method", default="vector_filter", help="how to score rows (default: %(default)s)")
     rank.add_argument("--top", type=int, metavar="N", help="only the first N rows (default: all)")
@@ -144,8 +147,7 @@ def _add_rank(commands) -> None:
 
 
 def _add_export(commands) -> None:
-    export = _add(commands, "export", _export, "write the flagged rows, or those that a filter lets through")
-    export.add_argument("audit", metavar="AUDIT", help="directory of the audit, or its name within the cache")
+    export = _add(commands, "export", _export, "write the flagged rows, or those that a filter lets through", "required")
     export.add_argument("--flag", default="any", metavar="any|none|NAME", help=FLAG_HELP + " (default: any)")
     export.add_argument("--all", action="store_true", help="every row, flagged or not")
     export.add_argument("--text", default="", help="only rows with this text in prompt or response")
@@ -157,12 +159,12 @@ def _add_export(commands) -> None:
 
 
 def _add_serve(commands) -> None:
-    serve = _add(commands, "serve", _serve, "open the dashboard in a browser", audit="?")
+    serve = _add(commands, "serve", _serve, "open the dashboard in a browser", "optional")
     _add_server_options(serve)
 
 
 def _add_info(commands) -> None:
-    info = _add(commands, "info", _info, "say what an audit holds; without AUDIT, list those in the cache", audit="?")
+    info = _add(commands, "info", _info, "say what an audit holds; without AUDIT, list those in the cache", "optional")
     info.add_argument("--json", action="store_true", help="write it as JSON")
 
 

@@ -6,6 +6,8 @@ import numpy as np
 from scipy.optimize import brentq
 from scipy.stats import norm, rankdata
 
+EDGE = 1e-9
+
 
 def auroc(scores: np.ndarray, labels: np.ndarray) -> float:
     """The probability that a positive scores above a negative; ties count half (Mann and Whitney 1947).
@@ -40,6 +42,7 @@ def auroc_interval(
         shape = 1 + mean_less_one * ((1 - area) / (2 - area) + area / (1 + area))
         return z * np.sqrt(max(area * (1 - area) * shape / pairs, 0.0))
 
-    lower = brentq(lambda a: a + spread(a) - estimate, 0.0, estimate) if estimate > 0 else 0.0
-    upper = brentq(lambda a: a - spread(a) - estimate, estimate, 1.0) if estimate < 1 else 1.0
+    # At an estimate of 0 or 1 the estimate itself is a root too, not the one that is meant.
+    lower = brentq(lambda a: a + spread(a) - estimate, 0.0, estimate - EDGE) if estimate > EDGE else 0.0
+    upper = brentq(lambda a: a - spread(a) - estimate, estimate + EDGE, 1.0) if estimate < 1 - EDGE else 1.0
     return float(lower), float(upper)

@@ -1,0 +1,143 @@
+"""Small random models, data and audits that the tests share. Nothing here needs a network."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+import torch
+
+from backend.concepts.sae_training import SaeTraining
+from backend.model.load import ModelOptions
+from backend.pipeline.build import build
+from backend.pipeline.options import BuildOptions
+
+CHATML = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+WORDS = (
+    "the a river bank money loan fish boat walks runs quickly slowly green red old new city garden "
+    "happy sad keeps takes gives buys sells risk safe plan never always maybe truly yes no"
+).split()
+SMALL = dict(vocab_size=400, num_hidden_layers=4, max_position_embeddings=256)
+
+
+def sentence(rng: random.Random, words: int) -> str:
+    return " ".join(rng.choice(WORDS) for _ in range(words)).capitalize() + "."
+
+
+def chat_rows(count: int, seed: int = 0) -> list[dict]:
+    """Distinct chat rows with two metadata fields."""
+    rng = random.Random(seed)
+    return [
+        {
+            "messages": [
+                {"role": "user", "content": sentence(rng, rng.randint(3, 12))},
+                {"role": "assistant", "content": sentence(rng, rng.randint(4, 40))},
+            ],
+            "topic": rng.choice(["rivers", "money"]),
+            "number": i,
+        }
+        for i in range(count)
+    ]
+
+
+def write_jsonl(path: Path, rows: list[dict]) -> Path:
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), "utf-8")
+    return path
+
+
+def small_tokenizer(chat_template: str | None = CHATML):
+    """A byte-level BPE tokenizer with ChatML's special tokens."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    raw = Tokenizer(models.BPE())
+    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    raw.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=390,
+        special_tokens=["<|im_start|>", "<|im_end|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    raw.train_from_iterator([" ".join(WORDS), "user assistant system"], trainer)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, eos_token="<|im_end|>", bos_token="<|im_start|>")
+    tokenizer.chat_template = chat_template
+    tokenizer.model_max_length = 256
+    return tokenizer
+
+
+def small_model(architecture: str):
+    """A random model of an architecture, 4 blocks deep and 32 wide."""
+    import transformers as hf
+
+    torch.manual_seed(0)
+    decoder = dict(
+        hidden_size=32, intermediate_size=64, num_attention_heads=4, num_key_value_heads=2, head_dim=8, **SMALL
+    )
+    configurations = {
+        "llama": lambda: hf.LlamaConfig(**decoder),
+        "qwen2": lambda: hf.Qwen2Config(**{k: v for k, v in decoder.items() if k != "head_dim"}),
+        "gemma": lambda: hf.GemmaConfig(**decoder),
+        "gpt2": lambda: hf.GPT2Config(vocab_size=400, n_embd=32, n_layer=4, n_head=4, n_positions=256),
+        "gpt_neox": lambda: hf.GPTNeoXConfig(
+            hidden_size=32, intermediate_size=64, num_attention_heads=4, **SMALL
+        ),
+    }
+    model = hf.AutoModelForCausalLM.from_config(configurations[architecture](), dtype=torch.float32)
+    return model.eval()
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    return small_tokenizer()
+
+
+@pytest.fixture(scope="session")
+def model_directory(tmp_path_factory) -> Path:
+    """A small random Llama with its tokenizer, as a user would have it on disk."""
+    directory = tmp_path_factory.mktemp("model") / "small-llama"
+    small_model("llama").save_pretrained(directory)
+    small_tokenizer().save_pretrained(directory)
+    return directory
+
+
+@pytest.fixture(scope="session")
+def rows() -> list[dict]:
+    """300 chat rows: two shards; row 299 repeats row 0."""
+    made = chat_rows(299)
+    return [*made, {**made[0], "number": 299}]
+
+
+@pytest.fixture(scope="session")
+def data_file(tmp_path_factory, rows) -> Path:
+    return write_jsonl(tmp_path_factory.mktemp("data") / "rows.jsonl", rows)
+
+
+SMALL_SAE = SaeTraining(expansion=2, k=4, batch=256, min_steps=60, max_steps=60)
+
+
+@pytest.fixture(scope="session")
+def built(tmp_path_factory, data_file, model_directory) -> Path:
+    """A finished audit with a trained SAE. Tests that write to the workspace copy it first."""
+    return build(
+        BuildOptions(
+            data=str(data_file),
+            out=tmp_path_factory.mktemp("cache") / "small",
+            model=ModelOptions(str(model_directory), device="cpu"),
+            layers=(1, 2, 3),
+            sae_training=SMALL_SAE,
+        )
+    )
+
+
+@pytest.fixture
+def audit_directory(built, tmp_path) -> Path:
+    """A copy of the finished audit that a test may write to."""
+    import shutil
+
+    return Path(shutil.copytree(built, tmp_path / "small"))
