@@ -14,18 +14,26 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from backend.audit import Audit
+    from backend.audit import METHODS, Audit
+    from backend.concepts.heatmap import Heatmap, Segment
+    from backend.concepts.probe import MIN_EACH, TrainedProbe
     from backend.data.conversation import Columns
     from backend.data.read import read_labelled
     from backend.errors import AuditError, ConceptError, DataError, ModelError, StoreError
+    from backend.export import FORMATS, to_bytes
     from backend.model.load import ModelOptions
     from backend.pipeline.build import build
     from backend.pipeline.options import BuildOptions
+    from backend.progress import Progress, Stage
     from backend.store.filters import RowFilter
+    from backend.store.layout import audit_names
     from backend.types import Concept, Example, LabelledExample, Message
 
 # Loaded when first used: torch and transformers take seconds, and `--help` needs neither.
 _HOME = {
+    "FORMATS": "export",
+    "METHODS": "audit",
+    "MIN_EACH": "concepts.probe",
     "Audit": "audit",
     "AuditError": "errors",
     "BuildOptions": "pipeline.options",
@@ -34,16 +42,26 @@ _HOME = {
     "ConceptError": "errors",
     "DataError": "errors",
     "Example": "types",
+    "Heatmap": "concepts.heatmap",
     "LabelledExample": "types",
     "Message": "types",
     "ModelError": "errors",
     "ModelOptions": "model.load",
+    "Progress": "progress",
     "RowFilter": "store.filters",
+    "Segment": "concepts.heatmap",
+    "Stage": "progress",
     "StoreError": "errors",
+    "TrainedProbe": "concepts.probe",
+    "audit_names": "store.layout",
     "build": "pipeline.build",
     "read_labelled": "data.read",
+    "to_bytes": "export",
 }
 __all__ = [
+    "FORMATS",
+    "METHODS",
+    "MIN_EACH",
     "Audit",
     "AuditError",
     "BuildOptions",
@@ -52,14 +70,21 @@ __all__ = [
     "ConceptError",
     "DataError",
     "Example",
+    "Heatmap",
     "LabelledExample",
     "Message",
     "ModelError",
     "ModelOptions",
+    "Progress",
     "RowFilter",
+    "Segment",
+    "Stage",
     "StoreError",
+    "TrainedProbe",
+    "audit_names",
     "build",
     "read_labelled",
+    "to_bytes",
 ]
 
 

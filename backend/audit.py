@@ -208,6 +208,10 @@ class Audit:
         """Rows in the order of the data."""
         return self._read(lambda cursor: queries.rows(cursor, None, where, limit, offset))
 
+    def sample(self, where: RowFilter, seed: str, limit: int) -> pd.DataFrame:
+        """Rows in an order that looks random but is the same for a seed."""
+        return self._read(lambda cursor: queries.sample(cursor, where, seed, limit))
+
     def count(self, where: RowFilter, concept: str | None = None, method: str = "vector_filter") -> int:
         """How many rows pass a filter; with a concept, of those that it ranks."""
         ranking = self.ranking(concept, method) if concept else None

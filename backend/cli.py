@@ -11,6 +11,7 @@ from typing import Literal
 
 from backend.errors import AuditError, StoreError
 from backend.progress import Progress, for_this_terminal
+from backend.store.layout import audit_names
 
 DEFAULT_CACHE = Path("cache")
 FLAG_HELP = "rows with any flag (any), with none (none), or with the flag of this name"
@@ -276,7 +277,7 @@ def _export(options: argparse.Namespace) -> int:
 
 def _serve(options: argparse.Namespace) -> int:
     root = _find(options.audit, options.cache) if options.audit else None
-    if root is None and not audits(options.cache):
+    if root is None and not audit_names(options.cache):
         raise StoreError(f"{options.cache}: no audits there yet; make one with `concept-audit demo` or `build`")
     return _run_app(root, options)
 
@@ -285,18 +286,11 @@ def _info(options: argparse.Namespace) -> int:
     from backend import info
 
     if options.audit is None:
-        print(info.listing(options.cache, audits(options.cache), options.json))
+        print(info.listing(options.cache, audit_names(options.cache), options.json))
     else:
         audit = _open(options.audit, options.cache, Progress())
         print(info.as_json(audit) if options.json else info.as_text(audit))
     return 0
-
-
-def audits(cache: Path) -> list[str]:
-    """Names of the audits in a cache."""
-    if not cache.is_dir():
-        return []
-    return sorted(path.parent.name for path in cache.glob("*/manifest.json"))
 
 
 def _find(audit: str, cache: Path) -> Path:
@@ -310,7 +304,7 @@ def _find(audit: str, cache: Path) -> Path:
 def _open(audit: str, cache: Path, progress: Progress):
     root = _find(audit, cache)
     if not (root / "manifest.json").exists():
-        known = audits(cache)
+        known = audit_names(cache)
         there = f"; {cache} has {', '.join(known)}" if known else f"; {cache} has none yet, make one with `concept-audit demo`"
         raise StoreError(f"{audit}: no audit there{there}")
     from backend import Audit

@@ -78,6 +78,13 @@ class Layout:
                 path.unlink(missing_ok=True)
 
 
+def audit_names(cache: Path) -> list[str]:
+    """Names of the audits in a cache, finished or not."""
+    if not cache.is_dir():
+        return []
+    return sorted(path.parent.name for path in cache.glob("*/manifest.json"))
+
+
 @contextmanager
 def whole(path: Path) -> Iterator[Path]:
     """A temporary name to write to, which becomes `path` if the body succeeds.

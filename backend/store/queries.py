@@ -22,6 +22,8 @@ ROW_COLUMNS = """
     e.n_tokens, e.n_response_tokens, e.truncated, e.duplicate_of, f.flag, f.note
 """
 FEATURE_ORDER = {
+    # Strong where it fires, and in few rows, as words are weighed by tf-idf.
+    "telling": "max_activation * ln((SELECT count(*) FROM main.examples) / greatest(n_examples, 2)) DESC",
     "max_activation": "max_activation DESC",
     "density": "density DESC",
     "rarest": "density = 0, density ASC",
@@ -132,6 +134,15 @@ def rows(
     return cursor.execute(
         f"SELECT {scored}{ROW_COLUMNS} FROM {source} WHERE {condition} ORDER BY {order} LIMIT ? OFFSET ?",
         [*parameters, limit, offset],
+    ).df()
+
+
+def sample(cursor: Cursor, where: RowFilter, seed: str, limit: int) -> pd.DataFrame:
+    """Rows that pass a filter in an order that looks random but is the same for a seed."""
+    source, condition, parameters = _source(None, where)
+    return cursor.execute(
+        f"SELECT {ROW_COLUMNS} FROM {source} WHERE {condition} ORDER BY md5(content_hash || ?) LIMIT ?",
+        [*parameters, seed, limit],
     ).df()
 
 

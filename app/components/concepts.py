@@ -1,0 +1,59 @@
+"""Choosing a concept."""
+
+from __future__ import annotations
+
+import json
+
+import pandas as pd
+
+from app.components.session import first_page
+from app.components.url import select_by_id
+from backend import Audit
+
+
+def concept_picker(audit: Audit) -> str | None:
+    """A select box of probes and SAE features, bound to the URL as ``concept``; None if there are none."""
+    concepts = audit.concepts()
+    if concepts.empty:
+        return None
+    probes_first = concepts.sort_values("kind", kind="stable")
+    names = {row.concept_id: concept_title(row) for row in probes_first.itertuples()}
+    return select_by_id(
+        "Concept",
+        list(names),
+        lambda concept_id: names.get(concept_id, concept_id),
+        key="concept",
+        on_change=first_page,
+        help="A probe, or an SAE feature: type a few letters of a feature's tokens to find it",
+    )
+
+
+def concept_title(row) -> str:
+    """A concept in one line, from a row of `Audit.concepts`."""
+    if row.kind == "sae_feature":
+        return f"Feature {row.concept_id.removeprefix('sae:')}: {row.label}"
+    return f"Probe: {row.name}"
+
+
+def probe_quality(details: str | dict) -> str:
+    """Held-out AUROC of a probe with its interval, in words."""
+    told = json.loads(details) if isinstance(details, str) else details
+    if "auroc" not in told:
+        return ""
+    return f"{told['auroc']:.2f} ({told['auroc_low']:.2f}–{told['auroc_high']:.2f})"
+
+
+def probe_table(audit: Audit) -> pd.DataFrame:
+    """Probes with what is known of them, for people."""
+    return pd.DataFrame(
+        [
+            {
+                "Probe": probe.name,
+                "Layer": probe.layer,
+                "Held-out AUROC (95%)": probe_quality(dict(probe.details)),
+                "Positive": probe.details["n_positive"],
+                "Negative": probe.details["n_negative"],
+            }
+            for probe in audit.probes()
+        ]
+    )

@@ -1,0 +1,47 @@
+"""The dashboard's frame: which audit is open, and the pages."""
+
+from __future__ import annotations
+
+import streamlit as st
+
+from app.components.session import choose_audit
+
+PAGES = [
+    st.Page(
+        "app_pages/overview.py",
+        title="Overview",
+        icon=":material/dashboard:",
+        default=True,
+        help="The data, the model and the concepts of this audit at a glance.",
+    ),
+    st.Page(
+        "app_pages/concepts.py",
+        title="Concepts",
+        icon=":material/category:",
+        help="Search the SAE features by token, see where each fires, and pick one to rank the data by.",
+    ),
+    st.Page(
+        "app_pages/probe_lab.py",
+        title="Probe lab",
+        icon=":material/science:",
+        help="Draw a concept of your own: label rows or typed examples and train a linear probe.",
+    ),
+    st.Page(
+        "app_pages/ranking.py",
+        title="Audit",
+        icon=":material/format_list_numbered:",
+        url_path="audit",
+        help="The rows by their influence on a concept, with token heatmaps. Flag what should go.",
+    ),
+    st.Page(
+        "app_pages/export.py",
+        title="Export",
+        icon=":material/download:",
+        help="Take away the flagged rows, or the data without them, as CSV, JSONL or Parquet.",
+    ),
+]
+
+st.set_page_config(page_title="Concept audit", page_icon=":material/troubleshoot:", layout="wide")
+page = st.navigation(PAGES)
+choose_audit()
+page.run()
