@@ -106,6 +106,10 @@ class Audit:
         """SAE features that fire: feature_id, label, density, max_activation, top_tokens, ..."""
         return self._read(lambda cursor: queries.features(cursor, search, order))
 
+    def strongest_rows(self, feature: int, limit: int) -> pd.DataFrame:
+        """The rows in which an SAE feature fires highest."""
+        return self._read(lambda cursor: queries.strongest_rows(cursor, feature, limit))
+
     def probes(self) -> list[workspace.SavedProbe]:
         """Every trained probe with what its training reported."""
         return self._read(workspace.probes)

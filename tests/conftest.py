@@ -93,6 +93,12 @@ def small_model(architecture: str):
 
 
 @pytest.fixture(scope="session")
+def write_rows():
+    """Writes rows as JSONL: (path, rows) → path."""
+    return write_jsonl
+
+
+@pytest.fixture(scope="session")
 def tokenizer():
     return small_tokenizer()
 

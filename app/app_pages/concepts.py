@@ -81,11 +81,11 @@ with feature_side:
         "app_pages/ranking.py", label="Rank the data by this feature", icon=":material/format_list_numbered:",
         query_params={"concept": concept, "audit": audit.name},
     )  # fmt: skip
-    top = audit.rank(concept, top=TOP_ROWS)
+    top = audit.strongest_rows(int(feature), TOP_ROWS)
     heatmaps = audit.heatmaps(concept, top["example_id"].tolist())
     colours = ramp(heatmaps.values(), 0.0)
     with st.container(horizontal=True, vertical_alignment="center"):
-        st.markdown("**Rows that push most towards it**", width="content")
+        st.markdown("**Rows in which it fires highest**", width="content")
         st.html(legend_html(colours), width="content")
     for row in top.to_dict("records"):
         row_card(row, heatmaps.get(row["example_id"]), colours)

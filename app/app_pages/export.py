@@ -31,7 +31,7 @@ if not count:
     st.stop()
 suffix = {"any": "flagged", "none": "kept", "all": "all"}[what]
 st.download_button(
-    f"Download {count:,} rows", lambda: to_bytes(audit.export_table(where), format),
+    f"Download {count:,} {'row' if count == 1 else 'rows'}", lambda: to_bytes(audit.export_table(where), format),
     file_name=f"{audit.name}-{suffix}.{format}", mime=MIME[format], type="primary", icon=":material/download:",
     on_click="ignore",
 )  # fmt: skip
@@ -42,7 +42,7 @@ st.caption(
 preview = audit.rows(where, PREVIEW)
 st.dataframe(
     preview[["example_id", "flag", "prompt", "response", "source", "source_row", "metadata"]],
-    hide_index=True, height=520, alt="The first rows of the export",
+    hide_index=True, height=520 if count > 12 else "content", alt="The first rows of the export",
 )  # fmt: skip
 if count > PREVIEW:
     st.caption(f"The first {PREVIEW} of {count:,} rows")

@@ -79,6 +79,8 @@ def _heading(row: Mapping[str, Any], flag: str | None) -> str:
         parts.append(f"<strong>#{int(row['rank']):,}</strong>")
         parts.append(f"score {row['score']:+.3f}")
         parts.append(f"percentile {row['percentile']:.1f}")
+    if "max_activation" in row:
+        parts.append(f"fires at {row['max_activation']:.1f}")
     parts.append(f"row {int(row['example_id']):,}")
     if not pd.isna(row["duplicate_of"]):
         parts.append(f"copy of row {int(row['duplicate_of']):,}")

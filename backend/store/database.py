@@ -41,7 +41,7 @@ def database(layout: Layout) -> Database:
 class Database:
     """Hands out cursors on ``workspace`` with ``audit`` attached, one writer or many readers at a time.
 
-    Do not nest leases in one thread: a writer waits for the readers to end.
+    Leases do not nest in one thread: a writer would wait for its own reader to end.
     """
 
     def __init__(self, layout: Layout):
@@ -53,6 +53,7 @@ class Database:
         self._writing = False
         self._waiting_writers = 0
         self._attached_audit: tuple[int, int] | None = None
+        self._mine = threading.local()
 
     @contextmanager
     def reading(self) -> Iterator[duckdb.DuckDBPyConnection]:
@@ -61,15 +62,18 @@ class Database:
         Raises:
             StoreError: the audit is absent, or another process keeps the workspace locked.
         """
+        self._refuse_nesting()
         with self._turn:
             self._turn.wait_for(lambda: not self._writing and not self._waiting_writers)
             if not self._readers:
                 self._attach(write=False)
             self._readers += 1
+        self._mine.lease = True
         try:
             with self._cursor() as cursor:
                 yield cursor
         finally:
+            self._mine.lease = False
             with self._turn:
                 self._readers -= 1
                 if not self._readers:
@@ -83,6 +87,7 @@ class Database:
         Raises:
             StoreError: as `reading`, or the disk is full.
         """
+        self._refuse_nesting()
         with self._turn:
             self._waiting_writers += 1
             try:
@@ -92,14 +97,20 @@ class Database:
             finally:
                 self._waiting_writers -= 1
                 self._turn.notify_all()
+        self._mine.lease = True
         try:
             with self._cursor() as cursor, self._transaction(cursor):
                 yield cursor
         finally:
+            self._mine.lease = False
             with self._turn:
                 self._writing = False
                 self._detach()
                 self._turn.notify_all()
+
+    def _refuse_nesting(self) -> None:
+        if getattr(self._mine, "lease", False):
+            raise RuntimeError("this thread holds a lease on the database already")
 
     @contextmanager
     def _cursor(self) -> Iterator[duckdb.DuckDBPyConnection]:

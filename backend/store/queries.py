@@ -115,6 +115,18 @@ def features(
     ).df()
 
 
+def strongest_rows(cursor: Cursor, feature: int, limit: int) -> pd.DataFrame:
+    """The rows in which an SAE feature fires highest, copies left out; with ``max_activation``."""
+    return cursor.execute(
+        f"""SELECT a.max_activation, {ROW_COLUMNS}
+            FROM main.feature_activations a JOIN main.examples e USING (example_id)
+            LEFT JOIN base.flags f USING (content_hash)
+            WHERE a.feature_id = ? AND e.duplicate_of IS NULL
+            ORDER BY a.max_activation DESC, example_id LIMIT ?""",
+        [feature, limit],
+    ).df()
+
+
 def ranking_stored(cursor: Cursor, ranking: int) -> bool:
     """Whether the scores of a ranking are in either database."""
     return bool(cursor.execute("SELECT count(*) FROM main.rankings WHERE ranking_id = ?", [ranking]).fetchone()[0])

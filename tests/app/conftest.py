@@ -1,0 +1,47 @@
+"""An audit for the app's tests, with rows that would do harm if a page or a CSV let them."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from backend import BuildOptions, ModelOptions, build
+from backend.concepts.sae_training import SaeTraining
+
+SCRIPT = "<script>window.harmed = true</script><img src=x onerror='window.harmed = true'> and **bold** $x$"
+FORMULA = '=HYPERLINK("http://example.invalid","click")'
+
+
+def _turns(prompt: str, response: str) -> list[dict[str, str]]:
+    return [{"role": "user", "content": prompt}, {"role": "assistant", "content": response}]
+
+
+@pytest.fixture(scope="session")
+def app_cache(tmp_path_factory, model_directory, rows, write_rows) -> Path:
+    """A cache with one finished audit, ``small``; tests that write take `cache_copy`."""
+    cache = tmp_path_factory.mktemp("app") / "cache"
+    hostile = [
+        {"messages": _turns(f"What about {SCRIPT}?", SCRIPT), "topic": "<b>rivers</b>", "number": 1000},
+        {"messages": _turns(FORMULA, FORMULA), "topic": "money", "number": 1001},
+        {"messages": [*_turns("One", "Two"), *_turns("Three", "Four 🌍")], "topic": "money", "number": 1002},
+    ]
+    data = write_rows(tmp_path_factory.mktemp("app-data") / "rows.jsonl", [*rows[:80], *hostile])
+    settings = SaeTraining(expansion=2, k=4, batch=128, min_steps=40, max_steps=40)
+    build(
+        BuildOptions(
+            data=str(data),
+            out=cache / "small",
+            model=ModelOptions(str(model_directory), device="cpu"),
+            layers=(1, 2, 3),
+            sae_training=settings,
+        )
+    )
+    return cache
+
+
+@pytest.fixture
+def cache_copy(app_cache, tmp_path) -> Path:
+    """A copy of the cache that a test may write to."""
+    return Path(shutil.copytree(app_cache, tmp_path / "cache"))

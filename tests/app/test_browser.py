@@ -1,0 +1,213 @@
+"""The main job in a real browser: pick a feature, draw a probe, flag rows, take a CSV away."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+import app
+from tests.app.conftest import FORMULA
+
+playwright = pytest.importorskip("playwright.sync_api", reason="pip install -e '.[test]' brings playwright")
+FLAGS = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-sync"]
+PATIENCE = 60_000
+
+
+def _chromium() -> str | None:
+    """Chromium or Chrome of the system; None leaves the choice to Playwright."""
+    names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+    return next((found for name in names if (found := shutil.which(name))), None)
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with playwright.sync_playwright() as engine:
+        try:
+            launched = engine.chromium.launch(executable_path=_chromium(), args=FLAGS)
+        except playwright.Error as error:
+            pytest.skip(f"no Chromium: install it, or run `playwright install chromium` ({error.message[:80]})")
+        yield launched
+        launched.close()
+
+
+@pytest.fixture
+def address(cache_copy) -> Iterator[str]:
+    """A running dashboard."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "streamlit", "run", str(Path(app.__file__).parent / "main.py")]
+    command += ["--server.headless", "true", "--server.port", str(port), "--server.address", "127.0.0.1"]
+    environment = {**os.environ, "CONCEPT_AUDIT_CACHE": str(cache_copy), "CONCEPT_AUDIT_NAME": "small"}
+    server = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    url = f"http://127.0.0.1:{port}"
+    try:
+        _wait_until_healthy(url, server)
+        yield url
+    finally:
+        server.terminate()
+        server.wait(timeout=20)
+
+
+def _wait_until_healthy(url: str, server: subprocess.Popen) -> None:
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        assert server.poll() is None, "the dashboard ended by itself"
+        try:
+            if urllib.request.urlopen(f"{url}/_stcore/health", timeout=1).status == 200:
+                return
+        except OSError:
+            time.sleep(0.2)
+    raise AssertionError("the dashboard did not start within a minute")
+
+
+@pytest.fixture
+def page(browser):
+    context = browser.new_context(viewport={"width": 1400, "height": 1000}, accept_downloads=True)
+    page = context.new_page()
+    page.set_default_timeout(PATIENCE)
+    page.on("dialog", lambda dialog: pytest.fail(f"a dialog opened: {dialog.message}"))
+    yield page
+    context.close()
+
+
+def settle(page) -> None:
+    """Wait until the page's script has run to its end, and see that nothing failed."""
+    page.wait_for_selector("h1")
+    page.wait_for_timeout(400)
+    page.wait_for_selector('[data-testid="stApp"][data-test-script-state="notRunning"]')
+    page.wait_for_timeout(200)
+    assert page.locator('[data-testid="stException"]').count() == 0, page.locator(
+        '[data-testid="stException"]'
+    ).first.inner_text()
+
+
+def cards(page):
+    return page.locator('[class*="st-key-row-"]')
+
+
+def coloured_tokens(page):
+    return page.locator('[class*="st-key-row-"] span[style*="rgba("]')
+
+
+def search(page, text: str) -> None:
+    field = page.get_by_role("searchbox", name="Text")
+    if not field.count():
+        field = page.get_by_label("Text", exact=True)
+    field.fill(text)
+    field.press("Enter")
+    settle(page)
+
+
+def flag_first(page) -> int:
+    """Flag the first row of the page; returns its number."""
+    card = cards(page).first
+    number = int(re.search(r"row ([\d,]+)", card.inner_text())[1].replace(",", ""))
+    card.get_by_role("button", name="Remove").click()
+    page.wait_for_selector(f'.st-key-row-{number} >> text="flagged: remove"')
+    settle(page)
+    return number
+
+
+def test_an_sae_feature_leads_to_ranked_rows_with_heatmap_and_histogram(page, address):
+    page.goto(f"{address}/concepts")
+    settle(page)
+    assert coloured_tokens(page).count() > 0
+    page.get_by_role("combobox", name="Feature").click()
+    page.keyboard.press("ArrowDown")
+    page.keyboard.press("Enter")
+    settle(page)
+    feature = re.search(r"feature=(\d+)", page.url)[1]
+    page.get_by_role("link", name="Rank the data by this feature").click()
+    page.wait_for_url("**/audit?**")
+    settle(page)
+    assert f"concept=sae%3A{feature}" in page.url or f"concept=sae:{feature}" in page.url
+    assert cards(page).count() == 10
+    assert "#1 " in cards(page).first.inner_text()
+    assert coloured_tokens(page).count() > 0
+    assert page.locator(".js-plotly-plot .bars path").count() > 3
+    page.reload()
+    settle(page)
+    assert f"Feature {feature}:" in page.get_by_role("combobox", name="Concept").input_value()
+
+
+def test_labelling_in_the_browser_makes_a_probe_and_its_ranking(page, address):
+    page.goto(f"{address}/probe_lab")
+    settle(page)
+    name = page.get_by_role("combobox", name="Probe")
+    name.fill("mine")
+    name.press("Enter")
+    settle(page)
+    for _ in range(4):
+        page.get_by_role("button", name="Shows it").click()
+        settle(page)
+        page.keyboard.press("n")
+        settle(page)
+    page.get_by_text("Typed", exact=True).click()
+    settle(page)
+    page.get_by_role("textbox", name="Prompt").fill("Is the river safe?")
+    page.get_by_role("textbox", name="Response").fill("Yes, truly and always safe.")
+    page.get_by_role("button", name="Add example").click()
+    settle(page)
+    assert "5 show it · 4 do not" in page.locator("body").inner_text()
+    page.get_by_role("button", name="Train").click()
+    page.wait_for_selector('[data-testid="stMetric"] >> text="Held-out AUROC"')
+    settle(page)
+    page.get_by_role("link", name="See the ranking").click()
+    page.wait_for_url("**/audit?**")
+    settle(page)
+    assert "concept=probe" in page.url
+    assert page.get_by_role("combobox", name="Concept").input_value() == "Probe: mine"
+    assert cards(page).count() == 10
+    assert coloured_tokens(page).count() > 0
+    assert "held-out AUROC" in page.locator("body").inner_text()
+
+
+def test_the_csv_holds_exactly_the_flagged_rows_and_hostile_text_does_no_harm(page, address, tmp_path):
+    page.goto(f"{address}/audit?concept=sae:0")
+    settle(page)
+    flagged = [flag_first(page)]
+    for text in ("HYPERLINK", "<script>"):
+        search(page, text)
+        assert cards(page).count() == 1
+        assert text in cards(page).first.inner_text()
+        flagged.append(flag_first(page))
+    assert page.evaluate("window.harmed") is None
+    assert page.locator("img[src='x']").count() == 0
+    with page.expect_download() as download:
+        page.get_by_role("button", name="3 flagged (CSV)").click()
+    path = tmp_path / "flagged.csv"
+    download.value.save_as(path)
+    table = pd.read_csv(path)
+    assert sorted(table["example_id"]) == sorted(flagged)
+    assert set(table["flag"]) == {"remove"}
+    formula = table[table["response"].str.contains("HYPERLINK")].iloc[0]
+    assert formula["response"] == formula["prompt"] == "'" + FORMULA
+    assert not any(
+        str(cell).startswith(("=", "+", "@", "\t")) for column in ("prompt", "response") for cell in table[column]
+    )
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_every_page_renders_in_light_and_dark(browser, address, scheme):
+    context = browser.new_context(color_scheme=scheme)
+    page = context.new_page()
+    page.set_default_timeout(PATIENCE)
+    for path in ("", "concepts", "probe_lab", "audit", "export"):
+        page.goto(f"{address}/{path}")
+        settle(page)
+        colour = page.locator('[data-testid="stApp"]').evaluate("e => getComputedStyle(e).backgroundColor")
+        brightness = sum(map(int, re.findall(r"\d+", colour)[:3])) / 3
+        assert (brightness > 128) == (scheme == "light")
+    context.close()

@@ -1,0 +1,91 @@
+"""Each page by itself, in Streamlit's test harness: empty states, errors, and what is offered."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from streamlit.testing.v1 import AppTest
+
+import app
+from backend import Audit, BuildOptions, LabelledExample, Message, ModelOptions, build
+
+MAIN = str(Path(app.__file__).parent / "main.py")
+PAGES = ["overview", "concepts", "probe_lab", "ranking", "export"]
+
+
+def open_page(name: str = "overview") -> AppTest:
+    test = AppTest.from_file(MAIN, default_timeout=60).run()
+    return test.switch_page(f"app_pages/{name}.py").run() if name != "overview" else test
+
+
+def words(test: AppTest) -> str:
+    """Everything that the page says."""
+    parts = [*test.title, *test.markdown, *test.caption, *test.info, *test.error, *test.code]
+    return "\n".join(str(element.value) for element in parts)
+
+
+@pytest.fixture
+def audit(cache_copy, monkeypatch) -> Audit:
+    monkeypatch.setenv("CONCEPT_AUDIT_CACHE", str(cache_copy))
+    monkeypatch.setenv("CONCEPT_AUDIT_NAME", "small")
+    return Audit(cache_copy / "small")
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_pages_open_without_an_exception(audit, name):
+    assert not open_page(name).exception
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_pages_open_for_an_audit_without_sae_and_probes(
+    tmp_path, monkeypatch, data_file, model_directory, name
+):
+    build(
+        BuildOptions(
+            data=str(data_file),
+            out=tmp_path / "bare",
+            model=ModelOptions(str(model_directory), device="cpu"),
+            layers=(2,),
+            sae="none",
+        )
+    )
+    monkeypatch.setenv("CONCEPT_AUDIT_CACHE", str(tmp_path))
+    test = open_page(name)
+    assert not test.exception
+    if name in ("concepts", "ranking"):
+        assert "robe" in words(test)
+
+
+def test_an_empty_cache_says_how_to_make_an_audit(tmp_path, monkeypatch):
+    monkeypatch.setenv("CONCEPT_AUDIT_CACHE", str(tmp_path))
+    assert "concept-audit demo" in words(open_page())
+
+
+def test_an_unfinished_audit_says_how_to_finish_it(cache_copy, monkeypatch):
+    import json
+
+    manifest = cache_copy / "small" / "manifest.json"
+    values = json.loads(manifest.read_text())
+    values["stages"]["store"]["done"] = False
+    manifest.write_text(json.dumps(values))
+    monkeypatch.setenv("CONCEPT_AUDIT_CACHE", str(cache_copy))
+    assert "not finished" in words(open_page())
+
+
+def test_labels_outlive_the_session(audit):
+    turns = (Message("user", "Hello"), Message("assistant", "Good day"))
+    audit.label("kept", [LabelledExample(turns, 1)])
+    assert "**1** show it" in words(open_page("probe_lab"))
+
+
+def test_a_probe_of_another_model_is_explained_not_shown(audit):
+    from backend.store import workspace
+
+    details = {"auroc": 1.0, "auroc_low": 0.9, "auroc_high": 1.0, "n_positive": 4, "n_negative": 4}
+    direction = audit.concept("sae:0").direction
+    with audit._database.writing() as cursor:
+        workspace.save_probe(cursor, "foreign", 2, "difference_of_means", direction, details, "0000")
+    test = open_page("ranking")
+    assert not test.exception
+    assert "train it again" in words(test)
