@@ -25,9 +25,9 @@ BUFFER_TOKENS = 1 << 15
 CHECKPOINT_EVERY = 100
 REPORT_EVERY = 10
 HELD_OUT = 16
-"""The last sixteenth of each shard is kept from training and measures the result."""
+"""The last sixteenth of each block is kept from training and measures the result."""
 
-Shard = Callable[[], np.ndarray]
+Read = Callable[[], np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -77,17 +77,16 @@ class SaeQuality:
 class TokenFeed:
     """Batches of tokens in an order that only seed and step decide.
 
-    Shards are read in a shuffled order into a buffer of bounded size, from which
-    batches are drawn; memory is the buffer's, however many the shards.
+    Blocks are read in a shuffled order into a buffer of bounded size, from which
+    batches are drawn; memory is the buffer's, however many the blocks.
 
     Args:
-        shards: each reads one block of token activations, float32 [tokens, d_model].
-        sizes: how many tokens each block has.
+        blocks: how many tokens each block has, and what reads it: float32 [tokens, d_model].
     """
 
-    def __init__(self, shards: Sequence[Shard], sizes: Sequence[int], batch: int, seed: int):
-        self._shards, self._batch, self._seed = shards, batch, seed
-        self._kept = [size - size // HELD_OUT for size in sizes]
+    def __init__(self, blocks: Sequence[tuple[int, Read]], batch: int, seed: int):
+        self._blocks, self._batch, self._seed = [read for _, read in blocks], batch, seed
+        self._kept = [size - size // HELD_OUT for size, _ in blocks]
         self.batches_per_epoch = sum(self._kept) // batch
 
     def from_step(self, step: int) -> Iterator[np.ndarray]:
@@ -98,25 +97,37 @@ class TokenFeed:
             epoch, skipped = epoch + 1, 0
 
     def held_out(self) -> Iterator[np.ndarray]:
-        """The tokens kept from training, a shard at a time."""
-        for shard, kept in zip(self._shards, self._kept, strict=True):
-            yield shard()[kept:]
+        """The tokens kept from training, a block at a time."""
+        for read, kept in zip(self._blocks, self._kept, strict=True):
+            yield read()[kept:]
 
     def _epoch(self, epoch: int) -> Iterator[np.ndarray]:
         rng = np.random.default_rng([self._seed, epoch])
         buffer: list[np.ndarray] = []
-        for number in rng.permutation(len(self._shards)):
-            buffer.append(self._shards[number]()[: self._kept[number]])
-            held = sum(map(len, buffer))
-            if held >= BUFFER_TOKENS:
-                # Half stays behind, so that tokens of shards far apart meet in a batch.
-                tokens = rng.permutation(np.concatenate(buffer))
-                drawn = held // 2 // self._batch * self._batch
-                buffer = [tokens[drawn:]]
-                yield from np.split(tokens[:drawn], max(drawn // self._batch, 1))
-        tokens = rng.permutation(np.concatenate(buffer))
-        for start in range(0, len(tokens) - self._batch + 1, self._batch):
-            yield tokens[start : start + self._batch]
+        waiting = 0
+        for number in rng.permutation(len(self._blocks)):
+            buffer.append(self._blocks[number]()[: self._kept[number]])
+            waiting += self._kept[number]
+            if waiting >= BUFFER_TOKENS:
+                # Half stays behind, so that tokens of blocks far apart meet in a batch.
+                tokens = _emptied(buffer)
+                order = rng.permutation(waiting)
+                drawn = max(waiting // 2 // self._batch, 1) * self._batch
+                yield from self._batches(tokens, order[:drawn])
+                buffer, waiting = [tokens[order[drawn:]]], waiting - drawn
+        tokens = _emptied(buffer)
+        yield from self._batches(tokens, rng.permutation(waiting))
+
+    def _batches(self, tokens: np.ndarray, order: np.ndarray) -> Iterator[np.ndarray]:
+        for start in range(0, len(order) - self._batch + 1, self._batch):
+            yield tokens[order[start : start + self._batch]]
+
+
+def _emptied(buffer: list[np.ndarray]) -> np.ndarray:
+    """The blocks as one; the list lets go of them, so that they are not held twice."""
+    joined = np.concatenate(buffer)
+    buffer.clear()
+    return joined
 
 
 def train_sae(

@@ -32,7 +32,7 @@ from backend.progress import Progress
 from backend.store.assemble import SaeDirections, assemble
 from backend.store.layout import Layout, as_store_error
 from backend.store.manifest import Manifest, read_manifest
-from backend.store.shards import read_activations, read_token_activations
+from backend.store.shards import read_activations, token_blocks
 
 SHARDS_OF = {
     "read": ("examples",),
@@ -139,20 +139,18 @@ class _Build:
     def _train(self, sample: TokenSample) -> SparseAutoencoder:
         settings = self._options.sae_training
         if self._open("sae", self._key("activations"), asdict(settings)):
-            numbers = self._layout.shard_numbers("tokens")
-            sizes = [len(read_token_activations(self._layout, n)[1]) for n in numbers]
-            n_tokens = sum(size - size // HELD_OUT for size in sizes)
+            blocks = token_blocks(self._layout)
+            n_tokens = sum(size - size // HELD_OUT for size, _ in blocks)
             if n_tokens < 2 * settings.batch:
                 raise ConceptError(
                     f"--sae train: the data have {n_tokens:,} response tokens to train on, and an SAE takes "
                     f"{2 * settings.batch:,} at least; add rows, load an SAE, or pass --sae none and use probes"
                 )
-            shards = [lambda n=n: read_token_activations(self._layout, n)[0] for n in numbers]
             steps = settings.steps(n_tokens)
             with self._progress.stage(f"Training an SAE on layer {sample.layer}", steps, "steps") as stage:
                 quality = train_sae(
-                    TokenFeed(shards, sizes, settings.batch, settings.seed), steps, self._lm.d_model,
-                    sample.layer, settings, self._lm.device, self._layout.sae_training, self._layout.sae, stage,
+                    TokenFeed(blocks, settings.batch, settings.seed), steps, self._lm.d_model, sample.layer,
+                    settings, self._lm.device, self._layout.sae_training, self._layout.sae, stage,
                 )  # fmt: skip
                 stage.detail = (
                     f"held-out explained variance {quality.explained_variance:.3f}, L0 {quality.l0:.1f}"

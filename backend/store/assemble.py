@@ -14,14 +14,15 @@ from dataclasses import dataclass
 
 import duckdb
 import numpy as np
+import pyarrow as pa
 
 from backend.progress import Progress, Stage
 from backend.store import schema
 from backend.store.layout import Layout, whole
 from backend.store.rankings import insert_scores, ranking_id
 
-MEMORY_LIMIT = "768MB"
-CELLS_AT_ONCE = 2_000_000
+MEMORY_LIMIT = "384MB"
+CELLS_AT_ONCE = 400_000
 VALUES_COUNTED = 1000
 TOP_TOKENS = 8
 
@@ -59,6 +60,8 @@ def assemble(layout: Layout, build_id: str, sae: SaeDirections | None, progress:
         con = duckdb.connect(str(partial))
         try:
             con.execute(f"SET memory_limit = '{MEMORY_LIMIT}'")
+            # Each thread sorts in memory of its own: a few share the limit well.
+            con.execute("SET threads = 2")
             con.execute("SET temp_directory = ?", [str(layout.root / "tmp.partial")])
             con.execute(schema.AUDIT_TABLES)
             con.execute("INSERT INTO base.meta VALUES ('format', ?), ('build_id', ?)", [str(schema.FORMAT), build_id])
@@ -175,15 +178,19 @@ def _insert_feature_table(con: duckdb.DuckDBPyConnection, sae: SaeDirections) ->
     tokens_of = dict(top)
     fired = {feature: values for feature, *values in firing}
     records = []
-    for feature, direction in enumerate(sae.directions):
+    for feature in range(len(sae.directions)):
         highest, mean, firings = fired.get(feature, (0.0, 0.0, 0))
         texts = _distinct_texts([sae.token_text(t) for t in tokens_of.get(feature, [])])
         label = " · ".join(t.strip() for t in texts[:3]) if texts else "never fires on this data"
-        records.append(
-            [feature, label, float(firings / n_tokens), highest, mean, n_examples.get(feature, 0), texts,
-             sae.layer, direction.tolist()]
-        )  # fmt: skip
-    con.executemany("INSERT INTO base.sae_features VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", records)
+        found_in = n_examples.get(feature, 0)
+        records.append((feature, label, float(firings / n_tokens), highest, mean, found_in, texts, sae.layer))
+    names = ("feature_id", "label", "density", "max", "mean", "n_examples", "top_tokens", "layer")
+    columns = {name: list(values) for name, values in zip(names, zip(*records, strict=True), strict=True)}
+    columns["top_tokens"] = pa.array(columns["top_tokens"], pa.list_(pa.string()))
+    width = sae.directions.shape[1]
+    columns["direction"] = pa.FixedSizeListArray.from_arrays(pa.array(sae.directions.reshape(-1)), width)
+    found = pa.table(columns)  # noqa: F841 - DuckDB finds it by its name
+    con.execute("INSERT INTO base.sae_features SELECT * FROM found ORDER BY feature_id")
     con.execute("DROP TABLE totals")
     con.execute("DROP TABLE tokens")
 
@@ -207,9 +214,10 @@ def _insert_rankings(con: duckdb.DuckDBPyConnection, build_id: str, sae: SaeDire
         for start in range(0, len(live), group):
             chosen = live[start : start + group]
             ids = [ranking_id(build_id, f"sae:{f}", 1, "vector_filter", {}) for f in chosen]
-            con.executemany(
-                "INSERT INTO base.rankings VALUES (?, ?, 1, 'vector_filter', '{}')",
-                [[ranking, f"sae:{f}"] for ranking, f in zip(ids, chosen, strict=True)],
+            named = pa.table({"ranking_id": ids, "feature_id": chosen})  # noqa: F841 - as above
+            con.execute(
+                """INSERT INTO base.rankings
+                   SELECT ranking_id, 'sae:' || feature_id, 1, 'vector_filter', '{}' FROM named"""
             )
             insert_scores(con, np.array(ids, np.int64), sae.score(sae.directions[chosen].T))
             stage.advance(len(chosen))

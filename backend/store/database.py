@@ -8,6 +8,7 @@ threads share one instance, since DuckDB attaches a file only once.
 
 from __future__ import annotations
 
+import atexit
 import re
 import threading
 import time
@@ -38,6 +39,13 @@ def database(layout: Layout) -> Database:
         return found
 
 
+@atexit.register
+def _close_all() -> None:
+    # DuckDB complains at length about instances that outlive the interpreter.
+    for instance in list(_open.values()):
+        instance.close()
+
+
 class Database:
     """Hands out cursors on ``workspace`` with ``audit`` attached, one writer or many readers at a time.
 
@@ -54,6 +62,10 @@ class Database:
         self._waiting_writers = 0
         self._attached_audit: tuple[int, int] | None = None
         self._mine = threading.local()
+
+    def close(self) -> None:
+        """Let go of the files; no lease may be taken afterwards."""
+        self._instance.close()
 
     @contextmanager
     def reading(self) -> Iterator[duckdb.DuckDBPyConnection]:

@@ -6,8 +6,9 @@ Each shard is complete or absent. Rows of a shard are in the order of their ids.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
@@ -48,6 +49,7 @@ FEATURES = pa.schema(
     ]
 )
 TEXT_COLUMNS = ["example_id", "content_hash", "text", "input_ids", "starts", "ends", "parts"]
+TOKENS_PER_BLOCK = 4096
 TOKEN_COLUMNS = ["example_id", "content_hash", "input_ids", "parts"]
 
 
@@ -86,8 +88,8 @@ def write_examples(layout: Layout, number: int, rows: Sequence[tuple[Example, ob
     """Write one shard of rows, each with its `TokenizedRow`."""
     first = number * ROWS_PER_SHARD
     records = [_record(first + i, example, row) for i, (example, row) in enumerate(rows)]
-    with whole(layout.shard("examples", number)) as partial:
-        pq.write_table(pa.Table.from_pylist(records, EXAMPLES), partial, compression="zstd")
+    with whole(layout.shard("examples", number)) as file:
+        pq.write_table(pa.Table.from_pylist(records, EXAMPLES), file, compression="zstd")
 
 
 def read_tokens(layout: Layout, number: int) -> list[TokenizedExample]:
@@ -135,8 +137,8 @@ def read_feature_activations(layout: Layout, feature: int, example_ids: Sequence
 
 def write_activations(layout: Layout, number: int, means: dict[int, np.ndarray]) -> None:
     """Write mean response activations: layer → float32 [rows, d_model]."""
-    with whole(layout.shard("activations", number)) as partial:
-        save_file({f"layer_{layer}": array for layer, array in means.items()}, partial)
+    with whole(layout.shard("activations", number)) as path:
+        save_file({f"layer_{layer}": array for layer, array in means.items()}, path)
 
 
 def read_activations(layout: Layout, layer: int, numbers: Sequence[int] | None = None) -> Iterator[np.ndarray]:
@@ -167,8 +169,8 @@ def write_token_activations(layout: Layout, number: int, activations: np.ndarray
     Args:
         owners: int64 [tokens], the example that each token belongs to.
     """
-    with whole(layout.shard("tokens", number)) as partial:
-        save_file({"activations": activations, "example_id": owners}, partial)
+    with whole(layout.shard("tokens", number)) as path:
+        save_file({"activations": activations, "example_id": owners}, path)
 
 
 def read_token_activations(layout: Layout, number: int) -> tuple[np.ndarray, np.ndarray]:
@@ -177,11 +179,28 @@ def read_token_activations(layout: Layout, number: int) -> tuple[np.ndarray, np.
         return file.get_tensor("activations"), file.get_tensor("example_id")
 
 
+def token_blocks(layout: Layout) -> list[tuple[int, Callable[[], np.ndarray]]]:
+    """All token activations in blocks of at most `TOKENS_PER_BLOCK`: size, and a function that reads them."""
+    blocks = []
+    for number in layout.shard_numbers("tokens"):
+        with safe_open(layout.shard("tokens", number), "numpy") as file:
+            total = file.get_slice("example_id").get_shape()[0]
+        for start in range(0, total, TOKENS_PER_BLOCK):
+            size = min(TOKENS_PER_BLOCK, total - start)
+            blocks.append((size, partial(_read_block, layout, number, start, size)))
+    return blocks
+
+
+def _read_block(layout: Layout, number: int, start: int, size: int) -> np.ndarray:
+    with safe_open(layout.shard("tokens", number), "numpy") as file:
+        return file.get_slice("activations")[start : start + size]
+
+
 def write_features(layout: Layout, number: int, columns: dict[str, np.ndarray]) -> None:
     """Write the SAE features that fire at each token; the columns are those of `FEATURES`."""
     table = pa.Table.from_pydict(columns, FEATURES)
-    with whole(layout.shard("features", number)) as partial:
-        pq.write_table(table, partial, compression="zstd")
+    with whole(layout.shard("features", number)) as path:
+        pq.write_table(table, path, compression="zstd")
 
 
 def messages_json(messages: Sequence[Message]) -> str:

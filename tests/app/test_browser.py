@@ -123,7 +123,7 @@ def flag_first(page) -> int:
 def test_an_sae_feature_leads_to_ranked_rows_with_heatmap_and_histogram(page, address):
     page.goto(f"{address}/concepts")
     settle(page)
-    assert coloured_tokens(page).count() > 0
+    coloured_tokens(page).first.wait_for()
     page.get_by_role("combobox", name="Feature").click()
     page.keyboard.press("ArrowDown")
     page.keyboard.press("Enter")
@@ -135,7 +135,7 @@ def test_an_sae_feature_leads_to_ranked_rows_with_heatmap_and_histogram(page, ad
     assert f"concept=sae%3A{feature}" in page.url or f"concept=sae:{feature}" in page.url
     assert cards(page).count() == 10
     assert "#1 " in cards(page).first.inner_text()
-    assert coloured_tokens(page).count() > 0
+    coloured_tokens(page).first.wait_for()
     assert page.locator(".js-plotly-plot .bars path").count() > 3
     page.reload()
     settle(page)
@@ -170,7 +170,7 @@ def test_labelling_in_the_browser_makes_a_probe_and_its_ranking(page, address):
     assert "concept=probe" in page.url
     assert page.get_by_role("combobox", name="Concept").input_value() == "Probe: mine"
     assert cards(page).count() == 10
-    assert coloured_tokens(page).count() > 0
+    coloured_tokens(page).first.wait_for()
     assert "held-out AUROC" in page.locator("body").inner_text()
 
 
