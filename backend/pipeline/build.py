@@ -68,10 +68,14 @@ def build(options: BuildOptions, progress: Progress | None = None) -> Path:
     try:
         with _held(layout):
             _Build(layout, options, lm, sae, progress).run(examples)
-    except BaseException as error:
-        if fresh and isinstance(error, AuditError) and not _worth_keeping(layout):
+    except AuditError:
+        if fresh and not _worth_keeping(layout):
             shutil.rmtree(layout.root, ignore_errors=True)
-        refused = as_store_error(layout.root, error) if isinstance(error, OSError) else None
+        raise
+    except Exception as error:
+        # Asked before the leftovers go, since these may be what fills the disk.
+        refused = as_store_error(layout.root, error)
+        layout.remove_leftovers()
         if refused is None:
             raise
         raise refused from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from pathlib import Path
 from backend.errors import StoreError
 
 ROWS_PER_SHARD = 256
+FULL_BYTES = 1 << 20
 _TEMPORARY = ".partial"
 
 
@@ -73,8 +75,10 @@ class Layout:
 
     def remove_leftovers(self) -> None:
         """Delete what a killed process had not finished writing."""
-        for path in self.root.rglob(f"*{_TEMPORARY}*"):
-            if path.is_file():
+        for path in list(self.root.rglob(f"*{_TEMPORARY}*")):
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
                 path.unlink(missing_ok=True)
 
 
@@ -111,11 +115,11 @@ def whole(path: Path) -> Iterator[Path]:
 def as_store_error(path: Path, error: Exception) -> StoreError | None:
     """The reason why `path` cannot be written, if that is what `error` is about.
 
-    Libraries wrap the system's error in types of their own, so its text counts too.
+    Libraries wrap the system's error in types and words of their own, so what is left
+    of the disk counts too.
     """
     code = getattr(error, "errno", None)
-    text = str(error).lower()
-    if code == errno.ENOSPC or "no space left" in text or "disk full" in text or "os error 28" in text:
+    if code == errno.ENOSPC or "no space left" in str(error).lower() or _is_full(path):
         return StoreError(
             f"{path}: the disk is full; free some space and run the same command again "
             "(it goes on where it was), or choose another place with --out or --cache"
@@ -123,3 +127,8 @@ def as_store_error(path: Path, error: Exception) -> StoreError | None:
     if code in (errno.EACCES, errno.EROFS, errno.EPERM):
         return StoreError(f"{path}: may not be written ({error}); choose another place with --out or --cache")
     return None
+
+
+def _is_full(path: Path) -> bool:
+    there = next((place for place in (path, *path.parents) if place.exists()), Path("/"))
+    return shutil.disk_usage(there).free < FULL_BYTES
