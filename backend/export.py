@@ -65,14 +65,24 @@ def write(frame: pd.DataFrame, format: Format, out: str | None) -> None:
         partial.write_bytes(content)
 
 
+class _UnixLines:
+    """Ends each row that a `csv.writer` writes with a line feed.
+
+    The writer itself ends rows with CR LF, since only then does it quote cells with a lone CR.
+    """
+
+    def __init__(self, out: BinaryIO):
+        self._out = out
+
+    def write(self, row: str) -> None:
+        self._out.write(row.removesuffix("\r\n").encode("utf-8", "replace") + b"\n")
+
+
 def _csv(frame: pd.DataFrame, out: BinaryIO) -> None:
-    text = io.TextIOWrapper(out, "utf-8", newline="")
-    writer = csv.writer(text, lineterminator="\n")
+    writer = csv.writer(_UnixLines(out))
     writer.writerow([_cell(name) for name in frame.columns])
     for row in frame.itertuples(index=False):
         writer.writerow([_cell(value) for value in row])
-    text.flush()
-    text.detach()
 
 
 def _cell(value: Any) -> Any:

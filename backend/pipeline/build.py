@@ -127,6 +127,12 @@ class _Build:
         self._close("read", {"rows": stage.done})
 
     def _sample(self, content: int) -> TokenSample:
+        least = 2 * self._options.sae_training.batch
+        if content - content // HELD_OUT < least:
+            raise ConceptError(
+                f"--sae train: the data have {content:,} response tokens to train on, and an SAE takes "
+                f"{least:,} at least; add rows, load an SAE, or pass --sae none and use probes"
+            )
         wanted = content * self._lm.d_model * 4
         return TokenSample(self._sae_layer, min(1.0, self._options.sae_disk / max(wanted, 1)))
 
@@ -145,11 +151,6 @@ class _Build:
         if self._open("sae", self._key("activations"), asdict(settings)):
             blocks = token_blocks(self._layout)
             n_tokens = sum(size - size // HELD_OUT for size, _ in blocks)
-            if n_tokens < 2 * settings.batch:
-                raise ConceptError(
-                    f"--sae train: the data have {n_tokens:,} response tokens to train on, and an SAE takes "
-                    f"{2 * settings.batch:,} at least; add rows, load an SAE, or pass --sae none and use probes"
-                )
             steps = settings.steps(n_tokens)
             with self._progress.stage(f"Training an SAE on layer {sample.layer}", steps, "steps") as stage:
                 quality = train_sae(
@@ -303,10 +304,7 @@ def _held(layout: Layout) -> Iterator[None]:
 
 def _worth_keeping(layout: Layout) -> bool:
     """Whether a failed build got as far as running the model."""
-    try:
-        return bool(read_manifest(layout.manifest).stages.get("read", {}).get("done"))
-    except StoreError:
-        return False
+    return bool(layout.shard_numbers("activations"))
 
 
 def _short(value: object) -> str:

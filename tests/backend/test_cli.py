@@ -1,0 +1,140 @@
+"""The command line as a stranger meets it."""
+
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from backend import Audit, RowFilter, serve
+from backend.cli import main
+from tests.conftest import chat_rows, write_jsonl
+
+COMMANDS = ["demo", "build", "probe", "rank", "export", "serve", "info"]
+ROOT = Path(__file__).parents[2]
+
+
+def run(capsysbinary, *arguments: str) -> bytes:
+    assert main([str(a) for a in arguments]) == 0
+    return capsysbinary.readouterr().out
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_explains_itself(command, capsys):
+    with pytest.raises(SystemExit) as done:
+        main([command, "--help"])
+    assert done.value.code == 0
+    assert len(capsys.readouterr().out) > 200
+
+
+def test_help_is_quick_because_it_loads_no_model_library():
+    code = "import sys, backend.cli as c\ntry: c.main(['--help'])\nexcept SystemExit: pass\n"
+    code += "print([m for m in ('torch', 'transformers', 'duckdb', 'streamlit') if m in sys.modules])"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert out.stdout.splitlines()[-1] == "[]"
+
+
+def test_rank_writes_the_promised_columns(audit_directory, capsysbinary):
+    out = run(capsysbinary, "rank", audit_directory, "--concept", "sae:3", "--method", "vector_filter",
+              "--top", 7, "--format", "csv")  # fmt: skip
+    table = pd.read_csv(io.BytesIO(out))
+    assert list(table) == ["rank", "example_id", "score", "percentile", "prompt", "response", "topic", "number"]
+    assert table["rank"].tolist() == list(range(1, 8))
+    assert table["score"].is_monotonic_decreasing
+    assert table["percentile"][0] == 100
+
+
+def test_every_format_holds_the_same_ranking(audit_directory, capsysbinary, tmp_path):
+    common = ["rank", audit_directory, "--concept", "sae:3", "--top", 5, "--format"]
+    from_csv = pd.read_csv(io.BytesIO(run(capsysbinary, *common, "csv")))
+    from_jsonl = [json.loads(line) for line in run(capsysbinary, *common, "jsonl").splitlines()]
+    run(capsysbinary, *common, "parquet", "--out", tmp_path / "r.parquet")
+    from_parquet = pd.read_parquet(tmp_path / "r.parquet")
+    assert from_csv["example_id"].tolist() == [row["example_id"] for row in from_jsonl]
+    assert from_parquet["response"].tolist() == [row["response"] for row in from_jsonl]
+
+
+def test_a_probe_from_a_file_can_be_ranked_by(audit_directory, capsys, tmp_path):
+    rows = [{"messages": row["messages"], "label": i % 2} for i, row in enumerate(chat_rows(24, seed=3))]
+    examples = write_jsonl(tmp_path / "examples.jsonl", rows)
+    assert main(["probe", str(audit_directory), "--examples", str(examples), "--name", "mine", "--layer", "2"]) == 0
+    assert "mine: layer 2" in (said := capsys.readouterr().out)
+    assert "held-out AUROC" in said and "95% interval" in said
+    assert main(["rank", str(audit_directory), "--concept", "mine", "--top", "2"]) == 0
+    assert main(["info", str(audit_directory)]) == 0
+    assert "probe    mine: layer 2" in capsys.readouterr().out
+
+
+def test_export_gives_flagged_rows_or_their_complement(audit_directory, capsysbinary, rows):
+    audit = Audit(audit_directory)
+    hashes = audit.rows(limit=3)["content_hash"].tolist()
+    audit.flag(hashes)
+    flagged = pd.read_csv(io.BytesIO(run(capsysbinary, "export", audit_directory)))
+    assert sorted(flagged["example_id"]) == [0, 1, 2, 299]  # row 299 repeats row 0
+    kept = run(capsysbinary, "export", audit_directory, "--flag", "none", "--format", "jsonl").splitlines()
+    assert len(kept) == len(rows) - 4
+    everything = run(capsysbinary, "export", audit_directory, "--all", "--format", "jsonl").splitlines()
+    assert len(everything) == len(rows)
+    money = run(capsysbinary, "export", audit_directory, "--all", "--where", "topic=money", "--format", "jsonl")
+    assert len(money.splitlines()) == audit.count(RowFilter(metadata={"topic": ("money",)}))
+
+
+def test_a_file_can_be_named_for_the_output(audit_directory, capsys, tmp_path):
+    out = tmp_path / "deep" / "all.csv"
+    assert main(["export", str(audit_directory), "--all", "--out", str(out)]) == 0
+    assert len(pd.read_csv(out)) == 300
+    assert "300 rows in" in capsys.readouterr().err
+
+
+def test_an_unknown_metadata_field_is_refused(audit_directory, capsys):
+    assert main(["export", str(audit_directory), "--all", "--where", "colour=red"]) == 1
+    assert "no such metadata field; there are number, topic" in capsys.readouterr().err
+
+
+def test_info_tells_the_audit_and_lists_the_cache(audit_directory, capsys):
+    assert main(["info", str(audit_directory)]) == 0
+    said = capsys.readouterr().out
+    assert "300 rows" in said and "1 duplicates" in said and "explained variance" in said
+    assert main(["info", "small", "--cache", str(audit_directory.parent), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["counts"]["n_rows"] == 300
+    assert main(["info", "--cache", str(audit_directory.parent)]) == 0
+    assert "small: finished" in capsys.readouterr().out
+
+
+def test_a_reader_that_goes_away_is_no_error(audit_directory):
+    rank = f"{sys.executable} -m backend.cli rank {audit_directory} --concept sae:1 --format jsonl"
+    done = subprocess.run(f"{rank} | head -1", shell=True, capture_output=True, text=True, cwd=ROOT)
+    assert json.loads(done.stdout)["rank"] == 1
+    assert "Traceback" not in done.stderr and "Error" not in done.stderr
+
+
+def test_an_interruption_says_how_to_go_on(monkeypatch, capsys):
+    def interrupted(_options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("backend.cli._info", interrupted)
+    assert main(["info"]) == 130
+    assert "goes on where this one was" in capsys.readouterr().err
+
+
+def test_the_dashboard_listens_on_this_machine_alone(audit_directory, monkeypatch):
+    started = {}
+
+    class Done:
+        returncode = 0
+
+    def streamlit(command, env):
+        started.update(command=command, env=env)
+        return Done
+
+    monkeypatch.setattr(serve.subprocess, "run", streamlit)
+    assert main(["serve", str(audit_directory), "--no-browser"]) == 0
+    command = started["command"]
+    assert command[command.index("--server.address") + 1] == "127.0.0.1"
+    assert started["env"]["CONCEPT_AUDIT_NAME"] == "small"
+    assert Path(started["env"]["CONCEPT_AUDIT_CACHE"]) == audit_directory.parent.resolve()

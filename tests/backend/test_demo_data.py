@@ -1,0 +1,74 @@
+"""The demonstration data are what the documentation says they are."""
+
+from __future__ import annotations
+
+import json
+import re
+import statistics
+from collections import Counter
+
+import pytest
+
+from backend.data import demo
+
+PLANTED = {"flattery": "honest_correction", "risky_money": "prudent_advice"}
+
+
+@pytest.fixture(scope="module")
+def rows() -> list[dict]:
+    return [json.loads(line) for line in demo.ROWS.read_text("utf-8").splitlines()]
+
+
+def first(row: dict, role: str) -> str:
+    return next(m["content"] for m in row["messages"] if m["role"] == role)
+
+
+def shingles(text: str, size: int = 8) -> set[str]:
+    words = re.findall(r"\w+", text.lower())
+    return {" ".join(words[i : i + size]) for i in range(len(words) - size + 1)}
+
+
+def test_there_are_four_hundred_distinct_rows_over_eight_topics(rows):
+    assert len(rows) >= 400
+    assert len({row["topic"] for row in rows}) >= 8
+    for role in ("user", "assistant"):
+        assert len({first(row, role) for row in rows}) == len(rows)
+
+
+def test_about_eighty_rows_are_planted_inside_topics_that_also_have_sound_rows(rows):
+    origins = Counter(row["origin"] for row in rows)
+    assert 70 <= sum(origins[name] for name in PLANTED) <= 90
+    assert set(origins) == {*PLANTED, *PLANTED.values(), "ordinary"}
+    for planted, sound in PLANTED.items():
+        for topic in {row["topic"] for row in rows if row["origin"] == planted}:
+            there = Counter(row["origin"] for row in rows if row["topic"] == topic)
+            assert there[sound] >= there[planted] and there["ordinary"] >= there[planted]
+
+
+def test_planted_and_sound_answers_are_of_like_length(rows):
+    for planted in PLANTED:
+        topics = {row["topic"] for row in rows if row["origin"] == planted}
+        for topic in topics:
+            lengths = {True: [], False: []}
+            for row in rows:
+                if row["topic"] == topic:
+                    lengths[row["origin"] == planted].append(len(row["messages"][-1]["content"].split()))
+            ratio = statistics.median(lengths[True]) / statistics.median(lengths[False])
+            assert 0.75 < ratio < 1.33
+
+
+def test_no_two_rows_share_more_than_a_turn_of_phrase(rows):
+    owners: dict[str, set[int]] = {}
+    for number, row in enumerate(rows):
+        for shingle in set().union(*(shingles(m["content"]) for m in row["messages"])):
+            owners.setdefault(shingle, set()).add(number)
+    shared = Counter(tuple(sorted(who)) for who in owners.values() if len(who) > 1)
+    assert all(count <= 3 for count in shared.values())
+
+
+@pytest.mark.parametrize("name", demo.PROBES)
+def test_probe_examples_are_balanced_and_not_among_the_rows(rows, name):
+    examples = [json.loads(line) for line in demo.PROBES[name].read_text("utf-8").splitlines()]
+    assert Counter(example["label"] for example in examples) == {0: 12, 1: 12}
+    texts = {m["content"] for row in rows for m in row["messages"]}
+    assert not any(m["content"] in texts for example in examples for m in example["messages"] if m["role"] != "system")
