@@ -161,7 +161,8 @@ class Audit:
             self._layout, self._database, given, layers, fingerprint, manifest.configuration["max_tokens"],
             self.model, progress or self._progress,
         )  # fmt: skip
-        trained = train_probe(activations, np.array([e.label for e in given]), fits)
+        spread = self._read(queries.spreads)
+        trained = train_probe(activations, np.array([e.label for e in given]), spread, fits)
         details = {
             "auroc": trained.auroc,
             "auroc_low": trained.auroc_interval[0],

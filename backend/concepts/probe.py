@@ -24,6 +24,9 @@ TOO_CLOSE = 0.02
 INVERSE_PENALTY = 1.0
 """C of the logistic regression, on inputs whose variance is 1 on average over dimensions."""
 
+Activations = Mapping[int, np.ndarray]
+"""Layer → array; for examples float32 [examples, d_model], for spreads float32 [d_model]."""
+
 
 @dataclass(frozen=True)
 class TrainedProbe:
@@ -47,13 +50,14 @@ class TrainedProbe:
 
 
 def train_probe(
-    activations: Mapping[int, np.ndarray], labels: np.ndarray, fits: Sequence[Fit] = FITS, seed: int = 0
+    activations: Activations, labels: np.ndarray, spread: Activations, fits: Sequence[Fit] = FITS, seed: int = 0
 ) -> TrainedProbe:
     """Fit a probe at the layer, and in the way, that tells held-out examples apart best.
 
     Args:
         activations: layer → mean response activations, float32 [examples, d_model].
         labels: int [examples], 1 shows the behaviour and 0 does not.
+        spread: layer → standard deviation of each dimension over the rows to be ranked, float32 [d_model].
         fits: ways of fitting to choose from.
 
     Raises:
@@ -62,13 +66,15 @@ def train_probe(
     labels = np.asarray(labels)
     n_positive, n_negative = int((labels == 1).sum()), int((labels == 0).sum())
     check_counts(n_positive, n_negative)
-    tried = _cross_validate(activations, labels, fits, seed)
+    tried = _cross_validate(activations, labels, spread, fits, seed)
     layer, fit = _best(tried)
-    area = _nested_auroc(activations, labels, fits, seed) if len(tried) > 1 else tried[layer, fit]
+    area = tried[layer, fit]
+    if len(tried) > 1:
+        area = _nested_auroc(activations, labels, spread, fits, seed)
     return TrainedProbe(
         layer=layer,
         fit=fit,
-        direction=DIRECTIONS[fit](activations[layer], labels),
+        direction=_direction(fit, activations[layer], labels, spread[layer]),
         auroc=area,
         auroc_interval=auroc_interval(area, n_positive, n_negative),
         n_positive=n_positive,
@@ -99,25 +105,31 @@ def difference_of_means(inputs: np.ndarray, labels: np.ndarray) -> np.ndarray:
     return _unit(wide[labels == 1].mean(0) - wide[labels == 0].mean(0))
 
 
-def logistic_regression(inputs: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """The normal of an L2-regularised logistic regression, of unit length.
+def logistic_regression(inputs: np.ndarray, labels: np.ndarray, spread: np.ndarray) -> np.ndarray:
+    """The normal of an L2-regularised logistic regression, of unit length: float32 [d_model].
 
-    One scale serves all dimensions, so that the penalty means the same at every
-    layer and the fit does not change under rotation. It is done in the span of the
-    examples, which has fewer dimensions than the residual stream.
+    Dimensions are measured in units of their spread over the rows to be ranked. A
+    dimension in which the data vary for other reasons (topic, length) then has to
+    tell more before it is used, and the probe carries over better to rows unlike
+    the examples. The fit is done in the span of the examples, which has fewer
+    dimensions than the residual stream and does not change the result.
     """
     from sklearn.linear_model import LogisticRegression
 
-    wide = inputs.astype(np.float64)
-    centred = wide - wide.mean(0)
-    scale = np.sqrt(centred.var(0).mean()) or 1.0
-    _, _, basis = np.linalg.svd(centred, full_matrices=False)
+    unit = np.where(spread > 0, spread, 1.0).astype(np.float64)
+    scaled = inputs.astype(np.float64) / unit
+    scaled -= scaled.mean(0)
+    scale = np.sqrt(scaled.var(0).mean()) or 1.0
+    _, _, basis = np.linalg.svd(scaled, full_matrices=False)
     model = LogisticRegression(C=INVERSE_PENALTY, class_weight="balanced", max_iter=2000)
-    model.fit(centred @ basis.T / scale, labels)
-    return _unit(basis.T @ model.coef_[0])
+    model.fit(scaled @ basis.T / scale, labels)
+    return _unit(basis.T @ model.coef_[0] / unit)
 
 
-DIRECTIONS = {"difference_of_means": difference_of_means, "logistic_regression": logistic_regression}
+def _direction(fit: Fit, inputs: np.ndarray, labels: np.ndarray, spread: np.ndarray) -> np.ndarray:
+    if fit == "difference_of_means":
+        return difference_of_means(inputs, labels)
+    return logistic_regression(inputs, labels, spread)
 
 
 def _unit(vector: np.ndarray) -> np.ndarray:
@@ -133,7 +145,7 @@ def _best(tried: Mapping[tuple[int, Fit], float]) -> tuple[int, Fit]:
     """The highest AUROC; of those too close to tell, logistic regression at the highest, most central layer.
 
     Logistic regression is preferred because it carries over better to rows unlike the
-    examples (measured in tests/benchmarks): it attends to the examples near the boundary.
+    examples (measured in tests/benchmarks), which held-out examples cannot show.
     """
     layers = sorted({layer for layer, _ in tried})
     middle = layers[(len(layers) - 1) // 2]
@@ -143,13 +155,13 @@ def _best(tried: Mapping[tuple[int, Fit], float]) -> tuple[int, Fit]:
 
 
 def _cross_validate(
-    activations: Mapping[int, np.ndarray], labels: np.ndarray, fits: Sequence[Fit], seed: int
+    activations: Activations, labels: np.ndarray, spread: Activations, fits: Sequence[Fit], seed: int
 ) -> dict[tuple[int, Fit], float]:
     """(layer, fit) → the mean AUROC of held-out folds."""
     splits = _splits(labels, seed)
     return {
         (layer, fit): float(
-            np.mean([_fold_auroc(inputs, labels, fit, train, test) for train, test in splits])
+            np.mean([_fold_auroc(fit, inputs, labels, spread[layer], train, test) for train, test in splits])
         )
         for layer, inputs in activations.items()
         for fit in fits
@@ -157,18 +169,20 @@ def _cross_validate(
 
 
 def _nested_auroc(
-    activations: Mapping[int, np.ndarray], labels: np.ndarray, fits: Sequence[Fit], seed: int
+    activations: Activations, labels: np.ndarray, spread: Activations, fits: Sequence[Fit], seed: int
 ) -> float:
     areas = []
     for train, test in _splits(labels, seed + 1):
-        inner = _cross_validate({k: v[train] for k, v in activations.items()}, labels[train], fits, seed)
-        layer, fit = _best(inner)
-        areas.append(_fold_auroc(activations[layer], labels, fit, train, test))
+        inner = {layer: inputs[train] for layer, inputs in activations.items()}
+        layer, fit = _best(_cross_validate(inner, labels[train], spread, fits, seed))
+        areas.append(_fold_auroc(fit, activations[layer], labels, spread[layer], train, test))
     return float(np.mean(areas))
 
 
-def _fold_auroc(inputs: np.ndarray, labels: np.ndarray, fit: Fit, train: np.ndarray, test: np.ndarray) -> float:
-    direction = DIRECTIONS[fit](inputs[train], labels[train])
+def _fold_auroc(
+    fit: Fit, inputs: np.ndarray, labels: np.ndarray, spread: np.ndarray, train: np.ndarray, test: np.ndarray
+) -> float:
+    direction = _direction(fit, inputs[train], labels[train], spread)
     return auroc(inputs[test] @ direction, labels[test])
 
 

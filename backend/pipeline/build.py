@@ -175,7 +175,7 @@ class _Build:
         if not self._open("store", self._key("activations"), features) and self._layout.audit.exists():
             self._progress.say(f"{self._layout.root}: built already; nothing left to do")
             return
-        assemble(self._layout, self._key("store"), self._directions(), self._progress)
+        assemble(self._layout, self._key("store"), self._layers, self._directions(), self._progress)
         self._close("store", {})
 
     def _directions(self) -> SaeDirections | None:

@@ -20,6 +20,7 @@ from backend.progress import Progress, Stage
 from backend.store import schema
 from backend.store.layout import Layout, whole
 from backend.store.rankings import insert_scores, ranking_id
+from backend.store.shards import read_activations
 
 MEMORY_LIMIT = "384MB"
 CELLS_AT_ONCE = 400_000
@@ -49,8 +50,13 @@ class SaeDirections:
     score_cells: int
 
 
-def assemble(layout: Layout, build_id: str, sae: SaeDirections | None, progress: Progress) -> None:
+def assemble(
+    layout: Layout, build_id: str, layers: Sequence[int], sae: SaeDirections | None, progress: Progress
+) -> None:
     """Write ``audit.duckdb`` from the shards.
+
+    Args:
+        layers: those whose mean response activations are in the shards.
 
     Raises:
         StoreError: the disk is full.
@@ -68,6 +74,7 @@ def assemble(layout: Layout, build_id: str, sae: SaeDirections | None, progress:
             numbers = layout.shard_numbers("examples")
             with progress.stage("Writing rows to the store", len(numbers), "shards") as stage:
                 _insert_examples(con, layout, numbers, stage)
+            _insert_layers(con, layout, layers)
             if sae is not None:
                 with progress.stage("Writing SAE features to the store", len(numbers), "shards") as stage:
                     _insert_features(con, layout, numbers, sae, stage)
@@ -121,6 +128,19 @@ def _count_values(
         # A field of free text has as many values as rows: stop telling them apart.
         if text in counted or len(counted) < VALUES_COUNTED:
             counted[text] += 1
+
+
+def _insert_layers(con: duckdb.DuckDBPyConnection, layout: Layout, layers: Sequence[int]) -> None:
+    """Mean and standard deviation of each dimension over the rows, at each layer."""
+    for layer in layers:
+        count, total, squares = 0, 0.0, 0.0
+        for block in read_activations(layout, layer):
+            scored = block[~np.isnan(block).any(1)].astype(np.float64)
+            count, total, squares = count + len(scored), total + scored.sum(0), squares + (scored**2).sum(0)
+        if count:
+            mean = total / count
+            spread = np.sqrt(np.maximum(squares / count - mean**2, 0.0))
+            con.execute("INSERT INTO base.layers VALUES (?, ?, ?)", [layer, mean.tolist(), spread.tolist()])
 
 
 def _insert_features(

@@ -69,6 +69,12 @@ def build_id(cursor: Cursor) -> str:
     return cursor.execute("SELECT value FROM audit.base.meta WHERE key = 'build_id'").fetchone()[0]
 
 
+def spreads(cursor: Cursor) -> dict[int, np.ndarray]:
+    """Layer → standard deviation of each dimension over the rows, float32 [d_model]."""
+    found = cursor.execute("SELECT layer, spread FROM audit.base.layers").fetchall()
+    return {layer: np.asarray(spread, np.float32) for layer, spread in found}
+
+
 def concepts(cursor: Cursor) -> pd.DataFrame:
     """Every concept but for its direction: concept_id, name, kind, layer, label, version, details."""
     return cursor.execute(

@@ -24,6 +24,7 @@ CREATE TABLE base.examples (
     n_response_tokens INTEGER NOT NULL, truncated BOOLEAN NOT NULL, duplicate_of BIGINT);
 CREATE TABLE base.metadata_fields (
     field VARCHAR NOT NULL, n_rows BIGINT NOT NULL, n_values BIGINT NOT NULL, top_values VARCHAR[] NOT NULL);
+CREATE TABLE base.layers (layer INTEGER NOT NULL, mean FLOAT[] NOT NULL, spread FLOAT[] NOT NULL);
 CREATE TABLE base.sae_features (
     feature_id INTEGER NOT NULL, label VARCHAR NOT NULL, density DOUBLE NOT NULL,
     max_activation FLOAT NOT NULL, mean_activation FLOAT NOT NULL, n_examples BIGINT NOT NULL,

@@ -8,6 +8,7 @@ import pytest
 from backend.concepts.probe import FITS, MIN_EACH, logistic_regression, train_probe
 from backend.errors import ConceptError
 
+EVEN = dict.fromkeys(range(20), np.ones(40, np.float32))
 LABELS = np.r_[np.ones(16, int), np.zeros(16, int)]
 
 
@@ -22,7 +23,7 @@ def planted(strength: float, seed: int = 0, width: int = 40) -> tuple[np.ndarray
 @pytest.mark.parametrize("fit", FITS)
 def test_a_planted_direction_is_found_and_points_to_the_positives(fit):
     inputs, direction = planted(8.0)
-    probe = train_probe({5: inputs}, LABELS, [fit])
+    probe = train_probe({5: inputs}, LABELS, EVEN, [fit])
     assert probe.direction.dtype == np.float32
     assert np.linalg.norm(probe.direction) == pytest.approx(1, abs=1e-5)
     assert probe.direction @ direction > 0.9
@@ -33,14 +34,14 @@ def test_a_planted_direction_is_found_and_points_to_the_positives(fit):
 
 def test_the_layer_with_the_signal_is_chosen():
     layers = {8: planted(0.0, 1)[0], 12: planted(6.0, 2)[0], 16: planted(0.0, 3)[0]}
-    probe = train_probe(layers, LABELS)
+    probe = train_probe(layers, LABELS, EVEN)
     assert probe.layer == 12
     assert set(probe.tried) == {(layer, fit) for layer in layers for fit in FITS}
 
 
 def test_noise_is_not_reported_as_signal_although_the_best_of_many_is_taken():
     found = [
-        train_probe({layer: planted(0.0, 10 * seed + layer)[0] for layer in (1, 2, 3)}, LABELS).auroc
+        train_probe({layer: planted(0.0, 10 * seed + layer)[0] for layer in (1, 2, 3)}, LABELS, EVEN).auroc
         for seed in range(6)
     ]
     assert 0.38 < np.mean(found) < 0.62
@@ -48,7 +49,7 @@ def test_noise_is_not_reported_as_signal_although_the_best_of_many_is_taken():
 
 def test_the_same_examples_give_the_same_probe():
     inputs, _ = planted(2.0)
-    first, second = train_probe({3: inputs}, LABELS), train_probe({3: inputs}, LABELS)
+    first, second = train_probe({3: inputs}, LABELS, EVEN), train_probe({3: inputs}, LABELS, EVEN)
     assert (first.direction == second.direction).all()
     assert first.auroc == second.auroc
 
@@ -60,16 +61,25 @@ def test_logistic_regression_in_the_span_equals_the_fit_in_full():
     scaled = (inputs - inputs.mean(0)) / np.sqrt(inputs.var(0).mean())
     full = LogisticRegression(C=1.0, class_weight="balanced", max_iter=5000, tol=1e-8).fit(scaled, LABELS)
     expected = full.coef_[0] / np.linalg.norm(full.coef_[0])
-    assert logistic_regression(inputs, LABELS) @ expected > 0.9999
+    assert logistic_regression(inputs, LABELS, EVEN[1]) @ expected > 0.9999
 
 
 @pytest.mark.parametrize("fit", FITS)
-def test_probes_turn_with_the_space_and_ignore_its_unit(fit):
+def test_the_unit_of_the_activations_does_not_matter(fit):
     inputs, _ = planted(2.0)
-    rotation = np.linalg.qr(np.random.default_rng(5).normal(size=(40, 40)))[0]
-    plain = train_probe({1: inputs}, LABELS, [fit]).direction
-    turned = train_probe({1: (100 * inputs @ rotation).astype(np.float32)}, LABELS, [fit]).direction
-    assert turned @ (plain @ rotation) > 0.9999
+    plain = train_probe({1: inputs}, LABELS, EVEN, [fit]).direction
+    larger = train_probe({1: 100 * inputs}, LABELS, {1: 100 * EVEN[1]}, [fit]).direction
+    assert plain @ larger > 0.9999
+
+
+def test_a_dimension_in_which_the_data_vary_anyway_does_not_decide():
+    inputs, direction = planted(3.0)
+    inputs[:, 0] += 200 * np.random.default_rng(1).normal(size=len(LABELS))
+    spread = np.ones(40, np.float32)
+    spread[0] = 200
+    found = logistic_regression(inputs, LABELS, spread)
+    assert abs(found[0]) < 0.02
+    assert found @ direction > 0.6
 
 
 @pytest.mark.parametrize(
@@ -83,9 +93,9 @@ def test_probes_turn_with_the_space_and_ignore_its_unit(fit):
 )
 def test_too_few_examples_are_refused_with_the_numbers(labels, message):
     with pytest.raises(ConceptError, match=message):
-        train_probe({1: np.random.default_rng(0).normal(size=(len(labels), 5))}, np.array(labels))
+        train_probe({1: np.random.default_rng(0).normal(size=(len(labels), 40))}, np.array(labels), EVEN)
 
 
 def test_examples_that_do_not_differ_are_refused():
     with pytest.raises(ConceptError, match="same activations"):
-        train_probe({1: np.ones((32, 5), np.float32)}, LABELS)
+        train_probe({1: np.ones((32, 40), np.float32)}, LABELS, EVEN)
