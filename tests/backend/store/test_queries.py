@@ -1,0 +1,157 @@
+"""Filters, ranks and histograms against pandas on the same rows."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from backend import Audit, BuildOptions, ConceptError, ModelOptions, RowFilter, build
+from tests.conftest import chat_rows, write_jsonl
+
+ODD = "a\"b/c~d.e'f;--"
+
+
+@pytest.fixture(scope="module")
+def audit(tmp_path_factory, model_directory) -> Audit:
+    """Rows with awkward metadata and some copies, so that scores tie."""
+    rows = chat_rows(60, seed=4)
+    for i, row in enumerate(rows):
+        row[ODD] = ["x", "y'); DROP TABLE base.flags; --", None][i % 3]
+        row["nested"] = {"deep": [i % 2]}
+        row["empty"] = None
+    rows += rows[:15]
+    place = tmp_path_factory.mktemp("queries")
+    root = build(
+        BuildOptions(
+            data=str(write_jsonl(place / "rows.jsonl", rows)),
+            out=place / "audit",
+            model=ModelOptions(str(model_directory), device="cpu"),
+            layers=(1, 2),
+            sae="none",
+        )
+    )
+    audit = Audit(root)
+    from backend.store import workspace
+
+    direction = np.random.default_rng(0).normal(size=32).astype(np.float32)
+    with audit._database.writing() as cursor:
+        workspace.save_probe(cursor, "p", 2, "difference_of_means", direction / np.linalg.norm(direction), {},
+                             audit.manifest.fingerprints["model"])  # fmt: skip
+    audit.flag(audit.rows(limit=20)["content_hash"].tolist()[::2], "remove")
+    audit.flag(audit.rows(limit=20)["content_hash"].tolist()[1:2], "review")
+    return audit
+
+
+@pytest.fixture(scope="module")
+def table(audit) -> pd.DataFrame:
+    frame = audit.rank("p")
+    frame["meta"] = [json.loads(text) for text in frame["metadata"]]
+    return frame
+
+
+def test_ranks_order_by_score_then_by_row(table):
+    expected = table.sort_values(["score", "example_id"], ascending=[False, True])
+    assert table["rank"].tolist() == list(range(1, 76))
+    assert expected["example_id"].tolist() == table["example_id"].tolist()
+    assert table["score"].duplicated().any()
+
+
+def test_percentiles_are_the_share_of_rows_at_or_below(table):
+    expected = [100 * (table["score"] <= score).mean() for score in table["score"]]
+    np.testing.assert_allclose(table["percentile"], expected)
+
+
+FILTERS = {
+    "text": (RowFilter(text="RIVER"), lambda r: "river" in (r["prompt"] + "\0" + r["response"]).lower()),
+    "wildcards are plain text": (RowFilter(text="%"), lambda r: "%" in r["prompt"] + r["response"]),
+    "metadata": (RowFilter(metadata={"topic": ("money",)}), lambda r: r["meta"]["topic"] == "money"),
+    "several values": (
+        RowFilter(metadata={"number": ("3", "7")}),
+        lambda r: r["meta"]["number"] in (3, 7),
+    ),
+    "odd names": (RowFilter(metadata={ODD: ("x",)}), lambda r: r["meta"][ODD] == "x"),
+    "injection": (
+        RowFilter(metadata={ODD: ("y'); DROP TABLE base.flags; --",)}),
+        lambda r: str(r["meta"][ODD]).startswith("y'"),
+    ),
+    "nested": (RowFilter(metadata={"nested": ('{"deep":[1]}',)}), lambda r: r["meta"]["nested"]["deep"] == [1]),
+    "no such value": (RowFilter(metadata={"topic": ("nothing",)}), lambda r: False),
+    "any flag": (RowFilter(flag="any"), lambda r: isinstance(r["flag"], str)),
+    "no flag": (RowFilter(flag="none"), lambda r: not isinstance(r["flag"], str)),
+    "a flag": (RowFilter(flag="review"), lambda r: r["flag"] == "review"),
+    "scores": (RowFilter(scores=(-0.1, 0.1)), lambda r: -0.1 <= r["score"] <= 0.1),
+    "rows": (RowFilter(example_ids=(3, 5, 70)), lambda r: r["example_id"] in (3, 5, 70)),
+    "two at once": (
+        RowFilter(text="river", flag="none"),
+        lambda r: "river" in (r["prompt"] + "\0" + r["response"]).lower() and not isinstance(r["flag"], str),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FILTERS)
+def test_filters_keep_the_rows_that_pandas_keeps(audit, table, name):
+    where, keep = FILTERS[name]
+    expected = [r["example_id"] for r in table.to_dict("records") if keep(r)]
+    assert audit.rank("p", where=where)["example_id"].tolist() == expected
+    assert audit.count(where, "p") == len(expected)
+
+
+def test_pages_put_together_are_the_whole(audit, table):
+    pages = [audit.rank("p", top=20, offset=start) for start in (0, 20, 40, 60)]
+    assert pd.concat(pages)["example_id"].tolist() == table["example_id"].tolist()
+
+
+def test_rows_without_a_ranking_come_in_the_order_of_the_data(audit):
+    assert audit.rows(limit=4, offset=2)["example_id"].tolist() == [2, 3, 4, 5]
+    money = audit.rows(RowFilter(metadata={"topic": ("money",)}))["example_id"]
+    assert money.is_monotonic_increasing
+
+
+def test_a_sample_is_the_same_for_its_seed_and_not_for_another(audit):
+    first, again, other = (audit.sample(RowFilter(), seed, 30)["example_id"].tolist() for seed in "aab")
+    assert first == again != other
+
+
+@pytest.mark.parametrize("where", [RowFilter(), RowFilter(text="river")])
+def test_histograms_equal_numpys(audit, table, where):
+    edges, everything, passing = audit.histogram("p", where=where, bins=13)
+    kept = set(audit.rank("p", where=where)["example_id"])
+    expected, _ = np.histogram(table["score"], edges)
+    np.testing.assert_array_equal(everything, expected)
+    np.testing.assert_array_equal(
+        passing, np.histogram(table["score"][table["example_id"].isin(kept)], edges)[0]
+    )
+
+
+def test_the_summary_is_that_of_the_scores(audit, table):
+    summary = audit.score_summary("p")
+    assert summary["mean"] == pytest.approx(table["score"].mean())
+    assert summary["deviation"] == pytest.approx(table["score"].std(ddof=0))
+    assert summary["count"] == 75
+
+
+def test_metadata_fields_tell_their_values(audit):
+    fields = audit.metadata_fields().set_index("field")
+    assert set(fields.index) == {"topic", "number", ODD, "nested", "empty"}
+    assert fields.loc["topic", "n_rows"] == 75 and fields.loc["empty", "n_rows"] == 0
+    assert fields.loc["number", "n_values"] == 60
+    assert set(fields.loc["nested", "top_values"]) == {'{"deep":[0]}', '{"deep":[1]}'}
+
+
+def test_concepts_are_found_by_id_and_by_name(audit):
+    assert audit.concept("p").concept_id == audit.concept("probe:p").concept_id == "probe:p"
+    with pytest.raises(ConceptError, match="there are probes p. Train"):
+        audit.concept("q")
+
+
+def test_features_are_searched_by_token(built):
+    audit = Audit(built)
+    token = audit.features()["top_tokens"][0][0]
+    found = audit.features(token.strip())
+    assert len(found) and all(any(token.strip().lower() in t.lower() for t in tops) for tops in found["top_tokens"])
+    assert audit.features("no such token 123").empty
+    for order in ("telling", "max_activation", "density", "rarest", "feature_id"):
+        assert len(audit.features(order=order)) == len(audit.features())
