@@ -277,7 +277,7 @@ def _export(options: argparse.Namespace) -> int:
 
 
 def _serve(options: argparse.Namespace) -> int:
-    root = _find(options.audit, options.cache) if options.audit else None
+    root = _existing(options.audit, options.cache) if options.audit else None
     if root is None and not audit_names(options.cache):
         raise StoreError(f"{options.cache}: no audits there yet; make one with `concept-audit demo` or `build`")
     return _run_app(root, options)
@@ -302,12 +302,18 @@ def _find(audit: str, cache: Path) -> Path:
     return path
 
 
-def _open(audit: str, cache: Path, progress: Progress):
+def _existing(audit: str, cache: Path) -> Path:
+    """As `_find`; refuses a place where there is no audit."""
     root = _find(audit, cache)
     if not (root / "manifest.json").exists():
         known = audit_names(cache)
         there = f"; {cache} has {', '.join(known)}" if known else f"; {cache} has none yet, make one with `concept-audit demo`"
         raise StoreError(f"{audit}: no audit there{there}")
+    return root
+
+
+def _open(audit: str, cache: Path, progress: Progress):
+    root = _existing(audit, cache)
     from backend import Audit
 
     return Audit(root, progress)

@@ -41,6 +41,8 @@ SHARDS_OF = {
     "features": ("features",),
     "store": (),
 }
+HOLDER = "build.pid"
+"""Names the process that holds the lock."""
 
 
 def build(options: BuildOptions, progress: Progress | None = None) -> Path:
@@ -57,28 +59,26 @@ def build(options: BuildOptions, progress: Progress | None = None) -> Path:
     layout = Layout(options.out)
     # Cheap checks first: a wrong path should not cost a model download.
     examples = read_examples(options.data, columns=options.columns, split=options.split)
-    fresh = not layout.manifest.exists()
-    if fresh and layout.root.exists() and any(layout.root.iterdir()):
-        raise StoreError(
-            f"{layout.root}: not empty and not an audit (no manifest.json); choose another --out, or empty it"
-        )
+    _check_place(layout)
     lm = load_model(options.model, options.cache, progress)
-    lm.check_layers((*(options.layers or ()), *((options.sae_layer,) if options.sae_layer else ())))
+    lm.check_layers((*(options.layers or ()), *(() if options.sae_layer is None else (options.sae_layer,))))
     sae = _known_sae(options, lm, progress)
-    try:
-        with _held(layout):
+    # What a failure leaves is cleared away while the lock is held: afterwards it may be another build's.
+    with _held(layout):
+        fresh = not layout.manifest.exists()
+        try:
             _Build(layout, options, lm, sae, progress).run(examples)
-    except AuditError:
-        if fresh and not _worth_keeping(layout):
-            shutil.rmtree(layout.root, ignore_errors=True)
-        raise
-    except Exception as error:
-        # Asked before the leftovers go, since these may be what fills the disk.
-        refused = as_store_error(layout.root, error)
-        layout.remove_leftovers()
-        if refused is None:
+        except AuditError:
+            if fresh and not _worth_keeping(layout):
+                shutil.rmtree(layout.root, ignore_errors=True)
             raise
-        raise refused from error
+        except Exception as error:
+            # Asked before the leftovers go, since these may be what fills the disk.
+            refused = as_store_error(layout.root, error)
+            layout.remove_leftovers()
+            if refused is None:
+                raise
+            raise refused from error
     return layout.root
 
 
@@ -137,7 +137,8 @@ class _Build:
         return TokenSample(self._sae_layer, min(1.0, self._options.sae_disk / max(wanted, 1)))
 
     def _activations(self, sample: TokenSample | None, total: int) -> None:
-        if not self._open("activations", self._key("read"), self._layers, asdict(sample) if sample else None):
+        opened = self._open("activations", self._key("read"), self._layers, asdict(sample) if sample else None)
+        if not opened and not (sample and self._lacks_tokens()):
             return
         known = self._sae
         if known is not None:
@@ -145,6 +146,12 @@ class _Build:
         with self._progress.stage(f"Running the model to layer {max(self._layers)}", total, "tokens") as stage:
             activation_stage(self._layout, self._lm, self._layers, sample, known, stage)
         self._close("activations", {"tokens": total, "layers": list(self._layers)})
+
+    def _lacks_tokens(self) -> bool:
+        """Whether an SAE is still to be trained on token activations that have been deleted since."""
+        entry = self._manifest.stages.get("sae", {"key": None, "done": False})
+        trained = entry["done"] and entry["key"] == key(self._key("activations"), asdict(self._options.sae_training))
+        return not trained and self._layout.shard_numbers("tokens") != self._layout.shard_numbers("examples")
 
     def _train(self, sample: TokenSample) -> SparseAutoencoder:
         settings = self._options.sae_training
@@ -247,15 +254,20 @@ class _Build:
         """Whether a stage has work left; its shards go if what it depends on has changed."""
         wanted = key(*depends)
         entry = self._manifest.stages.get(stage)
-        if entry is None or entry["key"] != wanted:
+        changed = entry is None or entry["key"] != wanted
+        if not changed and entry["done"]:
+            return False
+        # Until this stage is done the store speaks of shards that are not there any more.
+        self._manifest.stages.get("store", {})["done"] = False
+        if changed:
+            self._manifest.stages[stage] = {"key": wanted, "done": False, "report": {}}
+        self._manifest.write(self._layout.manifest)
+        if changed:
             for kind in SHARDS_OF[stage]:
                 shutil.rmtree(self._layout.shards(kind), ignore_errors=True)
             if stage == "sae":
                 shutil.rmtree(self._layout.sae_training, ignore_errors=True)
-            self._manifest.stages[stage] = {"key": wanted, "done": False, "report": {}}
-            self._manifest.write(self._layout.manifest)
-            return True
-        return not entry["done"]
+        return True
 
     def _close(self, stage: str, report: dict) -> None:
         self._manifest.stages[stage].update(done=True, report=report)
@@ -281,19 +293,36 @@ def _known_sae(options: BuildOptions, lm: LanguageModel, progress: Progress) -> 
     return SparseAutoencoder(sae.module, options.sae_layer or sae.layer, sae.name)
 
 
+def _check_place(layout: Layout) -> None:
+    """Refuse a directory with other files. A build killed at its very start has left its lock, and no manifest."""
+    root = layout.root
+    if layout.manifest.exists() or not root.exists():
+        return
+    if not root.is_dir():
+        raise StoreError(f"{root}: a file; choose another --out")
+    ours = {layout.lock.name, HOLDER, f".{layout.manifest.name}.partial"}
+    if any(path.name not in ours for path in root.iterdir()):
+        raise StoreError(f"{root}: not empty and not an audit (no manifest.json); choose another --out, or empty it")
+
+
 @contextmanager
 def _held(layout: Layout) -> Iterator[None]:
     """Keep other builds of this audit out."""
-    layout.root.mkdir(parents=True, exist_ok=True)
     lock = filelock.FileLock(layout.lock)
-    holder = layout.root / "build.pid"
+    holder = layout.root / HOLDER
     try:
+        layout.root.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=0)
     except filelock.Timeout:
         who = f" (PID {holder.read_text().strip()})" if holder.exists() else ""
         raise StoreError(
             f"{layout.root}: another process{who} is building this audit; wait for it, or choose another --out"
         ) from None
+    except OSError as error:
+        refused = as_store_error(layout.root, error)
+        if refused is None:
+            raise
+        raise refused from error
     try:
         holder.write_text(str(os.getpid()))
         yield

@@ -6,7 +6,7 @@ import errno
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from backend.errors import StoreError
 
 ROWS_PER_SHARD = 256
 FULL_BYTES = 1 << 20
+_REFUSED = (errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.EEXIST)
 _TEMPORARY = ".partial"
 
 
@@ -102,7 +103,8 @@ def whole(path: Path) -> Iterator[Path]:
         yield partial
         os.replace(partial, path)
     except Exception as error:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):  # its directory may be no directory at all
+            partial.unlink(missing_ok=True)
         refused = as_store_error(path, error)
         if refused is None:
             raise
@@ -124,7 +126,7 @@ def as_store_error(path: Path, error: Exception) -> StoreError | None:
             f"{path}: the disk is full; free some space and run the same command again "
             "(it goes on where it was), or choose another place with --out or --cache"
         )
-    if code in (errno.EACCES, errno.EROFS, errno.EPERM):
+    if code in _REFUSED:
         return StoreError(f"{path}: may not be written ({error}); choose another place with --out or --cache")
     return None
 

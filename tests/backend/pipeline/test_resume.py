@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import random
 import signal
@@ -12,15 +13,15 @@ from pathlib import Path
 import duckdb
 import pytest
 
-from backend import BuildOptions, ModelOptions, StoreError, build
+from backend import Audit, BuildOptions, ModelOptions, StoreError, build
 from backend.progress import Progress, Stage
 from backend.store.layout import Layout
-from tests.conftest import SMALL_SAE
+from tests.conftest import SMALL_SAE, write_jsonl
 
 CHILD = """
 import os, signal, sys
 from pathlib import Path
-from backend import BuildOptions, ModelOptions, build
+from backend import Audit, BuildOptions, ModelOptions, build
 from backend.concepts import sae_training
 from backend.concepts.sae_training import SaeTraining
 from backend.progress import Stage
@@ -116,6 +117,30 @@ def test_an_interrupted_build_goes_on(built, data_file, model_directory, tmp_pat
         build(options(data_file, model_directory, out))
     build(options(data_file, model_directory, out))
     assert tables(out) == tables(built)
+
+
+def test_a_rebuild_that_is_interrupted_is_not_taken_for_an_audit(
+    data_file, model_directory, tmp_path, monkeypatch, rows
+):
+    out = tmp_path / "audit"
+    build(options(data_file, model_directory, out))
+    other = write_jsonl(tmp_path / "other.jsonl", rows[:280])
+    changed = dataclasses.replace(options(other, model_directory, out), rebuild=True)
+    advance = Stage.advance
+    calls = iter(range(10**6))
+
+    def interrupt(self, units=1, detail=None):
+        if next(calls) == 285:
+            raise KeyboardInterrupt
+        advance(self, units, detail)
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(Stage, "advance", interrupt)
+        build(changed)
+    with pytest.raises(StoreError, match="not finished"):
+        Audit(out)
+    build(dataclasses.replace(changed, rebuild=False))
+    assert Audit(out).overview().n_rows == 280
 
 
 def test_two_processes_do_not_build_one_audit(data_file, model_directory, tmp_path):
