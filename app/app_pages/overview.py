@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import streamlit as st
 
 from app.components.concepts import probe_table
@@ -15,7 +17,7 @@ made = audit.manifest.configuration
 
 st.title(audit.name)
 st.caption(
-    f"{made['data']} · {made['model']} ({made['dtype']}) · layers {', '.join(map(str, made['layers']))}"
+    f"{Path(made['data']).name} · {made['model']} ({made['dtype']}) · layers {', '.join(map(str, made['layers']))}"
     .replace("$", "\\$")
 )
 
