@@ -21,3 +21,9 @@ class ConceptError(AuditError):
 
 class StoreError(AuditError):
     """An audit on disk is absent, incomplete, of another make or held by another process."""
+
+
+def first_line(error: Exception) -> str:
+    """The gist of an error that a library words in many lines, or in none."""
+    lines = str(error).strip().splitlines()
+    return lines[0][:200] if lines else type(error).__name__

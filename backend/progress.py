@@ -10,11 +10,12 @@ from __future__ import annotations
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TextIO
 
 HEARTBEAT_SECONDS = 3.0
+REDRAW_SECONDS = 0.2
 
 
 class Stage:
@@ -109,19 +110,8 @@ class LineProgress(Progress):
     def stage(self, name: str, total: int | None = None, unit: str = "rows") -> Iterator[Stage]:
         stage = Stage(name, total, unit)
         self.say(f"{name} ...")
-        stop = threading.Event()
-
-        def beat() -> None:
-            while not stop.wait(HEARTBEAT_SECONDS):
-                self.say(f"{name}: {stage.describe()}")
-
-        thread = threading.Thread(target=beat, daemon=True)
-        thread.start()
-        try:
+        with _repeating(HEARTBEAT_SECONDS, lambda: self.say(f"{name}: {stage.describe()}")):
             yield stage
-        finally:
-            stop.set()
-            thread.join()
         self.say(f"{name}: {_summary(stage)}")
 
 
@@ -150,20 +140,31 @@ class TerminalProgress(Progress):
             transient=True,
         ) as live:
             task = live.add_task(name, total=total, state="")
-            stop = threading.Event()
 
             def redraw() -> None:
-                while not stop.wait(0.2):
-                    live.update(task, completed=stage.done, state=stage.describe())
+                live.update(task, completed=stage.done, state=stage.describe())
 
-            thread = threading.Thread(target=redraw, daemon=True)
-            thread.start()
-            try:
+            with _repeating(REDRAW_SECONDS, redraw):
                 yield stage
-            finally:
-                stop.set()
-                thread.join()
         self.say(f"✓ {name}: {_summary(stage)}")
+
+
+@contextmanager
+def _repeating(seconds: float, report: Callable[[], None]) -> Iterator[None]:
+    """Call `report` from a thread of its own every so often while the body runs."""
+    stop = threading.Event()
+
+    def run() -> None:
+        while not stop.wait(seconds):
+            report()
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
 
 
 def _summary(stage: Stage) -> str:

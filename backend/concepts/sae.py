@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from backend.errors import ConceptError
+from backend.errors import ConceptError, first_line
 
 CELLS_AT_ONCE = 1 << 25
 HOOK = re.compile(r"blocks\.(\d+)\.hook_resid_(pre|post)|model\.layers\.(\d+)")
@@ -82,7 +82,7 @@ def load_sae(source: str, device: torch.device) -> SparseAutoencoder:
             module = SAE.load_from_disk(path, device=str(device))
         except Exception as error:  # SAELens raises whatever its parts do
             raise ConceptError(
-                f"--sae {source}: not an SAE that SAELens reads ({_first_line(error)}); "
+                f"--sae {source}: not an SAE that SAELens reads ({first_line(error)}); "
                 "the directory must hold cfg.json and sae_weights.safetensors"
             ) from error
     else:
@@ -96,7 +96,7 @@ def load_sae(source: str, device: torch.device) -> SparseAutoencoder:
             module = SAE.from_pretrained(release, sae_id, device=str(device))
         except Exception as error:
             raise ConceptError(
-                f"--sae {source}: cannot be loaded from the hub ({_first_line(error)}); check release and "
+                f"--sae {source}: cannot be loaded from the hub ({first_line(error)}); check release and "
                 "id in SAELens' list and the network connection, or give a directory"
             ) from error
     module.eval().requires_grad_(False)
@@ -130,8 +130,3 @@ def check_fits(sae: SparseAutoencoder, model_name: str, d_model: int, n_layers: 
             f"--sae {sae.name}: it reads layer {sae.layer}, but {model_name} has {n_layers} blocks; "
             "choose an SAE that was trained on this model, or --sae train"
         )
-
-
-def _first_line(error: Exception) -> str:
-    text = str(error).strip()
-    return text.splitlines()[0][:200] if text else type(error).__name__

@@ -23,7 +23,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from backend.errors import DataError
+from backend.errors import DataError, first_line
 
 PARQUET_BATCH = 256
 KINDS = {type(None): "null", bool: "a boolean", int: "a number", float: "a number"}
@@ -105,11 +105,6 @@ def unreadable(path: Path, error: OSError) -> DataError:
 def kind(value: Any) -> str:
     """What a value is, in JSON's terms."""
     return KINDS.get(type(value), type(value).__name__)
-
-
-def first_line(error: Exception) -> str:
-    """The gist of an error that a library words in many lines, or in none."""
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def quoted(names: Iterable[str]) -> str:

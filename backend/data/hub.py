@@ -11,8 +11,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from backend.data.formats import Row, first_line, quoted
-from backend.errors import DataError
+from backend.data.formats import Row, quoted
+from backend.errors import DataError, first_line
 
 
 def saved_split(directory: Path, split: str) -> Path:

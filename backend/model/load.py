@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from backend.errors import ModelError
+from backend.errors import ModelError, first_line
 from backend.model.builtin import BUILTIN_MODELS, builtin_directory
 from backend.progress import Progress
 
@@ -233,7 +233,7 @@ def _load_tokenizer(locations: tuple[str, ...], options: ModelOptions) -> Any:
         except (OSError, ValueError, KeyError) as error:
             last = error
     raise ModelError(
-        f"--model {options.name}: it has no tokenizer that loads ({_first_line(last)}); "
+        f"--model {options.name}: it has no tokenizer that loads ({first_line(last)}); "
         "put its tokenizer.json and tokenizer_config.json beside the weights"
     ) from last
 
@@ -245,21 +245,16 @@ def _put_adapter(model: nn.Module, location: str, name: str) -> nn.Module:
         return PeftModel.from_pretrained(model, location)
     except (OSError, ValueError, RuntimeError) as error:
         raise ModelError(
-            f"--model {name}: the adapter does not fit its base model ({_first_line(error)})"
+            f"--model {name}: the adapter does not fit its base model ({first_line(error)})"
         ) from error
 
 
 def _unknown_model(name: str, error: Exception) -> ModelError:
     return ModelError(
-        f"--model {name}: cannot load it ({_first_line(error)}). Give a directory with config.json and "
+        f"--model {name}: cannot load it ({first_line(error)}). Give a directory with config.json and "
         "weights, a name on the Hugging Face hub (needs a network connection the first time), "
         f"or a built-in name: {', '.join(BUILTIN_MODELS)}"
     )
-
-
-def _first_line(error: Exception | None) -> str:
-    text = str(error).strip()
-    return text.splitlines()[0][:200] if text else type(error).__name__
 
 
 def _device(name: str) -> torch.device:
@@ -272,7 +267,7 @@ def _device(name: str) -> torch.device:
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise ModelError(
-            f"--device {name}: PyTorch cannot use it here ({_first_line(error)}); "
+            f"--device {name}: PyTorch cannot use it here ({first_line(error)}); "
             "leave it out to choose by itself, or use cpu"
         ) from error
     return device

@@ -15,11 +15,11 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from playwright import sync_api as playwright
 
 import app
 from tests.app.conftest import FORMULA
 
-playwright = pytest.importorskip("playwright.sync_api", reason="pip install -e '.[test]' brings playwright")
 FLAGS = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-sync"]
 PATIENCE = 60_000
 
