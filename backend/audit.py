@@ -267,6 +267,15 @@ class Audit:
         who = by or _user()
         self._write(lambda cursor: workspace.set_flags(cursor, content_hashes, flag, note, who))
 
+    def flag_matching(
+        self, where: RowFilter, flag: str | None, concept: str | None = None, method: str = "vector_filter",
+        note: str = "", by: str = "",
+    ) -> None:  # fmt: skip
+        """Flag every row that passes a filter, or take its flag off where `flag` is None."""
+        ranking = self.ranking(concept, method) if concept else None
+        who = by or _user()
+        self._write(lambda cursor: workspace.flag_matching(cursor, ranking, where, flag, note, who))
+
     def unflag(self, content_hashes: Sequence[str]) -> None:
         """Take the flags off rows."""
         self._write(lambda cursor: workspace.clear_flags(cursor, content_hashes))

@@ -66,11 +66,7 @@ histogram_place = st.container()
 
 def flag_all(flag: str | None) -> None:
     """Flag, or unflag, every row that passes the filter."""
-    hashes = audit.rank(concept_id, method, where=where)["content_hash"].tolist()
-    if flag is None:
-        audit.unflag(hashes)
-    else:
-        audit.flag(hashes, flag)
+    audit.flag_matching(where, flag, concept_id, method)
 
 
 with st.container(horizontal=True, vertical_alignment="center"):

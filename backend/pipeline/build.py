@@ -59,27 +59,31 @@ def build(options: BuildOptions, progress: Progress | None = None) -> Path:
     layout = Layout(options.out)
     # Cheap checks first: a wrong path should not cost a model download.
     examples = read_examples(options.data, columns=options.columns, split=options.split)
-    _check_place(layout)
+    _refuse_foreign(layout)
     lm = load_model(options.model, options.cache, progress)
-    lm.check_layers((*(options.layers or ()), *(() if options.sae_layer is None else (options.sae_layer,))))
+    lm.check_layers((*(options.layers or ()), *((options.sae_layer,) if options.sae_layer else ())))
     sae = _known_sae(options, lm, progress)
-    # What a failure leaves is cleared away while the lock is held: afterwards it may be another build's.
     with _held(layout):
-        fresh = not layout.manifest.exists()
-        try:
-            _Build(layout, options, lm, sae, progress).run(examples)
-        except AuditError:
-            if fresh and not _worth_keeping(layout):
-                shutil.rmtree(layout.root, ignore_errors=True)
-            raise
-        except Exception as error:
-            # Asked before the leftovers go, since these may be what fills the disk.
-            refused = as_store_error(layout.root, error)
-            layout.remove_leftovers()
-            if refused is None:
-                raise
-            raise refused from error
+        _run(_Build(layout, options, lm, sae, progress), examples, layout)
     return layout.root
+
+
+def _run(made: _Build, examples: Iterator, layout: Layout) -> None:
+    """Run the stages; what a new audit has written goes if it comes to nothing."""
+    fresh = not layout.manifest.exists()
+    try:
+        made.run(examples)
+    except AuditError:
+        if fresh and not layout.shard_numbers("activations"):
+            shutil.rmtree(layout.root, ignore_errors=True)
+        raise
+    except Exception as error:
+        # Asked before the leftovers go, since these may be what fills the disk.
+        refused = as_store_error(layout.root, error)
+        layout.remove_leftovers()
+        if refused is None:
+            raise
+        raise refused from error
 
 
 class _Build:
@@ -101,10 +105,10 @@ class _Build:
             layers.add(self._sae_layer)
         self._layers = tuple(sorted(layers))
         self._max_tokens = options.max_tokens or min(lm.context, LONGEST_ROW)
-        self._manifest = self._open_manifest()
 
     def run(self, examples: Iterator) -> None:
         """Do what is missing."""
+        self._manifest = self._open_manifest()
         self._read(examples)
         total, content = count_tokens(self._layout)
         training = self._options.sae == "train"
@@ -280,6 +284,15 @@ class _Build:
         return model_fingerprint(self._sae.module)
 
 
+def _refuse_foreign(layout: Layout) -> None:
+    """Raise StoreError for a directory that holds something else than an audit."""
+    ours = layout.manifest.exists() or layout.lock.exists()
+    if not ours and layout.root.exists() and any(layout.root.iterdir()):
+        raise StoreError(
+            f"{layout.root}: not empty and not an audit (no manifest.json); choose another --out, or empty it"
+        )
+
+
 def _known_sae(options: BuildOptions, lm: LanguageModel, progress: Progress) -> SparseAutoencoder | None:
     if options.sae in ("train", "none"):
         return None
@@ -329,11 +342,6 @@ def _held(layout: Layout) -> Iterator[None]:
     finally:
         holder.unlink(missing_ok=True)
         lock.release()
-
-
-def _worth_keeping(layout: Layout) -> bool:
-    """Whether a failed build got as far as running the model."""
-    return bool(layout.shard_numbers("activations"))
 
 
 def _short(value: object) -> str:

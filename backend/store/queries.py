@@ -146,7 +146,7 @@ def rows(
     Returns:
         rank, score, percentile (with a ranking only), then the columns of the row and its flag.
     """
-    source, condition, parameters = _source(ranking, where)
+    source, condition, parameters = matching(ranking, where)
     scored = "s.rank, s.score, s.percentile, " if ranking is not None else ""
     order = "s.rank" if ranking is not None else "e.example_id"
     return cursor.execute(
@@ -157,7 +157,7 @@ def rows(
 
 def sample(cursor: Cursor, where: RowFilter, seed: str, limit: int) -> pd.DataFrame:
     """Rows that pass a filter in an order that looks random but is the same for a seed."""
-    source, condition, parameters = _source(None, where)
+    source, condition, parameters = matching(None, where)
     return cursor.execute(
         f"SELECT {ROW_COLUMNS} FROM {source} WHERE {condition} ORDER BY md5(content_hash || ?) LIMIT ?",
         [*parameters, seed, limit],
@@ -166,7 +166,7 @@ def sample(cursor: Cursor, where: RowFilter, seed: str, limit: int) -> pd.DataFr
 
 def count_rows(cursor: Cursor, ranking: int | None, where: RowFilter) -> int:
     """How many rows pass a filter."""
-    source, condition, parameters = _source(ranking, where)
+    source, condition, parameters = matching(ranking, where)
     return cursor.execute(f"SELECT count(*) FROM {source} WHERE {condition}", parameters).fetchone()[0]
 
 
@@ -182,7 +182,7 @@ def histogram(cursor: Cursor, ranking: int, where: RowFilter, bins: int) -> tupl
     if low is None:
         return np.linspace(0, 1, bins + 1), np.zeros(bins, np.int64), np.zeros(bins, np.int64)
     width = (high - low) / bins or 1.0
-    source, _, _ = _source(ranking, where)
+    source, _, _ = matching(ranking, where)
     condition, parameters = where.sql()
     counted = cursor.execute(
         f"""SELECT least(floor((s.score - ?) / ?)::INTEGER, ?) AS bin, count(*), count(*) FILTER ({condition})
@@ -220,8 +220,8 @@ def decoded_metadata(frame: pd.DataFrame) -> list[dict[str, Any]]:
     return [json.loads(text) for text in frame["metadata"]]
 
 
-def _source(ranking: int | None, where: RowFilter) -> tuple[str, str, list[Any]]:
-    """FROM clause, condition and its parameters; the ranking's condition and parameter come first."""
+def matching(ranking: int | None, where: RowFilter) -> tuple[str, str, list[Any]]:
+    """The rows that pass a filter, as a FROM clause, a condition and its parameters (the ranking's first)."""
     condition, parameters = where.sql()
     examples = "main.examples e LEFT JOIN base.flags f USING (content_hash)"
     if ranking is None:

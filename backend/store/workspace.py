@@ -13,6 +13,8 @@ import numpy as np
 import pandas as pd
 
 from backend.errors import ConceptError
+from backend.store import queries
+from backend.store.filters import RowFilter
 from backend.store.rankings import insert_scores, ranking_id
 from backend.store.shards import messages_from_json, messages_json
 from backend.types import PROBE_NAME, Concept, LabelledExample
@@ -145,6 +147,21 @@ def set_flags(cursor: Cursor, content_hashes: Sequence[str], flag: str, note: st
         "INSERT OR REPLACE INTO base.flags VALUES (?, ?, ?, ?, ?)",
         [[content_hash, flag, note, by, now] for content_hash in dict.fromkeys(content_hashes)],
     )
+
+
+def flag_matching(
+    cursor: Cursor, ranking: int | None, where: RowFilter, flag: str | None, note: str, by: str
+) -> None:
+    """Flag every row that passes a filter, or take its flag off where `flag` is None."""
+    source, condition, parameters = queries.matching(ranking, where)
+    hashes = f"SELECT DISTINCT e.content_hash FROM {source} WHERE {condition}"
+    if flag is None:
+        cursor.execute(f"DELETE FROM base.flags WHERE content_hash IN ({hashes})", parameters)
+    else:
+        cursor.execute(
+            f"INSERT OR REPLACE INTO base.flags SELECT content_hash, ?, ?, ?, ? FROM ({hashes})",
+            [flag, note, by, _now(), *parameters],
+        )
 
 
 def clear_flags(cursor: Cursor, content_hashes: Sequence[str]) -> None:

@@ -196,6 +196,18 @@ def test_copies_of_a_row_share_its_flag(audit):
     assert audit.count(RowFilter(flag="any")) == 0
 
 
+def test_all_rows_that_pass_a_filter_are_flagged_at_once(audit):
+    money = RowFilter(metadata={"topic": ("money",)})
+    audit.flag_matching(money, "review", "sae:3", note="all of them")
+    flagged = audit.rows(RowFilter(flag="review"))
+    copies = audit.rows(money)["content_hash"]
+    assert set(flagged["content_hash"]) == set(copies) and set(flagged["note"]) == {"all of them"}
+    audit.flag_matching(RowFilter(text="river"), None)
+    assert audit.count(RowFilter(flag="any")) == audit.count(money) - audit.count(
+        RowFilter(text="river", metadata=money.metadata)
+    )
+
+
 def test_texts_are_read_for_the_rows_asked_for(built):
     from backend.store.layout import Layout
 

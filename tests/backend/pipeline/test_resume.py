@@ -8,12 +8,15 @@ import random
 import signal
 import subprocess
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import duckdb
+import filelock
 import pytest
 
 from backend import Audit, BuildOptions, ModelOptions, StoreError, build
+from backend.model.load import load_model
 from backend.progress import Progress, Stage
 from backend.store.layout import Layout
 from tests.conftest import SMALL_SAE, write_jsonl
@@ -21,34 +24,55 @@ from tests.conftest import SMALL_SAE, write_jsonl
 CHILD = """
 import os, signal, sys
 from pathlib import Path
-from backend import Audit, BuildOptions, ModelOptions, build
+from backend import BuildOptions, ModelOptions, build
 from backend.concepts import sae_training
 from backend.concepts.sae_training import SaeTraining
 from backend.progress import Stage
 
-data, model, out, fuse = sys.argv[1:]
+data, model, out, where, fuse = sys.argv[1:]
 left = int(fuse)
+stage = ""
 sae_training.CHECKPOINT_EVERY = 10
-advance = Stage.advance
 
-def burn(self, units=1, detail=None):
-    global left
-    left -= 1
-    if left == 0:
-        os.kill(os.getpid(), signal.SIGKILL)
-    advance(self, units, detail)
+def burn(function):
+    def burning(*args, **options):
+        global left
+        left -= stage.startswith(where)
+        if left == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return function(*args, **options)
+    return burning
 
-Stage.advance = burn
+def entering(function):
+    def entered(self, name, *rest):
+        global stage
+        stage = name
+        return function(self, name, *rest)
+    return entered
+
+Stage.__init__ = entering(Stage.__init__)
+Stage.advance = burn(Stage.advance)
+os.replace, os.rename = burn(os.replace), burn(os.rename)
 build(BuildOptions(data=data, out=Path(out), model=ModelOptions(model, device="cpu"), layers=(1, 2, 3),
                    sae_training=SaeTraining(expansion=2, k=4, batch=256, min_steps=60, max_steps=60)))
 """
-REPORTS_OF_A_WHOLE_BUILD = 300 + 15 + 60
+MOMENTS = {
+    "Reading": 300,
+    "Running": 11,
+    "Training": 60,
+    "Finding": 300,
+    "Writing rows": 2,
+    "Writing SAE": 2,
+    "Ranking": 2,
+}
+"""Stage → its moments to be killed at, at the least: each report of progress, and just before each file is in place."""
 
 
-def start(data_file, model_directory, out, fuse: int) -> int:
-    """Run the build in a process that kills itself after `fuse` reports of progress; its exit status."""
-    command = [sys.executable, "-c", CHILD, str(data_file), str(model_directory), str(out), str(fuse)]
-    return subprocess.run(command, capture_output=True, cwd=Path(__file__).parents[3]).returncode
+def killed(data_file, model_directory, out, stage: str, moment: int) -> None:
+    """Run the build in a process that kills itself at a moment of a stage."""
+    command = [sys.executable, "-c", CHILD, str(data_file), str(model_directory), str(out), stage, str(moment)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[3])
+    assert done.returncode == -signal.SIGKILL, done.stderr
 
 
 def options(data_file, model_directory, out) -> BuildOptions:
@@ -62,44 +86,59 @@ def tables(root: Path) -> dict[str, list]:
     return {name: con.execute(f"SELECT * FROM base.{name} ORDER BY ALL").fetchall() for (name,) in names}
 
 
-@pytest.mark.parametrize("seed", range(2))
-def test_a_build_killed_at_random_moments_ends_in_the_same_store(
-    built, data_file, model_directory, tmp_path, seed
+@pytest.mark.parametrize("part", [0, 1])
+def test_a_build_killed_at_random_moments_of_every_stage_ends_in_the_same_store(
+    built, data_file, model_directory, tmp_path, part
 ):
-    chance = random.Random(seed)
+    chance = random.Random(0)
+    moments = {stage: chance.randint(1, last) for stage, last in MOMENTS.items()}
     out = tmp_path / "killed"
-    for _ in range(3):
-        fuse = chance.randrange(1, REPORTS_OF_A_WHOLE_BUILD // 2)
-        assert start(data_file, model_directory, out, fuse) in (-signal.SIGKILL, 0)
+    for stage in list(MOMENTS)[part::2]:
+        killed(data_file, model_directory, out, stage, moments[stage])
+        with pytest.raises(StoreError, match="not finished"):
+            Audit(out)
     build(options(data_file, model_directory, out))
     assert not [path for path in out.rglob("*") if "partial" in path.name]
     assert tables(out) == tables(built)
 
 
+class Watching(Progress):
+    """Keeps every stage that is opened, by the first word of its name."""
+
+    def __init__(self):
+        self.stages: dict[str, Stage] = {}
+
+    @contextmanager
+    def stage(self, name, total=None, unit="rows"):
+        opened = self.stages[name.split()[0]] = Stage(name, total, unit)
+        yield opened
+
+
 def test_what_was_done_is_not_done_again(data_file, model_directory, tmp_path):
     out = tmp_path / "killed"
-    assert start(data_file, model_directory, out, 300 + 15 + 30) == -signal.SIGKILL
+    killed(data_file, model_directory, out, "Training", 35)
+    watching = Watching()
+    build(options(data_file, model_directory, out), watching)
+    assert "Reading" not in watching.stages and "Running" not in watching.stages
+    training = watching.stages["Training"]
+    assert (training.skipped, training.done) == (30, 60)
 
-    class Counting(Progress):
-        stages: dict[str, Stage] = {}
 
-        def stage(self, name, total=None, unit="rows"):
-            from contextlib import contextmanager
+def test_rows_that_are_in_whole_shards_are_not_read_again(data_file, model_directory, tmp_path):
+    out = tmp_path / "killed"
+    killed(data_file, model_directory, out, "Reading", 290)
+    watching = Watching()
+    build(options(data_file, model_directory, out), watching)
+    assert (watching.stages["Reading"].skipped, watching.stages["Reading"].done) == (256, 300)
 
-            @contextmanager
-            def opened():
-                stage = Stage(name, total, unit)
-                self.stages[name.split()[0]] = stage
-                yield stage
 
-            return opened()
-
-    build(options(data_file, model_directory, out), Counting())
-    assert "Reading" not in Counting.stages
-    assert Counting.stages.get("Running", Stage("", 0, "")).done == Counting.stages.get(
-        "Running", Stage("", 0, "")
-    ).skipped
-    assert Counting.stages["Training"].skipped >= 20
+def test_a_build_killed_before_it_wrote_anything_of_use_goes_on(data_file, model_directory, tmp_path):
+    out = tmp_path / "killed"
+    out.mkdir()
+    for name in ("build.lock", "build.pid", ".manifest.json.partial"):
+        (out / name).write_text("1")
+    build(dataclasses.replace(options(data_file, model_directory, out), sae="none"))
+    assert Audit(out).overview().n_rows == 300
 
 
 def test_an_interrupted_build_goes_on(built, data_file, model_directory, tmp_path, monkeypatch):
@@ -166,3 +205,23 @@ def test_two_processes_do_not_build_one_audit(data_file, model_directory, tmp_pa
     finally:
         holder.communicate()
     assert os.path.exists(out / "manifest.json")
+
+
+def test_a_build_that_comes_second_leaves_the_files_of_the_first(
+    data_file, model_directory, tmp_path, monkeypatch
+):
+    out = tmp_path / "held"
+    held = []
+
+    def while_another_begins(*args):
+        out.mkdir()
+        held.append(filelock.FileLock(out / "build.lock"))
+        held[0].acquire()
+        (out / "build.pid").write_text("42")
+        return load_model(*args)
+
+    monkeypatch.setattr("backend.pipeline.build.load_model", while_another_begins)
+    with pytest.raises(StoreError, match="PID 42"):
+        build(options(data_file, model_directory, out))
+    assert sorted(path.name for path in out.iterdir()) == ["build.lock", "build.pid"]
+    held[0].release()
