@@ -1,11 +1,11 @@
 """Audit the training data of a language model: which rows push it towards a concept.
 
-    from backend import Audit, BuildOptions, ModelOptions, build
+from backend import Audit, BuildOptions, ModelOptions, build
 
-    build(BuildOptions(data="train.jsonl", out=Path("cache/mine"), model=ModelOptions("smollm2-135m-instruct")))
-    audit = Audit("cache/mine")
-    audit.train_probe("flattery", read_labelled("examples.jsonl"))
-    audit.rank("flattery", top=50)
+build(BuildOptions(data="train.jsonl", out=Path("cache/mine"), model=ModelOptions("smollm2-135m-instruct")))
+audit = Audit("cache/mine")
+audit.train_probe("flattery", read_labelled("examples.jsonl"))
+audit.rank("flattery", top=50)
 """
 
 from __future__ import annotations

@@ -95,7 +95,9 @@ def _add_build(commands) -> None:
         help="smollm2-135m-instruct (built in), a model directory, a name on the Hugging Face hub, or a "
         "PEFT adapter in either place",
     )  # fmt: skip
-    build.add_argument("--out", type=Path, metavar="DIR", help="directory of the audit (default: CACHE/DATA's name)")
+    build.add_argument(
+        "--out", type=Path, metavar="DIR", help="directory of the audit (default: CACHE/DATA's name)"
+    )
     build.add_argument(
         "--layers", type=_layers, metavar="8,12,16",
         help="layers to keep, each counted in blocks run (default: three around the middle)",
@@ -105,17 +107,30 @@ def _add_build(commands) -> None:
         help="train a sparse autoencoder on this data (default), do without, load one from a directory, or "
         "load one that SAELens knows on the hub",
     )  # fmt: skip
-    build.add_argument("--sae-layer", type=int, metavar="N", help="layer of the SAE (default: the middle one)")
+    build.add_argument(
+        "--sae-layer", type=int, metavar="N", help="layer of the SAE (default: the middle one)"
+    )
     build.add_argument("--sae-epochs", type=int, metavar="N", help="passes over the tokens in SAE training")
-    build.add_argument("--sae-features", type=int, metavar="N", help="features per dimension of the model (default: 4)")
-    build.add_argument("--sae-k", type=int, metavar="N", help="features that fire at a token, on average (default: 24)")
-    build.add_argument("--max-tokens", type=int, metavar="N", help="cut rows at this length (default: the context, 2048 at most)")
+    build.add_argument(
+        "--sae-features", type=int, metavar="N", help="features per dimension of the model (default: 4)"
+    )
+    build.add_argument(
+        "--sae-k", type=int, metavar="N", help="features that fire at a token, on average (default: 24)"
+    )
+    build.add_argument(
+        "--max-tokens",
+        type=int,
+        metavar="N",
+        help="cut rows at this length (default: the context, 2048 at most)",
+    )
     build.add_argument("--split", default="train", help="split of a saved or hub data set (default: train)")
     build.add_argument("--messages-column", metavar="NAME", help="column with the list of turns")
     build.add_argument("--prompt-column", metavar="NAME", help="column with the prompt")
     build.add_argument("--response-column", metavar="NAME", help="column with the response")
     build.add_argument("--text-column", metavar="NAME", help="column with plain text, all of it to be learnt")
-    build.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, mps (default: the fastest there is)")
+    build.add_argument(
+        "--device", default="auto", help="cpu, cuda, cuda:1, mps (default: the fastest there is)"
+    )
     build.add_argument("--dtype", default="auto", help="float32, bfloat16 or float16 (default: by device)")
     build.add_argument(
         "--trust-remote-code", action="store_true", help="run Python code that comes with the model"
@@ -132,7 +147,9 @@ def _add_probe(commands) -> None:
         "--examples", metavar="FILE", required=True,
         help='JSONL rows with "messages" and "label" (1 shows the behaviour, 0 does not)',
     )  # fmt: skip
-    probe.add_argument("--name", required=True, help="what to call it; an earlier probe of that name is replaced")
+    probe.add_argument(
+        "--name", required=True, help="what to call it; an earlier probe of that name is replaced"
+    )
     probe.add_argument("--layer", type=int, metavar="N", help="layer (default: chosen by held-out AUROC)")
     probe.add_argument(
         "--fit", choices=["auto", "difference_of_means", "logistic_regression"], default="auto",
@@ -141,15 +158,21 @@ def _add_probe(commands) -> None:
 
 
 def _add_rank(commands) -> None:
-    rank = _add(commands, "rank", _rank, "write the rows in order of their influence on a concept", "required")
-    rank.add_argument("--concept", required=True, metavar="NAME", help="a probe's name, or sae:N for an SAE feature")
+    rank = _add(
+        commands, "rank", _rank, "write the rows in order of their influence on a concept", "required"
+    )
+    rank.add_argument(
+        "--concept", required=True, metavar="NAME", help="a probe's name, or sae:N for an SAE feature"
+    )
     rank.add_argument("--method", default="vector_filter", help="how to score rows (default: %(default)s)")
     rank.add_argument("--top", type=int, metavar="N", help="only the first N rows (default: all)")
     _add_output(rank)
 
 
 def _add_export(commands) -> None:
-    export = _add(commands, "export", _export, "write the flagged rows, or those that a filter lets through", "required")
+    export = _add(
+        commands, "export", _export, "write the flagged rows, or those that a filter lets through", "required"
+    )
     export.add_argument("--flag", default="any", metavar="any|none|NAME", help=FLAG_HELP + " (default: any)")
     export.add_argument("--all", action="store_true", help="every row, flagged or not")
     export.add_argument("--text", default="", help="only rows with this text in prompt or response")
@@ -166,22 +189,30 @@ def _add_serve(commands) -> None:
 
 
 def _add_info(commands) -> None:
-    info = _add(commands, "info", _info, "say what an audit holds; without AUDIT, list those in the cache", "optional")
+    info = _add(
+        commands, "info", _info, "say what an audit holds; without AUDIT, list those in the cache", "optional"
+    )
     info.add_argument("--json", action="store_true", help="write it as JSON")
 
 
 def _add_output(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--format", choices=["csv", "jsonl", "parquet"], default="csv", help="default: %(default)s")
+    command.add_argument(
+        "--format", choices=["csv", "jsonl", "parquet"], default="csv", help="default: %(default)s"
+    )
     command.add_argument("--out", metavar="FILE", help="write to this file (default: standard output)")
 
 
 def _add_server_options(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--port", type=int, help="port of the dashboard (default: 8501, or the next free one)")
+    command.add_argument(
+        "--port", type=int, help="port of the dashboard (default: 8501, or the next free one)"
+    )
     command.add_argument(
         "--address", default="127.0.0.1",
         help="address to listen on (default: %(default)s, this machine only; the dashboard has no password)",
     )  # fmt: skip
-    command.add_argument("--no-browser", action="store_true", help="print the address instead of opening a browser")
+    command.add_argument(
+        "--no-browser", action="store_true", help="print the address instead of opening a browser"
+    )
 
 
 def _demo(options: argparse.Namespace) -> int:
@@ -264,7 +295,9 @@ def _export(options: argparse.Namespace) -> int:
     known = set(audit.metadata_fields()["field"])
     for name, value in options.where:
         if name not in known:
-            raise AuditError(f"--where {name}=...: no such metadata field; there are {', '.join(sorted(known)) or 'none'}")
+            raise AuditError(
+                f"--where {name}=...: no such metadata field; there are {', '.join(sorted(known)) or 'none'}"
+            )
         metadata[name] = (*metadata.get(name, ()), value)
     where = RowFilter(text=options.text, metadata=metadata, flag="" if options.all else options.flag)
     table = audit.export_table(where)
@@ -279,7 +312,9 @@ def _export(options: argparse.Namespace) -> int:
 def _serve(options: argparse.Namespace) -> int:
     root = _existing(options.audit, options.cache) if options.audit else None
     if root is None and not audit_names(options.cache):
-        raise StoreError(f"{options.cache}: no audits there yet; make one with `concept-audit demo` or `build`")
+        raise StoreError(
+            f"{options.cache}: no audits there yet; make one with `concept-audit demo` or `build`"
+        )
     return _run_app(root, options)
 
 
@@ -307,7 +342,11 @@ def _existing(audit: str, cache: Path) -> Path:
     root = _find(audit, cache)
     if not (root / "manifest.json").exists():
         known = audit_names(cache)
-        there = f"; {cache} has {', '.join(known)}" if known else f"; {cache} has none yet, make one with `concept-audit demo`"
+        there = (
+            f"; {cache} has {', '.join(known)}"
+            if known
+            else f"; {cache} has none yet, make one with `concept-audit demo`"
+        )
         raise StoreError(f"{audit}: no audit there{there}")
     return root
 

@@ -30,7 +30,9 @@ def with_metadata(frame: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
     fields = dict.fromkeys(name for row in metadata for name in row)
     taken = set(columns)
     added = {
-        f"metadata.{name}" if name in taken else name: pd.Series([row.get(name) for row in metadata], dtype=object)
+        f"metadata.{name}" if name in taken else name: pd.Series(
+            [row.get(name) for row in metadata], dtype=object
+        )
         for name in fields
     }
     return pd.concat([frame[columns].reset_index(drop=True), pd.DataFrame(added)], axis=1)
@@ -115,7 +117,9 @@ def _uniform(values: list[Any]) -> list[Any]:
     kinds = {type(value) for value in values if value is not None}
     if len(kinds) <= 1 and not kinds & {dict} or kinds == {int, float}:
         return values
-    return [None if v is None else v if isinstance(v, str) else json.dumps(v, ensure_ascii=False) for v in values]
+    return [
+        None if v is None else v if isinstance(v, str) else json.dumps(v, ensure_ascii=False) for v in values
+    ]
 
 
 def _plain(value: Any) -> Any:

@@ -55,7 +55,9 @@ def as_text(audit: Audit) -> str:
     else:
         lines.append(f"  SAE      {counts['n_features']:,} features that fire, layer {made['sae_layer']}")
     if sae:
-        lines.append(f"           held-out explained variance {sae['explained_variance']:.3f}, L0 {sae['l0']:.1f}")
+        lines.append(
+            f"           held-out explained variance {sae['explained_variance']:.3f}, L0 {sae['l0']:.1f}"
+        )
     for probe in found["probes"]:
         lines.append(
             f"  probe    {probe['name']}: layer {probe['layer']}, held-out AUROC {probe['auroc']:.3f} "

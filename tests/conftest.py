@@ -65,7 +65,9 @@ def small_tokenizer(chat_template: str | None = CHATML):
         show_progress=False,
     )
     raw.train_from_iterator([" ".join(WORDS), "user assistant system"], trainer)
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, eos_token="<|im_end|>", bos_token="<|im_start|>")
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=raw, eos_token="<|im_end|>", bos_token="<|im_start|>"
+    )
     tokenizer.chat_template = chat_template
     tokenizer.model_max_length = 256
     return tokenizer
@@ -77,7 +79,12 @@ def small_model(architecture: str):
 
     torch.manual_seed(0)
     decoder = dict(
-        hidden_size=32, intermediate_size=64, num_attention_heads=4, num_key_value_heads=2, head_dim=8, **SMALL
+        hidden_size=32,
+        intermediate_size=64,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        **SMALL,
     )
     configurations = {
         "llama": lambda: hf.LlamaConfig(**decoder),

@@ -25,7 +25,9 @@ st.caption(
     "Each is named by the tokens on which it fires most reliably."
 )
 if not audit.overview().n_features:
-    st.info("This audit was built without an SAE (`--sae none`). Draw a probe instead.", icon=":material/info:")
+    st.info(
+        "This audit was built without an SAE (`--sae none`). Draw a probe instead.", icon=":material/info:"
+    )
     st.page_link("app_pages/probe_lab.py", label="Probe lab", icon=":material/science:")
     st.stop()
 
@@ -47,7 +49,10 @@ with table_side:
         order = st.selectbox("Order", list(ORDERS), format_func=ORDERS.get, key="order", bind="query-params")
     features = audit.features(search or "", order)
     if features.empty:
-        st.info(f"No feature fires on a token with “{search}”. Try a shorter piece of it.", icon=":material/search_off:")
+        st.info(
+            f"No feature fires on a token with “{search}”. Try a shorter piece of it.",
+            icon=":material/search_off:",
+        )
         st.stop()
     st.session_state["features_listed"] = features["feature_id"].tolist()
     st.caption(f"{len(features):,} features. Choose a row to see where it fires.")

@@ -15,8 +15,24 @@ PREVIEW = 50
 audit = current_audit()
 st.title("Export")
 with st.container(horizontal=True, vertical_alignment="bottom"):
-    what = st.segmented_control("Rows", list(WHAT), format_func=WHAT.get, default="any", required=True, key="rows", bind="query-params")
-    format = st.segmented_control("Format", FORMATS, format_func=str.upper, default="csv", required=True, key="format", bind="query-params")
+    what = st.segmented_control(
+        "Rows",
+        list(WHAT),
+        format_func=WHAT.get,
+        default="any",
+        required=True,
+        key="rows",
+        bind="query-params",
+    )
+    format = st.segmented_control(
+        "Format",
+        FORMATS,
+        format_func=str.upper,
+        default="csv",
+        required=True,
+        key="format",
+        bind="query-params",
+    )
 where = row_filter(audit, flag=False)
 where = type(where)(text=where.text, metadata=where.metadata, flag="" if what == "all" else what)
 count = audit.count(where)

@@ -17,14 +17,22 @@ made = audit.manifest.configuration
 
 st.title(audit.name)
 st.caption(
-    f"{Path(made['data']).name} · {made['model']} ({made['dtype']}) · layers {', '.join(map(str, made['layers']))}"
-    .replace("$", "\\$")
+    f"{Path(made['data']).name} · {made['model']} ({made['dtype']}) · layers {', '.join(map(str, made['layers']))}".replace(
+        "$", "\\$"
+    )
 )
 
 with st.container(horizontal=True):
     st.metric("Rows", f"{counts.n_rows:,}", border=True)
-    st.metric("Response tokens", f"{counts.n_response_tokens:,}", border=True, help=f"of {counts.n_tokens:,} in all")
-    st.metric("Duplicates", f"{counts.n_duplicates:,}", border=True, help="rows whose text came before; kept and scored")
+    st.metric(
+        "Response tokens", f"{counts.n_response_tokens:,}", border=True, help=f"of {counts.n_tokens:,} in all"
+    )
+    st.metric(
+        "Duplicates",
+        f"{counts.n_duplicates:,}",
+        border=True,
+        help="rows whose text came before; kept and scored",
+    )
     st.metric(
         "Cut", f"{counts.n_truncated:,}", border=True,
         help=f"rows longer than {made['max_tokens']:,} tokens; {counts.n_unscored:,} have no response left to score",

@@ -32,10 +32,15 @@ with st.container(horizontal=True, vertical_alignment="bottom"):
         with st.popover("Delete", icon=":material/delete:"):
             st.write("Delete the probe and its labels?")
             st.button(
-                "Delete for good", type="primary", on_click=lambda: audit.delete_probe(st.session_state["probe"])
+                "Delete for good",
+                type="primary",
+                on_click=lambda: audit.delete_probe(st.session_state["probe"]),
             )
 if not name:
-    st.info("Type a name for your probe above, for instance the behaviour that you are after.", icon=":material/edit:")
+    st.info(
+        "Type a name for your probe above, for instance the behaviour that you are after.",
+        icon=":material/edit:",
+    )
     st.stop()
 
 labels = audit.labels(name)
@@ -98,27 +103,60 @@ with left:
                 offered = audit.rank(f"probe:{name}", top=offered_at_most, where=where)
             else:
                 offset = max(audit.count(where, f"probe:{name}") - offered_at_most, 0)
-                offered = audit.rank(f"probe:{name}", top=offered_at_most, where=where, offset=offset).iloc[::-1]
+                offered = audit.rank(f"probe:{name}", top=offered_at_most, where=where, offset=offset).iloc[
+                    ::-1
+                ]
         except AuditError as error:
             st.error(str(error), icon=":material/error:")
             st.stop()
         waiting = offered[~offered["content_hash"].isin(done)]
         if waiting.empty:
-            st.info("No unlabelled row left here. Change the search, or type examples.", icon=":material/done_all:")
+            st.info(
+                "No unlabelled row left here. Change the search, or type examples.",
+                icon=":material/done_all:",
+            )
         else:
             row = waiting.iloc[0]
             messages = tuple(Message(m["role"], m["content"]) for m in json.loads(row["messages"]))
             with st.container(horizontal=True):
-                st.button("Shows it", icon=":material/thumb_up:", shortcut="Y", type="primary", on_click=put_label, args=(messages, 1))
-                st.button("Does not", icon=":material/thumb_down:", shortcut="N", on_click=put_label, args=(messages, 0))
-                st.button("Skip", icon=":material/skip_next:", shortcut="S", type="tertiary", on_click=skip_row, args=(row["content_hash"],))
+                st.button(
+                    "Shows it",
+                    icon=":material/thumb_up:",
+                    shortcut="Y",
+                    type="primary",
+                    on_click=put_label,
+                    args=(messages, 1),
+                )
+                st.button(
+                    "Does not",
+                    icon=":material/thumb_down:",
+                    shortcut="N",
+                    on_click=put_label,
+                    args=(messages, 0),
+                )
+                st.button(
+                    "Skip",
+                    icon=":material/skip_next:",
+                    shortcut="S",
+                    type="tertiary",
+                    on_click=skip_row,
+                    args=(row["content_hash"],),
+                )
             with st.container(border=True):
                 st.html(conversation_html(row["messages"], None, None))
     else:
         with st.form("typed", clear_on_submit=False, border=True):
-            st.text_area("Prompt", key="typed_prompt", height=90, placeholder="What the user says (may be empty)")
+            st.text_area(
+                "Prompt", key="typed_prompt", height=90, placeholder="What the user says (may be empty)"
+            )
             st.text_area("Response", key="typed_response", height=140, placeholder="What the assistant says")
-            st.segmented_control("This response", ["Shows it", "Does not"], default="Shows it", required=True, key="typed_label")
+            st.segmented_control(
+                "This response",
+                ["Shows it", "Does not"],
+                default="Shows it",
+                required=True,
+                key="typed_label",
+            )
             st.form_submit_button("Add example", icon=":material/add:", on_click=add_typed)
 
 with right:
@@ -131,7 +169,9 @@ with right:
         ]
         if missing:
             st.caption(f"To train: label {' and '.join(missing)}. Twenty of each is better.")
-        clicked = st.button("Train", icon=":material/model_training:", type="primary", disabled=bool(missing), width="stretch")
+        clicked = st.button(
+            "Train", icon=":material/model_training:", type="primary", disabled=bool(missing), width="stretch"
+        )
         if clicked:
             try:
                 with st.spinner("Training on the labelled examples …"):
@@ -141,7 +181,10 @@ with right:
             except AuditError as error:
                 st.error(str(error), icon=":material/error:")
         if saved:
-            stale = (saved.details["n_positive"], saved.details["n_negative"]) != (len(positives), len(negatives))
+            stale = (saved.details["n_positive"], saved.details["n_negative"]) != (
+                len(positives),
+                len(negatives),
+            )
             st.metric(
                 "Held-out AUROC", f"{saved.details['auroc']:.2f}",
                 help="The probability that a held-out example that shows the behaviour scores above one that does not; 0.5 is chance",
@@ -159,7 +202,9 @@ with right:
     with st.expander(f"Labelled examples ({len(labels)})", expanded=False):
         for example in reversed(labels):
             with st.container(horizontal=True, vertical_alignment="top"):
-                st.badge("shows it" if example.label else "does not", color="orange" if example.label else "blue")
+                st.badge(
+                    "shows it" if example.label else "does not", color="orange" if example.label else "blue"
+                )
                 st.text(example.messages[-1].content[:160], width="stretch")
                 st.button(
                     "", icon=":material/close:", key=f"unlabel-{example.content_hash}", type="tertiary",

@@ -19,7 +19,6 @@ PAGE_SIZES = [10, 25, 50]
 METHOD_NAMES = {"vector_filter": "Vector filter"}
 
 
-
 def legend_words(audit: Audit, concept: Concept) -> str:
     """What the colours of the tokens are."""
     if concept.kind == "sae_feature":
@@ -52,7 +51,7 @@ where = row_filter(audit)
 
 try:
     with st.spinner("Ranking the rows …"):
-        ranking = audit.ranking(concept_id, method)
+        audit.ranking(concept_id, method)
 except AuditError as error:
     st.error(str(error), icon=":material/error:")
     st.stop()
@@ -75,9 +74,19 @@ with st.container(horizontal=True, vertical_alignment="center"):
     st.space("stretch")
     with st.popover(f"All {total:,} rows", icon=":material/checklist:", disabled=not total):
         st.caption("Every row that passes the filter, on all pages")
-        st.button("Flag to remove", icon=":material/delete:", on_click=flag_all, args=("remove",), width="stretch")
-        st.button("Flag to review", icon=":material/visibility:", on_click=flag_all, args=("review",), width="stretch")
-        st.button("Take flags off", icon=":material/flag_circle:", on_click=flag_all, args=(None,), width="stretch")
+        st.button(
+            "Flag to remove", icon=":material/delete:", on_click=flag_all, args=("remove",), width="stretch"
+        )
+        st.button(
+            "Flag to review",
+            icon=":material/visibility:",
+            on_click=flag_all,
+            args=("review",),
+            width="stretch",
+        )
+        st.button(
+            "Take flags off", icon=":material/flag_circle:", on_click=flag_all, args=(None,), width="stretch"
+        )
         st.download_button(
             "Download this ranking (CSV)", lambda: to_bytes(audit.rank_table(concept_id, method, where=where), "csv"),
             file_name=f"{audit.name}-ranking.csv", mime="text/csv", icon=":material/download:", width="stretch",
@@ -103,7 +112,11 @@ with histogram_place:
 
 if rows.empty:
     unflagged = replace(where, flag="")
-    hint = "Widen the filters above." if not where.flag or not audit.count(unflagged, concept_id) else "Choose “Flagged or not” above."
+    hint = (
+        "Widen the filters above."
+        if not where.flag or not audit.count(unflagged, concept_id)
+        else "Choose “Flagged or not” above."
+    )
     st.info(f"No row passes the filters. {hint}", icon=":material/filter_alt_off:")
     st.stop()
 try:

@@ -10,7 +10,11 @@ ALL, PASSING, HERE = "#7d9ba0", "#2b8a94", "#d66014"
 
 
 def score_histogram(
-    edges: np.ndarray, everything: np.ndarray, passing: np.ndarray, filtered: bool, shown: tuple[float, float] | None
+    edges: np.ndarray,
+    everything: np.ndarray,
+    passing: np.ndarray,
+    filtered: bool,
+    shown: tuple[float, float] | None,
 ) -> go.Figure:
     """Histogram of scores: all rows, those that pass the filter, and the span of the rows on the page."""
     middles, width = (edges[:-1] + edges[1:]) / 2, edges[1] - edges[0]

@@ -8,7 +8,13 @@ from app.components.session import first_page
 from backend import Audit, RowFilter
 
 FEW_VALUES = 30
-FLAG_CHOICES = {"": "Flagged or not", "any": "Flagged", "none": "Not flagged", "remove": "To remove", "review": "To review"}
+FLAG_CHOICES = {
+    "": "Flagged or not",
+    "any": "Flagged",
+    "none": "Not flagged",
+    "remove": "To remove",
+    "review": "To review",
+}
 
 
 def row_filter(audit: Audit, flag: bool = True) -> RowFilter:

@@ -64,7 +64,11 @@ def legend_html(colours: Ramp) -> str:
     away = f"rgba({','.join(map(str, AWAY))},{STRONGEST})" if colours.signed else "transparent"
     towards = f"rgba({','.join(map(str, TOWARDS))},{STRONGEST})"
     first, last = (f"{low:+.2f} away", f"{high:+.2f} towards") if colours.signed else ("0", f"{high:.2f}")
-    gradient = f"linear-gradient(90deg,{away},transparent,{towards})" if colours.signed else f"linear-gradient(90deg,transparent,{towards})"
+    gradient = (
+        f"linear-gradient(90deg,{away},transparent,{towards})"
+        if colours.signed
+        else f"linear-gradient(90deg,transparent,{towards})"
+    )
     return (
         '<div style="display:flex;align-items:center;gap:.5rem;font-size:.8rem;opacity:.85">'
         f"<span>{first}</span>"

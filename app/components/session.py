@@ -33,7 +33,9 @@ def choose_audit() -> None:
     if not names:
         st.title("No audit yet")
         st.write("Build the demo, or an audit of your own data, then reload this page:")
-        st.code("concept-audit demo\nconcept-audit build --data train.jsonl --model smollm2-135m-instruct", "bash")
+        st.code(
+            "concept-audit demo\nconcept-audit build --data train.jsonl --model smollm2-135m-instruct", "bash"
+        )
         st.stop()
     wanted = os.environ.get(AUDIT_VARIABLE)
     with st.sidebar:

@@ -59,7 +59,9 @@ def example_activations(
         rows = queries.find_rows(cursor, hashes)
         kept = {layer: workspace.cached_activations(cursor, fingerprint, layer, hashes) for layer in layers}
     outside = [
-        e for e in examples if e.content_hash not in rows and any(e.content_hash not in kept[k] for k in layers)
+        e
+        for e in examples
+        if e.content_hash not in rows and any(e.content_hash not in kept[k] for k in layers)
     ]
     if outside:
         fresh = _run(model(), outside, layers, max_tokens, progress)
@@ -69,7 +71,9 @@ def example_activations(
             kept[layer] |= {content_hash: means[layer] for content_hash, means in fresh.items()}
     found = {}
     for layer in layers:
-        from_rows = dict(zip(rows, activations_of(layout, layer, list(rows.values())), strict=True)) if rows else {}
+        from_rows = (
+            dict(zip(rows, activations_of(layout, layer, list(rows.values())), strict=True)) if rows else {}
+        )
         found[layer] = np.stack([from_rows[h] if h in from_rows else kept[layer][h] for h in hashes])
     empty = np.flatnonzero(np.isnan(found[layers[0]]).any(1))
     if len(empty):

@@ -50,7 +50,11 @@ class TrainedProbe:
 
 
 def train_probe(
-    activations: Activations, labels: np.ndarray, spread: Activations, fits: Sequence[Fit] = FITS, seed: int = 0
+    activations: Activations,
+    labels: np.ndarray,
+    spread: Activations,
+    fits: Sequence[Fit] = FITS,
+    seed: int = 0,
 ) -> TrainedProbe:
     """Fit a probe at the layer, and in the way, that tells held-out examples apart best.
 

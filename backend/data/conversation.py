@@ -109,9 +109,7 @@ def _chat(row: Row, column: str) -> tuple[Message, ...]:
     return messages
 
 
-def _prompt_response(
-    row: Row, prompt: str, response: str, context: str | None = None
-) -> tuple[Message, ...]:
+def _prompt_response(row: Row, prompt: str, response: str, context: str | None = None) -> tuple[Message, ...]:
     """A prompt and its response; Alpaca's context, where there is one, follows the prompt."""
     asked = _content(_value(row, prompt), _where(row, prompt))
     if context and row.values.get(context):

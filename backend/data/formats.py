@@ -30,9 +30,7 @@ KINDS = {type(None): "null", bool: "a boolean", int: "a number", float: "a numbe
 KINDS |= {str: "a string", list: "a list", dict: "an object"}
 LONGEST_FIELD = 2**31 - 1  # the largest that `csv` takes where a C long has 32 bits
 # An escaped backslash or a surrogate pair, to be left alone; or (group 1) a surrogate by itself.
-SURROGATES = re.compile(
-    r"\\\\|\\u[dD][89abAB]..\\u[dD][c-fC-F]..|(\\u[dD][89a-fA-F][0-9a-fA-F]{2})"
-)
+SURROGATES = re.compile(r"\\\\|\\u[dD][89abAB]..\\u[dD][c-fC-F]..|(\\u[dD][89a-fA-F][0-9a-fA-F]{2})")
 
 _csv_limit = threading.Lock()
 

@@ -25,9 +25,7 @@ def saved_split(directory: Path, split: str) -> Path:
         return directory
     splits = sorted(state.parent.name for state in directory.glob("*/state.json"))
     if not splits:
-        raise DataError(
-            f"{directory}: not a data set (no state.json from `save_to_disk`); name a file in it"
-        )
+        raise DataError(f"{directory}: not a data set (no state.json from `save_to_disk`); name a file in it")
     if split not in splits:
         raise DataError(f"{directory}: no split {quoted([split])}; use one of {quoted(splits)}")
     return directory / split

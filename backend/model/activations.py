@@ -132,9 +132,7 @@ def response_activations(
             weights = torch.from_numpy(weights).to(lm.device)
             counts = weights.sum(1, keepdim=True)
             means = {
-                layer: (torch.einsum("bt,btd->bd", weights, streams[layer].float()) / counts)
-                .cpu()
-                .numpy()
+                layer: (torch.einsum("bt,btd->bd", weights, streams[layer].float()) / counts).cpu().numpy()
                 for layer in layers
             }
             yield [

@@ -152,9 +152,7 @@ class ChatRenderer:
             spans.append((start, cursor))
         return text, spans
 
-    def _parts(
-        self, ids: np.ndarray, offsets: np.ndarray, spans: list[tuple[int, int]]
-    ) -> np.ndarray:
+    def _parts(self, ids: np.ndarray, offsets: np.ndarray, spans: list[tuple[int, int]]) -> np.ndarray:
         parts = np.zeros(len(ids), np.uint8)
         special = np.isin(ids, list(self._special))
         starts, ends = offsets[:, 0], offsets[:, 1]

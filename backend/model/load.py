@@ -227,9 +227,7 @@ def _load_tokenizer(locations: tuple[str, ...], options: ModelOptions) -> Any:
 
     for location in locations:
         try:
-            return AutoTokenizer.from_pretrained(
-                location, trust_remote_code=options.trust_remote_code
-            )
+            return AutoTokenizer.from_pretrained(location, trust_remote_code=options.trust_remote_code)
         except (OSError, ValueError, KeyError) as error:
             last = error
     raise ModelError(

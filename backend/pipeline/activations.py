@@ -123,7 +123,9 @@ def count_tokens(layout: Layout) -> tuple[int, int]:
     return total, content
 
 
-def _activations(lm: LanguageModel, rows: Sequence[TokenizedExample], layers: Sequence[int], deep: Sequence[int]):
+def _activations(
+    lm: LanguageModel, rows: Sequence[TokenizedExample], layers: Sequence[int], deep: Sequence[int]
+):
     if not rows:
         return
     ids, response = [row.input_ids for row in rows], [row.parts != PROMPT for row in rows]

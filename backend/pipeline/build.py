@@ -141,20 +141,26 @@ class _Build:
         return TokenSample(self._sae_layer, min(1.0, self._options.sae_disk / max(wanted, 1)))
 
     def _activations(self, sample: TokenSample | None, total: int) -> None:
-        opened = self._open("activations", self._key("read"), self._layers, asdict(sample) if sample else None)
+        opened = self._open(
+            "activations", self._key("read"), self._layers, asdict(sample) if sample else None
+        )
         if not opened and not (sample and self._lacks_tokens()):
             return
         known = self._sae
         if known is not None:
             self._open("features", self._key("read"), self._sae_key())
-        with self._progress.stage(f"Running the model to layer {max(self._layers)}", total, "tokens") as stage:
+        with self._progress.stage(
+            f"Running the model to layer {max(self._layers)}", total, "tokens"
+        ) as stage:
             activation_stage(self._layout, self._lm, self._layers, sample, known, stage)
         self._close("activations", {"tokens": total, "layers": list(self._layers)})
 
     def _lacks_tokens(self) -> bool:
         """Whether an SAE is still to be trained on token activations that have been deleted since."""
         entry = self._manifest.stages.get("sae", {"key": None, "done": False})
-        trained = entry["done"] and entry["key"] == key(self._key("activations"), asdict(self._options.sae_training))
+        trained = entry["done"] and entry["key"] == key(
+            self._key("activations"), asdict(self._options.sae_training)
+        )
         return not trained and self._layout.shard_numbers("tokens") != self._layout.shard_numbers("examples")
 
     def _train(self, sample: TokenSample) -> SparseAutoencoder:
@@ -315,7 +321,9 @@ def _check_place(layout: Layout) -> None:
         raise StoreError(f"{root}: a file; choose another --out")
     ours = {layout.lock.name, HOLDER, f".{layout.manifest.name}.partial"}
     if any(path.name not in ours for path in root.iterdir()):
-        raise StoreError(f"{root}: not empty and not an audit (no manifest.json); choose another --out, or empty it")
+        raise StoreError(
+            f"{root}: not empty and not an audit (no manifest.json); choose another --out, or empty it"
+        )
 
 
 @contextmanager

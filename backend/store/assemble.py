@@ -70,7 +70,9 @@ def assemble(
             con.execute("SET threads = 2")
             con.execute("SET temp_directory = ?", [str(layout.root / "tmp.partial")])
             con.execute(schema.AUDIT_TABLES)
-            con.execute("INSERT INTO base.meta VALUES ('format', ?), ('build_id', ?)", [str(schema.FORMAT), build_id])
+            con.execute(
+                "INSERT INTO base.meta VALUES ('format', ?), ('build_id', ?)", [str(schema.FORMAT), build_id]
+            )
             numbers = layout.shard_numbers("examples")
             with progress.stage("Writing rows to the store", len(numbers), "shards") as stage:
                 _insert_examples(con, layout, numbers, stage)
@@ -112,7 +114,9 @@ def _insert_examples(
     )
     for name, values in fields.items():
         top = [value for value, _ in values.most_common(50)]
-        con.execute("INSERT INTO base.metadata_fields VALUES (?, ?, ?, ?)", [name, rows_with[name], len(values), top])
+        con.execute(
+            "INSERT INTO base.metadata_fields VALUES (?, ?, ?, ?)", [name, rows_with[name], len(values), top]
+        )
 
 
 def _count_values(
@@ -124,7 +128,9 @@ def _count_values(
             continue
         rows_with[name] += 1
         # The text that DuckDB's json_extract_string gives, which filters compare with.
-        text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+        text = (
+            value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+        )
         # A field of free text has as many values as rows: stop telling them apart.
         if text in counted or len(counted) < VALUES_COUNTED:
             counted[text] += 1
@@ -146,7 +152,9 @@ def _insert_layers(con: duckdb.DuckDBPyConnection, layout: Layout, layers: Seque
 def _insert_features(
     con: duckdb.DuckDBPyConnection, layout: Layout, numbers: Sequence[int], sae: SaeDirections, stage: Stage
 ) -> None:
-    con.execute("CREATE TEMP TABLE totals (feature_id INTEGER, token_id INTEGER, total DOUBLE, firings BIGINT)")
+    con.execute(
+        "CREATE TEMP TABLE totals (feature_id INTEGER, token_id INTEGER, total DOUBLE, firings BIGINT)"
+    )
     con.execute("CREATE TEMP TABLE tokens (token_id INTEGER, occurrences BIGINT)")
     for number in numbers:
         shard, rows = str(layout.shard("features", number)), str(layout.shard("examples", number))
@@ -192,7 +200,9 @@ def _insert_feature_table(con: duckdb.DuckDBPyConnection, sae: SaeDirections) ->
            USING (feature_id) GROUP BY feature_id"""
     ).fetchall()
     n_examples = dict(
-        con.execute("SELECT feature_id, count(*) FROM base.feature_activations GROUP BY feature_id").fetchall()
+        con.execute(
+            "SELECT feature_id, count(*) FROM base.feature_activations GROUP BY feature_id"
+        ).fetchall()
     )
     n_tokens = con.execute("SELECT coalesce(sum(occurrences), 0) FROM tokens").fetchone()[0] or 1
     tokens_of = dict(top)
@@ -223,11 +233,20 @@ def _distinct_texts(texts: Sequence[str]) -> list[str]:
     return list(kept.values())[:TOP_TOKENS]
 
 
-def _insert_rankings(con: duckdb.DuckDBPyConnection, build_id: str, sae: SaeDirections, progress: Progress) -> None:
+def _insert_rankings(
+    con: duckdb.DuckDBPyConnection, build_id: str, sae: SaeDirections, progress: Progress
+) -> None:
     n_rows = con.execute("SELECT count(*) FROM base.examples").fetchone()[0]
-    live = [f for (f,) in con.execute("SELECT feature_id FROM base.sae_features WHERE density > 0 ORDER BY 1").fetchall()]
+    live = [
+        f
+        for (f,) in con.execute(
+            "SELECT feature_id FROM base.sae_features WHERE density > 0 ORDER BY 1"
+        ).fetchall()
+    ]
     if n_rows * len(live) > sae.score_cells:
-        progress.say(f"{len(live):,} SAE features × {n_rows:,} rows: features are ranked on demand instead of now")
+        progress.say(
+            f"{len(live):,} SAE features × {n_rows:,} rows: features are ranked on demand instead of now"
+        )
         return
     group = max(1, CELLS_AT_ONCE // max(n_rows, 1))
     with progress.stage("Ranking rows by SAE feature", len(live), "features") as stage:
@@ -241,5 +260,3 @@ def _insert_rankings(con: duckdb.DuckDBPyConnection, build_id: str, sae: SaeDire
             )
             insert_scores(con, np.array(ids, np.int64), sae.score(sae.directions[chosen].T))
             stage.advance(len(chosen))
-
-

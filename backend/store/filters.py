@@ -30,7 +30,9 @@ class RowFilter:
         conditions: list[str] = []
         parameters: list[Any] = []
         if self.text:
-            conditions.append("(contains(lower(e.prompt), lower(?)) OR contains(lower(e.response), lower(?)))")
+            conditions.append(
+                "(contains(lower(e.prompt), lower(?)) OR contains(lower(e.response), lower(?)))"
+            )
             parameters += [self.text, self.text]
         for name, values in self.metadata.items():
             if values:

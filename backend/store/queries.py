@@ -135,7 +135,9 @@ def strongest_rows(cursor: Cursor, feature: int, limit: int) -> pd.DataFrame:
 
 def ranking_stored(cursor: Cursor, ranking: int) -> bool:
     """Whether the scores of a ranking are in either database."""
-    return bool(cursor.execute("SELECT count(*) FROM main.rankings WHERE ranking_id = ?", [ranking]).fetchone()[0])
+    return bool(
+        cursor.execute("SELECT count(*) FROM main.rankings WHERE ranking_id = ?", [ranking]).fetchone()[0]
+    )
 
 
 def rows(
@@ -170,7 +172,9 @@ def count_rows(cursor: Cursor, ranking: int | None, where: RowFilter) -> int:
     return cursor.execute(f"SELECT count(*) FROM {source} WHERE {condition}", parameters).fetchone()[0]
 
 
-def histogram(cursor: Cursor, ranking: int, where: RowFilter, bins: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def histogram(
+    cursor: Cursor, ranking: int, where: RowFilter, bins: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Scores of all rows and of those that pass a filter, counted in equal bins.
 
     Returns:

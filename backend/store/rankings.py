@@ -12,7 +12,9 @@ import numpy as np
 import pyarrow as pa
 
 
-def ranking_id(build_id: str, concept_id: str, version: int, method: str, parameters: Mapping[str, Any]) -> int:
+def ranking_id(
+    build_id: str, concept_id: str, version: int, method: str, parameters: Mapping[str, Any]
+) -> int:
     """Identify a ranking by what it is of: 63 bits of a hash.
 
     Being a function of its content, it tells whether a ranking exists already

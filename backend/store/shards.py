@@ -119,7 +119,9 @@ def read_texts(layout: Layout, example_ids: Sequence[int]) -> dict[int, Tokenize
     return found
 
 
-def read_feature_activations(layout: Layout, feature: int, example_ids: Sequence[int]) -> dict[int, np.ndarray]:
+def read_feature_activations(
+    layout: Layout, feature: int, example_ids: Sequence[int]
+) -> dict[int, np.ndarray]:
     """Where one SAE feature fires in chosen rows: example id → (position, activation), float64 [firings, 2]."""
     found: dict[int, np.ndarray] = {}
     for number in sorted({example_id // ROWS_PER_SHARD for example_id in example_ids}):
@@ -141,7 +143,9 @@ def write_activations(layout: Layout, number: int, means: dict[int, np.ndarray])
         save_file({f"layer_{layer}": array for layer, array in means.items()}, path)
 
 
-def read_activations(layout: Layout, layer: int, numbers: Sequence[int] | None = None) -> Iterator[np.ndarray]:
+def read_activations(
+    layout: Layout, layer: int, numbers: Sequence[int] | None = None
+) -> Iterator[np.ndarray]:
     """Mean response activations at one layer, a shard at a time: float32 [rows, d_model].
 
     Rows without response tokens hold NaN.

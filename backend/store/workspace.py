@@ -172,7 +172,12 @@ def clear_flags(cursor: Cursor, content_hashes: Sequence[str]) -> None:
 
 
 def save_ranking(
-    cursor: Cursor, build: str, concept: Concept, method: str, parameters: Mapping[str, Any], scores: np.ndarray
+    cursor: Cursor,
+    build: str,
+    concept: Concept,
+    method: str,
+    parameters: Mapping[str, Any],
+    scores: np.ndarray,
 ) -> int:
     """Keep the scores of every row, with rank and percentile, and drop rankings of earlier builds.
 
@@ -196,7 +201,9 @@ def save_ranking(
     return ranking
 
 
-def cached_activations(cursor: Cursor, model: str, layer: int, hashes: Sequence[str]) -> dict[str, np.ndarray]:
+def cached_activations(
+    cursor: Cursor, model: str, layer: int, hashes: Sequence[str]
+) -> dict[str, np.ndarray]:
     """Mean response activations kept for texts outside the data: content_hash → float32 [d_model]."""
     found = cursor.execute(
         """SELECT content_hash, activation FROM base.row_activations

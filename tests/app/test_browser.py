@@ -20,7 +20,13 @@ from playwright import sync_api as playwright
 import app
 from tests.app.conftest import FORMULA
 
-FLAGS = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-sync"]
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-sync",
+]
 PATIENCE = 60_000
 
 
@@ -36,7 +42,9 @@ def browser():
         try:
             launched = engine.chromium.launch(executable_path=_chromium(), args=FLAGS)
         except playwright.Error as error:
-            pytest.skip(f"no Chromium: install it, or run `playwright install chromium` ({error.message[:80]})")
+            pytest.skip(
+                f"no Chromium: install it, or run `playwright install chromium` ({error.message[:80]})"
+            )
         yield launched
         launched.close()
 
@@ -195,7 +203,9 @@ def test_the_csv_holds_exactly_the_flagged_rows_and_hostile_text_does_no_harm(pa
     formula = table[table["response"].str.contains("HYPERLINK")].iloc[0]
     assert formula["response"] == formula["prompt"] == "'" + FORMULA
     assert not any(
-        str(cell).startswith(("=", "+", "@", "\t")) for column in ("prompt", "response") for cell in table[column]
+        str(cell).startswith(("=", "+", "@", "\t"))
+        for column in ("prompt", "response")
+        for cell in table[column]
     )
 
 

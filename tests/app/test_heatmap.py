@@ -15,7 +15,10 @@ def strengths(html: str) -> list[float]:
 
 
 def test_the_ramp_reaches_the_largest_distance_on_the_page():
-    maps = [Heatmap(0, ((Segment("a", 3.0), Segment("b", -5.0)),), True), Heatmap(1, ((Segment("c", 1.0),),), True)]
+    maps = [
+        Heatmap(0, ((Segment("a", 3.0), Segment("b", -5.0)),), True),
+        Heatmap(1, ((Segment("c", 1.0),),), True),
+    ]
     assert ramp(maps, 1.0) == Ramp(1.0, 6.0, True)
 
 

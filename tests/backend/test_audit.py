@@ -33,7 +33,8 @@ def of_rows(audit: Audit, count: int = 20) -> list[LabelledExample]:
 def typed(count: int = 16) -> list[LabelledExample]:
     rows = chat_rows(count, seed=9)
     return [
-        LabelledExample(tuple(Message(**turn) for turn in row["messages"]), i % 2) for i, row in enumerate(rows)
+        LabelledExample(tuple(Message(**turn) for turn in row["messages"]), i % 2)
+        for i, row in enumerate(rows)
     ]
 
 
@@ -59,7 +60,8 @@ def test_activations_of_typed_examples_equal_those_of_the_same_rows(audit):
     examples = of_rows(audit, 12)
     from_rows = audit.train_probe("rows", examples, layer=2, fits=["difference_of_means"])
     told_apart = [
-        LabelledExample((*e.messages[:-1], Message("assistant", e.messages[-1].content)), e.label) for e in examples
+        LabelledExample((*e.messages[:-1], Message("assistant", e.messages[-1].content)), e.label)
+        for e in examples
     ]
     with audit._database.writing() as cursor:
         cursor.execute("DELETE FROM base.row_activations")

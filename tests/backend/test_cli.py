@@ -43,7 +43,16 @@ def test_rank_writes_the_promised_columns(audit_directory, capsysbinary):
     out = run(capsysbinary, "rank", audit_directory, "--concept", "sae:3", "--method", "vector_filter",
               "--top", 7, "--format", "csv")  # fmt: skip
     table = pd.read_csv(io.BytesIO(out))
-    assert list(table) == ["rank", "example_id", "score", "percentile", "prompt", "response", "topic", "number"]
+    assert list(table) == [
+        "rank",
+        "example_id",
+        "score",
+        "percentile",
+        "prompt",
+        "response",
+        "topic",
+        "number",
+    ]
     assert table["rank"].tolist() == list(range(1, 8))
     assert table["score"].is_monotonic_decreasing
     assert table["percentile"][0] == 100
@@ -62,7 +71,10 @@ def test_every_format_holds_the_same_ranking(audit_directory, capsysbinary, tmp_
 def test_a_probe_from_a_file_can_be_ranked_by(audit_directory, capsys, tmp_path):
     rows = [{"messages": row["messages"], "label": i % 2} for i, row in enumerate(chat_rows(24, seed=3))]
     examples = write_jsonl(tmp_path / "examples.jsonl", rows)
-    assert main(["probe", str(audit_directory), "--examples", str(examples), "--name", "mine", "--layer", "2"]) == 0
+    assert (
+        main(["probe", str(audit_directory), "--examples", str(examples), "--name", "mine", "--layer", "2"])
+        == 0
+    )
     assert "mine: layer 2" in (said := capsys.readouterr().out)
     assert "held-out AUROC" in said and "95% interval" in said
     assert main(["rank", str(audit_directory), "--concept", "mine", "--top", "2"]) == 0
@@ -80,7 +92,9 @@ def test_export_gives_flagged_rows_or_their_complement(audit_directory, capsysbi
     assert len(kept) == len(rows) - 4
     everything = run(capsysbinary, "export", audit_directory, "--all", "--format", "jsonl").splitlines()
     assert len(everything) == len(rows)
-    money = run(capsysbinary, "export", audit_directory, "--all", "--where", "topic=money", "--format", "jsonl")
+    money = run(
+        capsysbinary, "export", audit_directory, "--all", "--where", "topic=money", "--format", "jsonl"
+    )
     assert len(money.splitlines()) == audit.count(RowFilter(metadata={"topic": ("money",)}))
 
 

@@ -55,7 +55,9 @@ def test_imports_run_downwards():
 def test_only_the_store_speaks_sql():
     for path in files("backend") + files("app"):
         if path.parent.name != "store":
-            calls = [node for node in ast.walk(ast.parse(path.read_text("utf-8"))) if isinstance(node, ast.Call)]
+            calls = [
+                node for node in ast.walk(ast.parse(path.read_text("utf-8"))) if isinstance(node, ast.Call)
+            ]
             names = {call.func.attr for call in calls if isinstance(call.func, ast.Attribute)}
             assert not names & {"execute", "executemany", "sql"}, path
             assert "duckdb" not in imports(path), path

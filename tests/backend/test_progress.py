@@ -46,6 +46,8 @@ def test_the_time_left_counts_the_pace_of_this_run_alone(monkeypatch):
     assert stage.describe() == "60/100 rows (60%), 0:40 left, fast"
 
 
-@pytest.mark.parametrize(("seconds", "shown"), [(0.4, "0:00"), (7, "0:07"), (750, "12:30"), (3723, "1:02:03")])
+@pytest.mark.parametrize(
+    ("seconds", "shown"), [(0.4, "0:00"), (7, "0:07"), (750, "12:30"), (3723, "1:02:03")]
+)
 def test_clocks_read_as_people_write_them(seconds, shown):
     assert clock(seconds) == shown

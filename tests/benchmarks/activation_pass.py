@@ -62,7 +62,9 @@ def _wait(lm: LanguageModel) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--data", required=True)
     parser.add_argument("--model", default="smollm2-135m-instruct")
     parser.add_argument("--cache", type=Path, default=Path("cache"))
@@ -82,7 +84,9 @@ def main() -> None:
         bare, bare_tokens = bare_seconds(lm, n_tokens, length, max(layers))
         ours = pass_seconds(lm, ids, response, layers)
         ratios.append((n_tokens / ours) / (bare_tokens / bare))
-        print(f"pass {n_tokens / ours:,.0f} tokens/s, bare {bare_tokens / bare:,.0f} tokens/s, ratio {ratios[-1]:.3f}")
+        print(
+            f"pass {n_tokens / ours:,.0f} tokens/s, bare {bare_tokens / bare:,.0f} tokens/s, ratio {ratios[-1]:.3f}"
+        )
     print(f"{len(ids)} rows, {n_tokens:,} tokens: median ratio {statistics.median(ratios):.3f}")
 
 

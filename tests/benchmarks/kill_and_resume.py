@@ -1,6 +1,6 @@
 """Kill a build three times at random moments, let it go on, and compare the store with an undisturbed one.
 
-    python tests/benchmarks/kill_and_resume.py --data rows.jsonl [--seed 0] [--layers 8,12,16]
+python tests/benchmarks/kill_and_resume.py --data rows.jsonl [--seed 0] [--layers 8,12,16]
 """
 
 from __future__ import annotations
@@ -63,7 +63,9 @@ def differing_tables(first: Path, second: Path) -> list[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--model", default="smollm2-135m-instruct")
     parser.add_argument("--cache", type=Path, default=Path("cache"))

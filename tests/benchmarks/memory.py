@@ -1,6 +1,6 @@
 """Peak memory of a build, and of one with four times the rows.
 
-    python tests/benchmarks/memory.py --data rows.jsonl [--cache cache]
+python tests/benchmarks/memory.py --data rows.jsonl [--cache cache]
 """
 
 from __future__ import annotations
@@ -53,7 +53,9 @@ def peak(rows: list[str], name: str, scratch: Path, options: argparse.Namespace)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--model", default="smollm2-135m-instruct")
     parser.add_argument("--cache", type=Path, default=Path("cache"))

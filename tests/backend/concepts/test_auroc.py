@@ -29,7 +29,10 @@ def test_the_bounds_solve_newcombes_equation(estimate):
     for bound in auroc_interval(estimate, m, n):
         mean = (m + n) / 2 - 1
         variance = (
-            bound * (1 - bound) / (m * n) * (1 + mean * (1 - bound) / (2 - bound) + mean * bound / (1 + bound))
+            bound
+            * (1 - bound)
+            / (m * n)
+            * (1 + mean * (1 - bound) / (2 - bound) + mean * bound / (1 + bound))
         )
         assert abs(bound - estimate) == pytest.approx(z * variance**0.5, abs=1e-6)
 

@@ -69,7 +69,9 @@ def test_a_killed_training_goes_on_to_the_same_weights(tokens, tmp_path, monkeyp
     again = Stage("", 90, "steps")
     train(tokens, tmp_path / "killed", 90, again)
     assert again.skipped == 40
-    whole, killed = (load_file(tmp_path / name / "sae" / "sae_weights.safetensors") for name in ("whole", "killed"))
+    whole, killed = (
+        load_file(tmp_path / name / "sae" / "sae_weights.safetensors") for name in ("whole", "killed")
+    )
     assert all(torch.equal(whole[name], killed[name]) for name in whole)
 
 

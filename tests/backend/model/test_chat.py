@@ -9,7 +9,9 @@ from backend.model.chat import CONTENT, END_OF_TURN, PROMPT, ChatRenderer
 from backend.types import Message
 from tests.conftest import CHATML, small_tokenizer
 
-NO_SYSTEM = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system role') }}{% endif %}" + CHATML
+NO_SYSTEM = (
+    "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system role') }}{% endif %}" + CHATML
+)
 
 
 def chat(*turns: str) -> list[Message]:

@@ -44,9 +44,17 @@ GOOD = json.dumps(chat_rows(1)[0])
     [
         ("empty.jsonl", [], "empty.jsonl: no rows"),
         ("a.jsonl", [GOOD, "{oops"], "a.jsonl line 2: broken JSON"),
-        ("a.jsonl", [GOOD, '{"messages": [{"role": "user", "content": "x"}]}'], 'line 2: "messages" has no assistant'),
+        (
+            "a.jsonl",
+            [GOOD, '{"messages": [{"role": "user", "content": "x"}]}'],
+            'line 2: "messages" has no assistant',
+        ),
         ("a.jsonl", ['{"question": "only a prompt"}'], 'line 1: a prompt \\("question"\\) but no response'),
-        ("a.jsonl", [GOOD, '{"prompt": "a", "response": "b"}'], 'line 2: no "messages", which the first row has'),
+        (
+            "a.jsonl",
+            [GOOD, '{"prompt": "a", "response": "b"}'],
+            'line 2: no "messages", which the first row has',
+        ),
         ("a.csv", ["prompt,response", "only one field"], "a.csv line 2: 1 fields where the header has 2"),
         ("a.txt", ["text"], "does not end in a format that can be read"),
     ],

@@ -91,7 +91,9 @@ def test_feature_activations_equal_the_sae_on_each_token(built):
         for feature, highest, mean, position in stored:
             assert highest == pytest.approx(dense[:, feature].max(), rel=1e-3, abs=1e-3)
             assert mean == pytest.approx(dense[:, feature].mean(), rel=1e-3, abs=1e-3)
-            assert dense[list(positions).index(position), feature] == pytest.approx(highest, rel=1e-3, abs=1e-3)
+            assert dense[list(positions).index(position), feature] == pytest.approx(
+                highest, rel=1e-3, abs=1e-3
+            )
 
 
 def test_densities_count_firing_tokens(built):
@@ -183,9 +185,13 @@ def test_a_loaded_sae_gives_the_features_that_training_gave(built, options):
     build(dataclasses.replace(options, sae=str(Layout(built).sae)))
     trained, loaded = (duckdb.connect(str(Layout(r).audit), read_only=True) for r in (built, options.out))
     for table in ("sae_features", "feature_activations"):
-        first, second = (con.execute(f"SELECT * FROM {table} ORDER BY 1, 2").df() for con in (trained, loaded))
+        first, second = (
+            con.execute(f"SELECT * FROM {table} ORDER BY 1, 2").df() for con in (trained, loaded)
+        )
         assert first.shape == second.shape
-        assert first["max_activation"].to_numpy() == pytest.approx(second["max_activation"].to_numpy(), rel=1e-4)
+        assert first["max_activation"].to_numpy() == pytest.approx(
+            second["max_activation"].to_numpy(), rel=1e-4
+        )
 
 
 def test_features_are_complete_when_only_a_share_of_tokens_is_kept(built, options):

@@ -70,7 +70,8 @@ MOMENTS = {
 
 def killed(data_file, model_directory, out, stage: str, moment: int) -> None:
     """Run the build in a process that kills itself at a moment of a stage."""
-    command = [sys.executable, "-c", CHILD, str(data_file), str(model_directory), str(out), stage, str(moment)]
+    arguments = map(str, (data_file, model_directory, out, stage, moment))
+    command = [sys.executable, "-c", CHILD, *arguments]
     done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[3])
     assert done.returncode == -signal.SIGKILL, done.stderr
 
@@ -114,22 +115,39 @@ class Watching(Progress):
         yield opened
 
 
-def test_what_was_done_is_not_done_again(data_file, model_directory, tmp_path):
-    out = tmp_path / "killed"
-    killed(data_file, model_directory, out, "Training", 35)
-    watching = Watching()
-    build(options(data_file, model_directory, out), watching)
-    assert "Reading" not in watching.stages and "Running" not in watching.stages
-    training = watching.stages["Training"]
-    assert (training.skipped, training.done) == (30, 60)
+def interrupt(monkeypatch, stage: str, report: int) -> None:
+    """Have Ctrl-C pressed at the n-th report of a stage."""
+    advance = Stage.advance
+    reports = iter(range(1, 10**6))
+
+    def advance_or_stop(self, units=1, detail=None):
+        if self.name.startswith(stage) and next(reports) == report:
+            raise KeyboardInterrupt
+        advance(self, units, detail)
+
+    monkeypatch.setattr(Stage, "advance", advance_or_stop)
 
 
-def test_rows_that_are_in_whole_shards_are_not_read_again(data_file, model_directory, tmp_path):
-    out = tmp_path / "killed"
-    killed(data_file, model_directory, out, "Reading", 290)
+@pytest.mark.parametrize(
+    ("stage", "report", "kept", "opened"),
+    [
+        ("Reading", 290, 256, ["Reading", "Running", "Training", "Finding", "Writing", "Ranking"]),
+        ("Training", 35, 30, ["Training", "Finding", "Writing", "Ranking"]),
+    ],
+)
+def test_an_interrupted_build_goes_on_without_doing_again_what_was_done(
+    built, data_file, model_directory, tmp_path, monkeypatch, stage, report, kept, opened
+):
+    monkeypatch.setattr("backend.concepts.sae_training.CHECKPOINT_EVERY", 10)
+    wanted = options(data_file, model_directory, tmp_path / "audit")
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        interrupt(patched, stage, report)
+        build(wanted)
     watching = Watching()
-    build(options(data_file, model_directory, out), watching)
-    assert (watching.stages["Reading"].skipped, watching.stages["Reading"].done) == (256, 300)
+    build(wanted, watching)
+    assert [name for name in watching.stages if name != "Loading"] == opened
+    assert watching.stages[stage].skipped == kept
+    assert tables(wanted.out) == tables(built)
 
 
 def test_a_build_killed_before_it_wrote_anything_of_use_goes_on(data_file, model_directory, tmp_path):
@@ -141,23 +159,6 @@ def test_a_build_killed_before_it_wrote_anything_of_use_goes_on(data_file, model
     assert Audit(out).overview().n_rows == 300
 
 
-def test_an_interrupted_build_goes_on(built, data_file, model_directory, tmp_path, monkeypatch):
-    out = tmp_path / "interrupted"
-    advance = Stage.advance
-    calls = iter(range(10**6))
-
-    def interrupt(self, units=1, detail=None):
-        if next(calls) == 305:
-            raise KeyboardInterrupt
-        advance(self, units, detail)
-
-    monkeypatch.setattr(Stage, "advance", interrupt)
-    with pytest.raises(KeyboardInterrupt):
-        build(options(data_file, model_directory, out))
-    build(options(data_file, model_directory, out))
-    assert tables(out) == tables(built)
-
-
 def test_a_rebuild_that_is_interrupted_is_not_taken_for_an_audit(
     data_file, model_directory, tmp_path, monkeypatch, rows
 ):
@@ -165,16 +166,8 @@ def test_a_rebuild_that_is_interrupted_is_not_taken_for_an_audit(
     build(options(data_file, model_directory, out))
     other = write_jsonl(tmp_path / "other.jsonl", rows[:280])
     changed = dataclasses.replace(options(other, model_directory, out), rebuild=True)
-    advance = Stage.advance
-    calls = iter(range(10**6))
-
-    def interrupt(self, units=1, detail=None):
-        if next(calls) == 285:
-            raise KeyboardInterrupt
-        advance(self, units, detail)
-
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr(Stage, "advance", interrupt)
+        interrupt(patched, "Running", 5)
         build(changed)
     with pytest.raises(StoreError, match="not finished"):
         Audit(out)

@@ -77,7 +77,10 @@ FILTERS = {
         RowFilter(metadata={ODD: ("y'); DROP TABLE base.flags; --",)}),
         lambda r: str(r["meta"][ODD]).startswith("y'"),
     ),
-    "nested": (RowFilter(metadata={"nested": ('{"deep":[1]}',)}), lambda r: r["meta"]["nested"]["deep"] == [1]),
+    "nested": (
+        RowFilter(metadata={"nested": ('{"deep":[1]}',)}),
+        lambda r: r["meta"]["nested"]["deep"] == [1],
+    ),
     "no such value": (RowFilter(metadata={"topic": ("nothing",)}), lambda r: False),
     "any flag": (RowFilter(flag="any"), lambda r: isinstance(r["flag"], str)),
     "no flag": (RowFilter(flag="none"), lambda r: not isinstance(r["flag"], str)),
@@ -151,7 +154,9 @@ def test_features_are_searched_by_token(built):
     audit = Audit(built)
     token = audit.features()["top_tokens"][0][0]
     found = audit.features(token.strip())
-    assert len(found) and all(any(token.strip().lower() in t.lower() for t in tops) for tops in found["top_tokens"])
+    assert len(found) and all(
+        any(token.strip().lower() in t.lower() for t in tops) for tops in found["top_tokens"]
+    )
     assert audit.features("no such token 123").empty
     for order in ("telling", "max_activation", "density", "rarest", "feature_id"):
         assert len(audit.features(order=order)) == len(audit.features())
