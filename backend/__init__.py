@@ -14,25 +14,26 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from backend.audit import METHODS, Audit
+    from backend.audit import Audit
     from backend.concepts.heatmap import Heatmap, Segment
     from backend.concepts.probe import MIN_EACH, TrainedProbe
     from backend.data.conversation import Columns
-    from backend.data.read import read_labelled
+    from backend.data.read import read_labelled, read_prompts, read_queries
     from backend.errors import AuditError, ConceptError, DataError, ModelError, StoreError
     from backend.export import FORMATS, to_bytes
     from backend.model.load import ModelOptions
+    from backend.pipeline.attribution import InfluenceOptions
     from backend.pipeline.build import build
     from backend.pipeline.options import BuildOptions
     from backend.progress import Progress, Stage
     from backend.store.filters import RowFilter
     from backend.store.layout import audit_names
-    from backend.types import Concept, Example, LabelledExample, Message
+    from backend.types import METHODS, Concept, Example, LabelledExample, Message
 
 # Loaded when first used: torch and transformers take seconds, and `--help` needs neither.
 _HOME = {
     "FORMATS": "export",
-    "METHODS": "audit",
+    "METHODS": "types",
     "MIN_EACH": "concepts.probe",
     "Audit": "audit",
     "AuditError": "errors",
@@ -43,6 +44,7 @@ _HOME = {
     "DataError": "errors",
     "Example": "types",
     "Heatmap": "concepts.heatmap",
+    "InfluenceOptions": "pipeline.attribution",
     "LabelledExample": "types",
     "Message": "types",
     "ModelError": "errors",
@@ -56,6 +58,8 @@ _HOME = {
     "audit_names": "store.layout",
     "build": "pipeline.build",
     "read_labelled": "data.read",
+    "read_prompts": "data.read",
+    "read_queries": "data.read",
     "to_bytes": "export",
 }
 __all__ = [
@@ -71,6 +75,7 @@ __all__ = [
     "DataError",
     "Example",
     "Heatmap",
+    "InfluenceOptions",
     "LabelledExample",
     "Message",
     "ModelError",
@@ -84,6 +89,8 @@ __all__ = [
     "audit_names",
     "build",
     "read_labelled",
+    "read_prompts",
+    "read_queries",
     "to_bytes",
 ]
 

@@ -12,12 +12,13 @@ import numpy as np
 import pandas as pd
 
 from backend.concepts.examples import distinct, example_activations
-from backend.concepts.heatmap import Heatmap, feature_heatmaps, probe_heatmaps
+from backend.concepts.heatmap import Heatmap, feature_heatmaps, influence_heatmap, probe_heatmaps
 from backend.concepts.probe import FITS, Fit, TrainedProbe, check_counts, train_probe
 from backend.errors import ConceptError, StoreError
 from backend.export import with_metadata
-from backend.influence.vector_filter import vector_filter
 from backend.model.load import LanguageModel, ModelOptions, load_model
+from backend.pipeline.attribution import InfluenceOptions, forget_influence, token_influence
+from backend.pipeline.rank import NEED_GRADIENTS, Request, Sources, finished, request, scores_of
 from backend.progress import Progress
 from backend.store import queries, workspace
 from backend.store.database import database
@@ -25,11 +26,11 @@ from backend.store.filters import RowFilter
 from backend.store.layout import Layout
 from backend.store.manifest import Manifest, read_manifest
 from backend.store.rankings import ranking_id
-from backend.store.shards import read_activations
+from backend.store.shards import TokenizedExample, read_answers, read_texts
 from backend.types import Concept, LabelledExample
 
-METHODS = ("vector_filter",)
 EVERY_ROW = RowFilter()
+DEFAULTS = InfluenceOptions()
 RANK_COLUMNS = ["rank", "example_id", "score", "percentile", "prompt", "response"]
 EXPORT_COLUMNS = ["example_id", "flag", "note", "prompt", "response", "source", "source_row", "content_hash"]
 
@@ -181,11 +182,13 @@ class Audit:
             )
 
         self._write(save)
+        forget_influence(self._layout, f"probe:{name}")
         return trained
 
     def delete_probe(self, name: str) -> None:
         """Remove a probe with its labels and rankings."""
         self._write(lambda cursor: workspace.delete_probe(cursor, name))
+        forget_influence(self._layout, f"probe:{name}")
 
     # Rankings and rows
 
@@ -196,18 +199,23 @@ class Audit:
         top: int | None = None,
         where: RowFilter = EVERY_ROW,
         offset: int = 0,
+        options: InfluenceOptions = DEFAULTS,
     ) -> pd.DataFrame:
         """Rows by influence on a concept: rank, score, percentile, then the row. Rank 1 pushes most.
 
         Ranks are among all rows, whatever the filter. The ranking is computed if it is not in the store.
+
+        Args:
+            method: one of `METHODS`.
+            options: how influence is computed, for the methods that need to know.
         """
-        ranking = self.ranking(concept, method)
+        ranking = self.ranking(concept, method, options)
         return self._read(lambda cursor: queries.rows(cursor, ranking, where, top, offset))
 
     def rank_table(self, concept: str, method: str = "vector_filter", top: int | None = None,
-                   where: RowFilter = EVERY_ROW) -> pd.DataFrame:  # fmt: skip
+                   where: RowFilter = EVERY_ROW, options: InfluenceOptions = DEFAULTS) -> pd.DataFrame:  # fmt: skip
         """`rank` as a table to take away: `RANK_COLUMNS`, then a column for each metadata field."""
-        return with_metadata(self.rank(concept, method, top, where), RANK_COLUMNS)
+        return with_metadata(self.rank(concept, method, top, where, options=options), RANK_COLUMNS)
 
     def rows(self, where: RowFilter = EVERY_ROW, limit: int | None = None, offset: int = 0) -> pd.DataFrame:
         """Rows in the order of the data."""
@@ -217,38 +225,63 @@ class Audit:
         """Rows in an order that looks random but is the same for a seed."""
         return self._read(lambda cursor: queries.sample(cursor, where, seed, limit))
 
-    def count(self, where: RowFilter, concept: str | None = None, method: str = "vector_filter") -> int:
+    def count(
+        self, where: RowFilter, concept: str | None = None, method: str = "vector_filter",
+        options: InfluenceOptions = DEFAULTS,
+    ) -> int:  # fmt: skip
         """How many rows pass a filter; with a concept, of those that it ranks."""
-        ranking = self.ranking(concept, method) if concept else None
+        ranking = self.ranking(concept, method, options) if concept else None
         return self._read(lambda cursor: queries.count_rows(cursor, ranking, where))
 
     def histogram(
-        self, concept: str, method: str = "vector_filter", where: RowFilter = EVERY_ROW, bins: int = 60
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        self, concept: str, method: str = "vector_filter", where: RowFilter = EVERY_ROW, bins: int = 60,
+        options: InfluenceOptions = DEFAULTS,
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # fmt: skip
         """Bin edges, counts of all rows, and counts of the rows that pass the filter."""
-        ranking = self.ranking(concept, method)
+        ranking = self.ranking(concept, method, options)
         return self._read(lambda cursor: queries.histogram(cursor, ranking, where, bins))
 
-    def score_summary(self, concept: str, method: str = "vector_filter") -> dict[str, float]:
+    def score_summary(
+        self, concept: str, method: str = "vector_filter", options: InfluenceOptions = DEFAULTS
+    ) -> dict[str, float]:
         """Mean, deviation and count of a ranking's scores."""
-        ranking = self.ranking(concept, method)
+        ranking = self.ranking(concept, method, options)
         return self._read(lambda cursor: queries.score_summary(cursor, ranking))
 
-    def ranking(self, concept: str, method: str = "vector_filter") -> int:
+    def ranking(
+        self,
+        concept: str,
+        method: str = "vector_filter",
+        options: InfluenceOptions = DEFAULTS,
+        progress: Progress | None = None,
+    ) -> int:
         """The id of a ranking in the store, where it is put if it is not there.
 
+        A computation that is interrupted goes on where it was when it is asked for again.
+
         Raises:
-            ConceptError: no such concept or method.
+            ConceptError: no such concept, method or layer, or no queries.
+            ModelError: the model has no weights to attribute to, or a row does not fit into memory.
         """
-        if method not in METHODS:
-            raise ConceptError(f"--method {method}: unknown; choose from {', '.join(METHODS)}")
         found = self.concept(concept)
-        build = self._read(queries.build_id)
-        ranking = ranking_id(build, found.concept_id, found.version, method, {})
-        if self._read(lambda cursor: queries.ranking_stored(cursor, ranking)):
+        ranking, wanted = self._request(found, method, options)
+        if self._stored(ranking):
             return ranking
-        scores = vector_filter(read_activations(self._layout, found.layer), found.direction[:, None])[:, 0]
-        return self._write(lambda cursor: workspace.save_ranking(cursor, build, found, method, {}, scores))
+        scores = scores_of(self._sources(), wanted, ranking, progress or self._progress)
+        build = self._read(queries.build_id)
+        self._write(
+            lambda cursor: workspace.save_ranking(cursor, build, found, method, wanted.parameters, scores)
+        )
+        finished(self._sources(), wanted, ranking)
+        return ranking
+
+    def has_ranking(self, concept: str, method: str, options: InfluenceOptions = DEFAULTS) -> bool:
+        """Whether a ranking is in the store, so that asking for it costs nothing.
+
+        Raises:
+            ConceptError: as `ranking`.
+        """
+        return self._stored(self._request(self.concept(concept), method, options)[0])
 
     def heatmaps(self, concept: str, example_ids: Sequence[int]) -> dict[int, Heatmap]:
         """Token heatmaps of rows, by example id; a probe's take a forward pass the first time."""
@@ -260,6 +293,45 @@ class Audit:
             return feature_heatmaps(self._layout, found, ids)
         return probe_heatmaps(self._layout, self._database, found, ids, self.model)
 
+    def influence_heatmaps(
+        self, concept: str, method: str, example_ids: Sequence[int], options: InfluenceOptions = DEFAULTS
+    ) -> dict[int, Heatmap]:
+        """What each token of rows adds to their influence, by example id: the summands of the score.
+
+        Computed for the rows that are asked for, and kept. Rows without a score are missing.
+
+        Raises:
+            ConceptError: the method has no token influences, or its ranking has not been computed.
+        """
+        if method not in NEED_GRADIENTS:
+            raise ConceptError(f"{method}: has no token influences; {', '.join(sorted(NEED_GRADIENTS))} have")
+        ranking, _ = self._request(self.concept(concept), method, options)
+        if not self._stored(ranking):
+            raise ConceptError(f"{method}: not computed yet for {concept}; rank by it first")
+        texts = read_texts(self._layout, [int(i) for i in example_ids])
+        identity = f"influence:{ranking}"
+        hashes = [row.content_hash for row in texts.values()]
+        known = self._read(lambda cursor: workspace.cached_projections(cursor, identity, hashes))
+        missing = {
+            row.content_hash: TokenizedExample(i, row.content_hash, row.input_ids, row.parts)
+            for i, row in texts.items()
+            if len(known.get(row.content_hash, ())) != len(row.input_ids)
+        }
+        if missing:
+            found = token_influence(self._layout, self.model, ranking, list(missing.values()))
+            fresh = {h: found[row.example_id] for h, row in missing.items() if row.example_id in found}
+            self._write(lambda cursor: workspace.cache_projections(cursor, identity, fresh))
+            known |= fresh
+        return {
+            i: influence_heatmap(i, row, known[row.content_hash])
+            for i, row in texts.items()
+            if row.content_hash in known
+        }
+
+    def own_answers(self, example_ids: Sequence[int]) -> dict[int, str]:
+        """What the model itself answers to rows' prompts, where `projection_difference` has asked it."""
+        return read_answers(self._layout, [int(i) for i in example_ids])
+
     # Flags
 
     def flag(self, content_hashes: Sequence[str], flag: str = "remove", note: str = "", by: str = "") -> None:
@@ -269,10 +341,10 @@ class Audit:
 
     def flag_matching(
         self, where: RowFilter, flag: str | None, concept: str | None = None, method: str = "vector_filter",
-        note: str = "", by: str = "",
+        note: str = "", by: str = "", options: InfluenceOptions = DEFAULTS,
     ) -> None:  # fmt: skip
         """Flag every row that passes a filter, or take its flag off where `flag` is None."""
-        ranking = self.ranking(concept, method) if concept else None
+        ranking = self.ranking(concept, method, options) if concept else None
         who = by or _user()
         self._write(lambda cursor: workspace.flag_matching(cursor, ranking, where, flag, note, who))
 
@@ -311,6 +383,18 @@ class Audit:
                 f"{lm.name} now has {lm.fingerprint}; put the earlier weights back, or build again with --rebuild"
             )
         return lm
+
+    def _sources(self) -> Sources:
+        return Sources(self._layout, self._database, self.manifest, self.model)
+
+    def _request(self, concept: Concept, method: str, options: InfluenceOptions) -> tuple[int, Request]:
+        wanted = request(self._sources(), concept, method, options)
+        build = self._read(queries.build_id)
+        version, parameters = concept.version, wanted.parameters
+        return ranking_id(build, concept.concept_id, version, method, parameters), wanted
+
+    def _stored(self, ranking: int) -> bool:
+        return self._read(lambda cursor: queries.ranking_stored(cursor, ranking))
 
     def _tracked(self, layer: int) -> int:
         if layer not in self.layers:

@@ -12,6 +12,7 @@ from typing import Literal
 from backend.errors import AuditError, StoreError
 from backend.progress import Progress, for_this_terminal
 from backend.store.layout import audit_names
+from backend.types import METHODS
 
 DEFAULT_CACHE = Path("cache")
 FLAG_HELP = "rows with any flag (any), with none (none), or with the flag of this name"
@@ -164,9 +165,73 @@ def _add_rank(commands) -> None:
     rank.add_argument(
         "--concept", required=True, metavar="NAME", help="a probe's name, or sae:N for an SAE feature"
     )
-    rank.add_argument("--method", default="vector_filter", help="how to score rows (default: %(default)s)")
+    rank.add_argument(
+        "--method", default="vector_filter", choices=METHODS, metavar="METHOD",
+        help=f"how to score rows: {', '.join(METHODS)} (default: %(default)s)",
+    )  # fmt: skip
     rank.add_argument("--top", type=int, metavar="N", help="only the first N rows (default: all)")
     _add_output(rank)
+    queries = rank.add_argument_group("queries", "the examples that influence is measured on")
+    queries.add_argument(
+        "--queries", metavar="FILE",
+        help='rows with "messages", and "label" 0 for negative ones (default: the probe\'s labelled examples, '
+        "or the rows in which an SAE feature fires highest)",
+    )  # fmt: skip
+    queries.add_argument(
+        "--contrast", action="store_true", help="the positive queries minus the negative ones"
+    )
+    queries.add_argument(
+        "--own-answers", action="store_true", help="let the model itself answer the queries' prompts"
+    )
+    influence = rank.add_argument_group("influence", "how concept_influence and its kin are computed")
+    influence.add_argument(
+        "--curvature", choices=["ekfac", "kfac", "identity"], default="ekfac", help="default: %(default)s"
+    )
+    influence.add_argument(
+        "--layer", type=int, metavar="L", help="read a probe at this layer (default: where it was trained)"
+    )
+    influence.add_argument(
+        "--target", choices=["direction", "activation"], default="direction",
+        help="of an SAE feature: the projection onto its decoder direction, or its activation "
+        "(default: %(default)s)",
+    )  # fmt: skip
+    influence.add_argument(
+        "--fisher", choices=["sampled", "empirical"], default="sampled",
+        help="labels of the curvature: drawn from the model, or the data's (default: %(default)s)",
+    )  # fmt: skip
+    influence.add_argument(
+        "--curvature-tokens", type=int, default=20_000, metavar="N",
+        help="fit the curvature on rows with this many tokens together (default: %(default)s)",
+    )  # fmt: skip
+    influence.add_argument(
+        "--damping", type=float, default=0.1, metavar="X",
+        help="added to the curvature, as a share of its mean eigenvalue (default: %(default)s)",
+    )  # fmt: skip
+    influence.add_argument(
+        "--blocks", type=_block_range, metavar="A-B", help="only the weights of these blocks count (default: all)"
+    )
+    influence.add_argument(
+        "--weights", choices=["auto", "linear", "lora"], default="auto",
+        help="every linear layer, or an adapter's LoRA weights (default: what fine-tuning would train)",
+    )  # fmt: skip
+    influence.add_argument(
+        "--rank", type=int, metavar="R", help="reduce the query to this rank in each layer (default: keep it whole)"
+    )
+    influence.add_argument(
+        "--unit-normalised", action="store_true", help="divide by the norm of each row's gradient"
+    )
+    influence.add_argument(
+        "--precision", choices=["auto", "float32", "bfloat16"], default="auto",
+        help="of the scoring pass (default: bfloat16 where the processor computes in it)",
+    )  # fmt: skip
+    influence.add_argument(
+        "--mode", choices=["auto", "token_sum", "forward"], default="auto",
+        help="differentiate backward or forward (default: the cheaper; the scores are the same)",
+    )  # fmt: skip
+    influence.add_argument("--seed", type=int, default=0, help="of what is drawn (default: %(default)s)")
+    influence.add_argument(
+        "--keep-tokens", action="store_true", help="keep the influence of every token of every row"
+    )
 
 
 def _add_export(commands) -> None:
@@ -279,10 +344,22 @@ def _probe(options: argparse.Namespace) -> int:
 def _rank(options: argparse.Namespace) -> int:
     if options.top is not None and options.top < 1:
         raise AuditError(f"--top {options.top}: must be 1 or more")
-    audit = _open(options.audit, options.cache, Progress())
+    progress = _started()
+    audit = _open(options.audit, options.cache, progress)
+    from backend import InfluenceOptions, read_prompts, read_queries
     from backend.export import write
 
-    write(audit.rank_table(options.concept, options.method, options.top), options.format, options.out)
+    read = read_prompts if options.own_answers else read_queries
+    names = (
+        "contrast", "own_answers", "layer", "target", "curvature", "fisher", "curvature_tokens", "damping",
+        "blocks", "weights", "rank", "unit_normalised", "precision", "seed", "mode", "keep_tokens",
+    )  # fmt: skip
+    influence = InfluenceOptions(
+        queries=tuple(read(options.queries)) if options.queries else None,
+        **{name: getattr(options, name) for name in names},
+    )
+    table = audit.rank_table(options.concept, options.method, options.top, options=influence)
+    write(table, options.format, options.out)
     return 0
 
 
@@ -373,6 +450,14 @@ def _layers(text: str) -> tuple[int, ...]:
         return tuple(sorted({int(part) for part in text.split(",")}))
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is not a list of layers such as 8,12,16") from None
+
+
+def _block_range(text: str) -> tuple[int, int]:
+    first, dash, last = text.partition("-")
+    try:
+        return int(first), int(last if dash else first)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a range of blocks such as 10-15") from None
 
 
 def _condition(text: str) -> tuple[str, str]:

@@ -6,14 +6,23 @@ import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 
 ROLES = ("system", "user", "assistant", "tool")
 
 ConceptKind = Literal["sae_feature", "probe"]
-Method = Literal["vector_filter"]
+Method = Literal[
+    "vector_filter",
+    "projection_difference",
+    "concept_influence",
+    "influence_function",
+    "gradient_dot",
+    "activation_similarity",
+    "bm25",
+]
+METHODS: tuple[Method, ...] = get_args(Method)
 
 
 @dataclass(frozen=True)

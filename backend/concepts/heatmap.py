@@ -38,12 +38,14 @@ class Heatmap:
 
     Attributes:
         turns: the segments of each assistant turn, in order; turns cut off by the context are missing.
-        signed: whether values have a meaningful sign (probes) or are at least 0 (SAE features).
+        signed: whether values have a meaningful sign (probes, influence) or are at least 0 (SAE features).
+        elsewhere: sum of the values of tokens outside the turns, such as the prompt's.
     """
 
     example_id: int
     turns: tuple[tuple[Segment, ...], ...]
     signed: bool
+    elsewhere: float = 0.0
 
 
 def feature_heatmaps(layout: Layout, concept: Concept, example_ids: Sequence[int]) -> dict[int, Heatmap]:
@@ -90,6 +92,16 @@ def probe_heatmaps(
         example_id: Heatmap(example_id, _turns(row, known[row.content_hash]), signed=True)
         for example_id, row in texts.items()
     }
+
+
+def influence_heatmap(example_id: int, row: TokenizedText, values: np.ndarray) -> Heatmap:
+    """A heatmap of token influences, which sum to the row's score.
+
+    Args:
+        values: float32 [tokens].
+    """
+    outside = float(values[row.parts[: len(values)] == PROMPT].sum())
+    return Heatmap(example_id, _turns(row, values), signed=True, elsewhere=outside)
 
 
 def token_projections(

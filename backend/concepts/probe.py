@@ -78,7 +78,7 @@ def train_probe(
     return TrainedProbe(
         layer=layer,
         fit=fit,
-        direction=_direction(fit, activations[layer], labels, spread[layer]),
+        direction=fit_direction(fit, activations[layer], labels, spread[layer]),
         auroc=area,
         auroc_interval=auroc_interval(area, n_positive, n_negative),
         n_positive=n_positive,
@@ -130,7 +130,15 @@ def logistic_regression(inputs: np.ndarray, labels: np.ndarray, spread: np.ndarr
     return _unit(basis.T @ model.coef_[0] / unit)
 
 
-def _direction(fit: Fit, inputs: np.ndarray, labels: np.ndarray, spread: np.ndarray) -> np.ndarray:
+def fit_direction(fit: Fit, inputs: np.ndarray, labels: np.ndarray, spread: np.ndarray) -> np.ndarray:
+    """A probe's unit direction at one layer: float32 [d_model].
+
+    Args:
+        fit: ``difference_of_means`` or ``logistic_regression``.
+        inputs: mean response activations, float32 [examples, d_model].
+        labels: int [examples], 0 or 1.
+        spread: float32 [d_model], the deviation of each dimension over the rows to be ranked.
+    """
     if fit == "difference_of_means":
         return difference_of_means(inputs, labels)
     return logistic_regression(inputs, labels, spread)
@@ -186,7 +194,7 @@ def _nested_auroc(
 def _fold_auroc(
     fit: Fit, inputs: np.ndarray, labels: np.ndarray, spread: np.ndarray, train: np.ndarray, test: np.ndarray
 ) -> float:
-    direction = _direction(fit, inputs[train], labels[train], spread)
+    direction = fit_direction(fit, inputs[train], labels[train], spread)
     return auroc(inputs[test] @ direction, labels[test])
 
 

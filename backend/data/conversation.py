@@ -51,6 +51,16 @@ class Layout:
         """The row's conversation; DataError if it has none to train on."""
         return self.read(row, *self.columns)
 
+    def prompt(self, row: Row) -> tuple[Message, ...]:
+        """The turns before the last answer, which the row may lack; DataError if there are none."""
+        chat = self.read is _chat
+        turns = _turns(row, *self.columns) if chat else self.messages(row)
+        answered = bool(turns) and turns[-1].role == "assistant"
+        prompt = turns[:-1] if answered else turns
+        if not prompt:
+            raise DataError(f"{row.place}: no prompt to answer; give it a user turn")
+        return prompt
+
 
 def find_layout(row: Row, columns: Columns) -> Layout:
     """Tell from a source's first row where its conversations lie.
@@ -94,6 +104,17 @@ def _find(row: Row, names: Sequence[str], besides: str | None = None) -> str | N
 
 
 def _chat(row: Row, column: str) -> tuple[Message, ...]:
+    """A list of turns of which one at least is the assistant's."""
+    messages = _turns(row, column)
+    where = _where(row, column)
+    responses = [m.content for m in messages if m.role == "assistant"]
+    if not responses:
+        raise DataError(f"{where} has no assistant turn; add one or pass --text-column")
+    _require_text(responses[-1], where)
+    return messages
+
+
+def _turns(row: Row, column: str) -> tuple[Message, ...]:
     """A list of turns, or the JSON of one: OpenAI's role and content, ShareGPT's from and value."""
     where = _where(row, column)
     turns = _value(row, column)
@@ -101,12 +122,7 @@ def _chat(row: Row, column: str) -> tuple[Message, ...]:
         turns = parse_json(turns, where)
     if not isinstance(turns, list):
         raise DataError(f"{where} is {kind(turns)}, not a list of turns; {OPTIONS}")
-    messages = tuple(_turn(t, f"{where} turn {n}") for n, t in enumerate(turns, start=1))
-    responses = [m.content for m in messages if m.role == "assistant"]
-    if not responses:
-        raise DataError(f"{where} has no assistant turn; add one or pass --text-column")
-    _require_text(responses[-1], where)
-    return messages
+    return tuple(_turn(t, f"{where} turn {n}") for n, t in enumerate(turns, start=1))
 
 
 def _prompt_response(row: Row, prompt: str, response: str, context: str | None = None) -> tuple[Message, ...]:

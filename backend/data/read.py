@@ -24,7 +24,7 @@ from backend.data.hub import hub_revision, hub_rows, saved_rows, saved_split
 from backend.errors import DataError
 from backend.types import Example, LabelledExample
 
-__all__ = ["Columns", "fingerprint", "read_examples", "read_labelled"]
+__all__ = ["Columns", "fingerprint", "read_examples", "read_labelled", "read_prompts", "read_queries"]
 
 
 def read_examples(
@@ -56,6 +56,26 @@ def read_labelled(path: str | Path) -> list[LabelledExample]:
     """
     layout, rows = _open(Path(path), BY_NAME, "train")
     return [LabelledExample(layout.messages(row), _label(row)) for row in rows]
+
+
+def read_queries(path: str | Path) -> list[LabelledExample]:
+    """Read query examples: rows like those of `read_labelled`, in which a missing label is 1.
+
+    Raises:
+        DataError: as `read_labelled`.
+    """
+    layout, rows = _open(Path(path), BY_NAME, "train")
+    return [LabelledExample(layout.messages(row), _label(row, 1)) for row in rows]
+
+
+def read_prompts(path: str | Path) -> list[LabelledExample]:
+    """As `read_queries`, but for the last answer of each row, which it need not have.
+
+    Raises:
+        DataError: as `read_queries`, or a row has nothing before its answer.
+    """
+    layout, rows = _open(Path(path), BY_NAME, "train")
+    return [LabelledExample(layout.prompt(row), _label(row, 1)) for row in rows]
 
 
 def fingerprint(source: str | Path, split: str = "train") -> str:
@@ -105,8 +125,8 @@ def _example(row: Row, layout: Layout) -> Example:
     return Example(messages, row.source, row.number, metadata)
 
 
-def _label(row: Row) -> int:
-    label = row.values.get("label")
+def _label(row: Row, default: int | None = None) -> int:
+    label = row.values.get("label", default)
     if label not in (0, 1):
         shown = f"{label!r} is not a label" if "label" in row.values else "no label"
         raise DataError(f'{row.place}: "label": {shown}; write 0, 1, true or false')

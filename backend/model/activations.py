@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from backend.model.batches import batches_by_length, padded
 from backend.model.load import LanguageModel
 
 TOKENS_PER_BATCH_CPU = 2048
@@ -43,7 +44,8 @@ def residual_stream(
     The forward pass stops at the deepest layer, so the blocks above it and the
     language-model head are never run. Rows are padded on the right: in a causal
     model no real token sees what stands to its right, so no mask is needed, and
-    without one the fast attention kernels apply.
+    without one the fast attention kernels apply. Whether a graph for a backward
+    pass is built is up to the caller.
 
     Yields:
         ids → {layer: [batch, tokens, d_model]} in the model's dtype and on its device.
@@ -60,42 +62,25 @@ def residual_stream(
 
         return hook
 
-    handles = [lm.blocks[layer - 1].register_forward_hook(keep(layer)) for layer in set(layers)]
-
     def run(input_ids: torch.Tensor) -> dict[int, torch.Tensor]:
         captured.clear()
         with suppress(_DeepEnough):
             lm.model(input_ids=input_ids, use_cache=False)
         return dict(captured)
 
-    try:
-        with torch.inference_mode():
+    with lm.lock:
+        handles = [lm.blocks[layer - 1].register_forward_hook(keep(layer)) for layer in set(layers)]
+        try:
             yield run
-    finally:
-        captured.clear()
-        for handle in handles:
-            handle.remove()
+        finally:
+            captured.clear()
+            for handle in handles:
+                handle.remove()
 
 
 def tokens_per_batch(device: torch.device) -> int:
     """How many tokens, padding included, a batch may hold."""
     return TOKENS_PER_BATCH_CPU if device.type == "cpu" else TOKENS_PER_BATCH_ACCELERATOR
-
-
-def batches_by_length(lengths: Sequence[int], budget: int) -> list[list[int]]:
-    """Group rows of like length so that rows × longest ≤ `budget`; a longer row goes alone.
-
-    Returns:
-        lists of indices into `lengths`, longest rows first (memory peaks at once, not at the end).
-    """
-    batches: list[list[int]] = []
-    longest = 0
-    for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        if not batches or (len(batches[-1]) + 1) * longest > budget:
-            batches.append([])
-            longest = max(lengths[index], 1)
-        batches[-1].append(index)
-    return batches
 
 
 def response_activations(
@@ -120,16 +105,11 @@ def response_activations(
     """
     budget = budget or tokens_per_batch(lm.device)
     wanted = sorted({*layers, *stream_layers})
-    with residual_stream(lm, wanted) as run:
+    with torch.inference_mode(), residual_stream(lm, wanted) as run:
         for batch in batches_by_length([len(ids) for ids in input_ids], budget):
-            longest = max(len(input_ids[i]) for i in batch)
-            ids = np.zeros((len(batch), longest), np.int64)
-            weights = np.zeros((len(batch), longest), np.float32)
-            for place, i in enumerate(batch):
-                ids[place, : len(input_ids[i])] = input_ids[i]
-                weights[place, : len(input_ids[i])] = response[i]
-            streams = run(torch.from_numpy(ids).to(lm.device))
-            weights = torch.from_numpy(weights).to(lm.device)
+            made = padded(batch, input_ids, response, lm.device)
+            streams = run(made.ids)
+            weights = made.response.float()
             counts = weights.sum(1, keepdim=True)
             means = {
                 layer: (torch.einsum("bt,btd->bd", weights, streams[layer].float()) / counts).cpu().numpy()

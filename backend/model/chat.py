@@ -108,6 +108,29 @@ class ChatRenderer:
             truncated=len(ids) > self._max_tokens,
         )
 
+    def prompt(self, messages: Sequence[Message]) -> np.ndarray:
+        """Tokens of a conversation up to where the assistant's next turn begins: int32 [tokens].
+
+        Raises:
+            ModelError: the chat template refuses the conversation.
+        """
+        from jinja2.exceptions import TemplateError
+
+        turns = [{"role": m.role, "content": m.content} for m in messages]
+        try:
+            text = self._apply(turns, add_generation_prompt=True)
+        except TemplateError as error:
+            merged = _system_into_first_user(turns)
+            if merged is None:
+                raise ModelError(f"the model's chat template refuses this conversation: {error}") from error
+            text = self._apply(merged, add_generation_prompt=True)
+        encoded = self._tokenizer(text, add_special_tokens=self._template is not None, verbose=False)
+        return np.asarray(encoded["input_ids"], np.int32)[: self._max_tokens]
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """The text of tokens, without special ones."""
+        return self._tokenizer.decode(token_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
     def decode_token(self, token_id: int) -> str:
         """The text that a single token stands for."""
         return self._tokenizer.decode([token_id], clean_up_tokenization_spaces=False)

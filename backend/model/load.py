@@ -7,9 +7,11 @@ default); code that comes with a model runs only if the user says so.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
-from dataclasses import dataclass
+import threading
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +51,7 @@ class LanguageModel:
         d_model: width of the residual stream.
         context: the longest row in tokens that the model takes.
         fingerprint: tells models with different weights apart (see `fingerprint`).
+        lock: held while hooks are on the model, since threads share it.
     """
 
     name: str
@@ -58,6 +61,16 @@ class LanguageModel:
     d_model: int
     context: int
     fingerprint: str
+    lock: Any = field(default_factory=threading.RLock, repr=False, compare=False)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self.model.parameters()).dtype
+
+    @property
+    def wide_dtype(self) -> torch.dtype:
+        """In which sums over tokens or rows are taken: float32, or the model's own if that is wider."""
+        return torch.promote_types(self.dtype, torch.float32)
 
     @property
     def device(self) -> torch.device:
@@ -66,6 +79,13 @@ class LanguageModel:
     @property
     def n_layers(self) -> int:
         return len(self.blocks)
+
+    def in_dtype(self, dtype: torch.dtype) -> LanguageModel:
+        """The model in another precision: a copy, unless it has that precision already."""
+        if dtype == self.dtype:
+            return self
+        model = copy.deepcopy(self.model).to(dtype)
+        return replace(self, model=model, blocks=find_blocks(model), lock=threading.RLock())
 
     def check_layers(self, layers: tuple[int, ...]) -> None:
         """Raise ModelError unless each layer counts between 1 and all of the blocks."""

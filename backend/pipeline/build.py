@@ -35,11 +35,12 @@ from backend.store.manifest import Manifest, read_manifest
 from backend.store.shards import read_activations, token_blocks
 
 SHARDS_OF = {
-    "read": ("examples",),
-    "activations": ("activations", "tokens"),
+    # What is computed on demand hangs on the rows as tokens; answers on the layers kept, too.
+    "read": ("examples", "curvature", "influence"),
+    "activations": ("activations", "tokens", "answers", "answer_activations"),
     "sae": (),
     "features": ("features",),
-    "store": (),
+    "store": ("influence",),
 }
 HOLDER = "build.pid"
 """Names the process that holds the lock."""

@@ -59,12 +59,12 @@ class Layout:
         return self.root / "sae-training"
 
     def shards(self, kind: str) -> Path:
-        """Directory of the shards of one kind: examples, activations, tokens or features."""
+        """Directory of the shards of one kind: examples, activations, tokens, features, answers, ..."""
         return self.root / "shards" / kind
 
     def shard(self, kind: str, number: int) -> Path:
         """File of one shard; `number` counts from 0, `ROWS_PER_SHARD` rows each."""
-        suffix = "parquet" if kind in ("examples", "features") else "safetensors"
+        suffix = "parquet" if kind in ("examples", "features", "answers") else "safetensors"
         return self.shards(kind) / f"{number:06}.{suffix}"
 
     def shard_numbers(self, kind: str) -> list[int]:

@@ -209,6 +209,12 @@ def score_summary(cursor: Cursor, ranking: int) -> dict[str, float]:
     return {"mean": mean or 0.0, "deviation": deviation, "count": count}
 
 
+def texts(cursor: Cursor) -> list[str]:
+    """Prompt and response of every row, in the order of their ids."""
+    found = cursor.execute("SELECT prompt || chr(10) || response FROM main.examples ORDER BY example_id")
+    return [text for (text,) in found.fetchall()]
+
+
 def find_rows(cursor: Cursor, content_hashes: Sequence[str]) -> dict[str, int]:
     """content_hash → the id of the first row with that content, for those that the data set has."""
     found = cursor.execute(

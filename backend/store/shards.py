@@ -48,6 +48,7 @@ FEATURES = pa.schema(
         ("activation", pa.float32()),
     ]
 )
+ANSWERS = pa.schema([("example_id", pa.int64()), ("answer", pa.string()), ("n_tokens", pa.int32())])
 TEXT_COLUMNS = ["example_id", "content_hash", "text", "input_ids", "starts", "ends", "parts"]
 TOKENS_PER_BLOCK = 4096
 TOKEN_COLUMNS = ["example_id", "content_hash", "input_ids", "parts"]
@@ -152,6 +153,45 @@ def read_activations(
     """
     for number in layout.shard_numbers("activations") if numbers is None else numbers:
         with safe_open(layout.shard("activations", number), "numpy") as file:
+            yield file.get_tensor(f"layer_{layer}")
+
+
+def write_answers(
+    layout: Layout, number: int, texts: dict[int, tuple[str, int]], means: dict[int, np.ndarray]
+) -> None:
+    """Write the model's own answers to one shard's prompts.
+
+    Args:
+        texts: example id → answer and its number of tokens; rows without a prompt are missing.
+        means: layer → float32 [rows, d_model], mean response activations of the rows with these answers.
+    """
+    columns = {
+        "example_id": list(texts),
+        "answer": [text for text, _ in texts.values()],
+        "n_tokens": [count for _, count in texts.values()],
+    }
+    with whole(layout.shard("answers", number)) as path:
+        pq.write_table(pa.Table.from_pydict(columns, ANSWERS), path, compression="zstd")
+    # Last: where this file is, the shard is complete.
+    with whole(layout.shard("answer_activations", number)) as path:
+        save_file({f"layer_{layer}": array for layer, array in means.items()}, path)
+
+
+def read_answers(layout: Layout, example_ids: Sequence[int]) -> dict[int, str]:
+    """The model's own answers to chosen rows' prompts, of those that have one: example id → text."""
+    found: dict[int, str] = {}
+    for number in sorted({example_id // ROWS_PER_SHARD for example_id in example_ids}):
+        if layout.shard("answers", number).exists():
+            wanted = [i for i in example_ids if i // ROWS_PER_SHARD == number]
+            table = pq.read_table(layout.shard("answers", number), filters=[("example_id", "in", wanted)])
+            found |= dict(zip(table["example_id"].to_pylist(), table["answer"].to_pylist(), strict=True))
+    return found
+
+
+def read_answer_activations(layout: Layout, layer: int) -> Iterator[np.ndarray]:
+    """As `read_activations`, of the rows with the model's own answers; NaN where there is no prompt."""
+    for number in layout.shard_numbers("answer_activations"):
+        with safe_open(layout.shard("answer_activations", number), "numpy") as file:
             yield file.get_tensor(f"layer_{layer}")
 
 

@@ -1,0 +1,289 @@
+"""From a concept and a method to scores: which method needs what, and what tells rankings apart."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from backend.concepts.examples import example_activations
+from backend.concepts.probe import fit_direction
+from backend.concepts.sae import load_sae
+from backend.errors import ConceptError
+from backend.influence.baselines import activation_similarity, bm25, projection_difference
+from backend.influence.queries import Lack, Loss, Quantity, Rows
+from backend.influence.targets import FeatureActivation, Projection
+from backend.influence.vector_filter import vector_filter
+from backend.model.chat import ChatRenderer
+from backend.model.linear import resolve_weights
+from backend.model.load import LanguageModel
+from backend.pipeline.answers import ANSWER_TOKENS, answer_stage, answered
+from backend.pipeline.attribution import (
+    Attribution,
+    InfluenceOptions,
+    attribute,
+    finish,
+    identity_of,
+    native_bfloat16,
+)
+from backend.progress import Progress
+from backend.store import queries as store_queries
+from backend.store import workspace
+from backend.store.database import Database
+from backend.store.layout import Layout
+from backend.store.manifest import Manifest
+from backend.store.shards import messages_from_json, read_activations, read_answer_activations
+from backend.types import METHODS, Concept, LabelledExample, Method
+
+STRONGEST_ROWS = 16
+"""Queries of an SAE feature: this many rows in which it fires highest."""
+NEED_QUERIES = {"concept_influence", "influence_function", "gradient_dot", "activation_similarity", "bm25"}
+NEED_GRADIENTS = {"concept_influence", "influence_function", "gradient_dot"}
+AT_A_LAYER = {"vector_filter", "projection_difference", "activation_similarity", "concept_influence"}
+_SHARED = ("contrast", "own_answers", "blocks", "weights", "rank", "unit_normalised", "precision", "seed")
+_CURVED = ("curvature", "fisher", "curvature_tokens", "damping")
+DEPENDS_ON: dict[str, tuple[str, ...]] = {
+    "concept_influence": ("target", *_SHARED, *_CURVED),
+    "influence_function": (*_SHARED, *_CURVED),
+    "gradient_dot": _SHARED,
+}
+"""The options that change a method's scores, beside the layer and the queries."""
+
+
+@dataclass(frozen=True)
+class Sources:
+    """An audit, as far as ranking its rows needs it.
+
+    Attributes:
+        model: loads the model; called only if it is needed.
+    """
+
+    layout: Layout
+    database: Database
+    manifest: Manifest
+    model: Callable[[], LanguageModel]
+
+    def read(self, query: Callable):
+        """Run a query of the store."""
+        with self.database.reading() as cursor:
+            return query(cursor)
+
+
+@dataclass(frozen=True)
+class Request:
+    """A ranking that is asked for, with nothing left open.
+
+    Attributes:
+        concept: at the layer that it is wanted at.
+        queries: the query examples that the method reads; empty where it reads none.
+        parameters: what tells this ranking from others of the same concept and method, JSON values.
+    """
+
+    concept: Concept
+    method: Method
+    options: InfluenceOptions
+    queries: tuple[LabelledExample, ...]
+    parameters: dict[str, Any]
+
+
+def request(sources: Sources, concept: Concept, method: str, options: InfluenceOptions) -> Request:
+    """Settle what a ranking depends on, without loading the model.
+
+    Raises:
+        ConceptError: unknown method, a layer that the audit does not keep, or no queries.
+    """
+    if method not in METHODS:
+        raise ConceptError(f"--method {method}: unknown; choose from {', '.join(METHODS)}")
+    _check(options)
+    parameters: dict[str, Any] = {}
+    at = concept
+    if method in AT_A_LAYER and options.layer is not None and options.layer != concept.layer:
+        at = _at_layer(sources, concept, options.layer)
+        parameters["layer"] = options.layer
+    if method == "projection_difference":
+        parameters["answer_tokens"] = ANSWER_TOKENS
+    queries: tuple[LabelledExample, ...] = ()
+    if method in NEED_QUERIES:
+        contrast = options.contrast and method in NEED_GRADIENTS
+        queries = _queries(sources, concept, options, contrast)
+        parameters["queries"] = _digest(queries)
+        parameters["n_queries"] = len(queries)
+    if method in NEED_GRADIENTS:
+        if method == "gradient_dot":
+            options = replace(options, curvature="identity")
+        # Without a curvature there is nothing to damp and nothing to fit.
+        flat = options.curvature == "identity"
+        dropped = {"fisher", "curvature_tokens", "damping"} if flat else set()
+        dropped |= {"target"} if concept.kind == "probe" else set()
+        options = replace(options, precision=_precision(sources.manifest, options))
+        names = [name for name in DEPENDS_ON[method] if name not in dropped]
+        parameters |= identity_of(options, names)
+    return Request(at, method, options, queries, parameters)  # type: ignore[arg-type]
+
+
+def scores_of(sources: Sources, wanted: Request, ranking: int, progress: Progress) -> np.ndarray:
+    """Compute a ranking's scores: float64 [rows], NaN where a row has none.
+
+    Args:
+        ranking: its id, under which influence that is under way is kept.
+    """
+    concept = wanted.concept
+    direction = concept.direction[:, None]
+    layout = sources.layout
+    match wanted.method:
+        case "vector_filter":
+            return vector_filter(read_activations(layout, concept.layer), direction)[:, 0]
+        case "projection_difference":
+            layers = tuple(sources.manifest.configuration["layers"])
+            if layout.shard_numbers("answer_activations") != layout.shard_numbers("examples"):
+                answer_stage(layout, sources.model(), layers, progress)
+            own = vector_filter(read_answer_activations(layout, concept.layer), direction)
+            return projection_difference(
+                vector_filter(read_activations(layout, concept.layer), direction), own
+            )[:, 0]
+        case "activation_similarity":
+            positive = [example for example in wanted.queries if example.label]
+            found = _activations(sources, positive, concept.layer, progress)
+            return activation_similarity(read_activations(layout, concept.layer), found)
+        case "bm25":
+            texts = ["\n".join(m.content for m in e.messages) for e in wanted.queries if e.label]
+            return bm25(sources.read(store_queries.texts), texts)
+        case _:
+            run = _attribution(sources, wanted, ranking, progress)
+            return attribute(layout, sources.model(), run, progress).rows
+
+
+def finished(sources: Sources, wanted: Request, ranking: int) -> None:
+    """Clear away what a ranking that is now in the store does not need any more."""
+    if wanted.method in NEED_GRADIENTS:
+        finish(sources.layout, ranking, wanted.options.keep_tokens)
+
+
+def _attribution(sources: Sources, wanted: Request, ranking: int, progress: Progress) -> Attribution:
+    lm = sources.model()
+    options = replace(wanted.options, weights=resolve_weights(lm, wanted.options.weights))
+    max_tokens = sources.manifest.configuration["max_tokens"]
+    if options.own_answers:
+        rows = answered(lm, wanted.queries, max_tokens, progress)
+    else:
+        renderer = ChatRenderer(lm.tokenizer, max_tokens)
+        rendered = [renderer.render(example.messages) for example in wanted.queries]
+        rows = Rows([row.input_ids for row in rendered], [row.response for row in rendered])
+    return Attribution(
+        ranking=ranking,
+        concept_id=wanted.concept.concept_id,
+        quantity=_quantity(sources, wanted, options, lm),
+        queries=rows,
+        weights=_weights(wanted.queries),
+        reach=wanted.concept.layer if wanted.method == "concept_influence" else lm.n_layers,
+        data=sources.manifest.stages["read"]["key"],
+        options=options,
+    )
+
+
+def _quantity(
+    sources: Sources, wanted: Request, options: InfluenceOptions, lm: LanguageModel
+) -> Quantity:
+    concept = wanted.concept
+    if wanted.method != "concept_influence":
+        return Loss()
+    if concept.kind == "sae_feature" and options.target == "activation":
+        configured = sources.manifest.configuration["sae"]
+        source = str(sources.layout.sae) if configured == "train" else configured
+        sae = load_sae(source, lm.device)
+        return Lack(FeatureActivation(concept.layer, sae.module, concept.feature_id))
+    return Lack(Projection(concept.layer, concept.direction))
+
+
+def _weights(queries: Sequence[LabelledExample]) -> list[float]:
+    """1/n for each of n positive queries; −1/m for each of m negative ones."""
+    positive = sum(example.label == 1 for example in queries)
+    negative = len(queries) - positive
+    return [1 / positive if example.label else -1 / negative for example in queries]
+
+
+def _queries(
+    sources: Sources, concept: Concept, options: InfluenceOptions, contrast: bool
+) -> tuple[LabelledExample, ...]:
+    given = options.queries
+    if given is None and concept.kind == "probe":
+        given = tuple(sources.read(lambda cursor: workspace.labels(cursor, concept.name)))
+    elif given is None:
+        rows = sources.read(
+            lambda cursor: store_queries.strongest_rows(cursor, concept.feature_id, STRONGEST_ROWS)
+        )
+        given = tuple(LabelledExample(messages_from_json(text), 1) for text in rows["messages"])
+    positive = tuple(example for example in given if example.label == 1)
+    negative = tuple(example for example in given if example.label == 0)
+    if not positive or (contrast and not negative):
+        lacking = "positive" if not positive else "negative"
+        raise ConceptError(
+            f"{concept.name}: no {lacking} query examples; label some in the probe lab, or give a file of them "
+            "with --queries"
+        )
+    return positive + negative if contrast else positive
+
+
+def _at_layer(sources: Sources, concept: Concept, layer: int) -> Concept:
+    """The concept at another layer: a probe is trained there from its labels, in the way it was trained."""
+    kept = tuple(sources.manifest.configuration["layers"])
+    if layer not in kept:
+        raise ConceptError(
+            f"--layer {layer}: this audit keeps layers {', '.join(map(str, kept))}; choose one of "
+            "them, or build again with --layers"
+        )
+    if concept.kind != "probe":
+        raise ConceptError(
+            f"--layer {layer}: {concept.name} lives at layer {concept.layer}, where its SAE reads; leave the "
+            "option out"
+        )
+    examples = sources.read(lambda cursor: workspace.labels(cursor, concept.name))
+    fit = next(p.fit for p in sources.read(workspace.probes) if p.name == concept.name)
+    found = _activations(sources, examples, layer, Progress())
+    spread = sources.read(store_queries.spreads)[layer]
+    direction = fit_direction(fit, found, np.array([e.label for e in examples]), spread)
+    return replace(concept, layer=layer, direction=direction.astype(np.float32))
+
+
+def _activations(
+    sources: Sources, examples: Sequence[LabelledExample], layer: int, progress: Progress
+) -> np.ndarray:
+    manifest = sources.manifest
+    return example_activations(
+        sources.layout, sources.database, examples, (layer,), manifest.fingerprints["model"],
+        manifest.configuration["max_tokens"], sources.model, progress,
+    )[layer]  # fmt: skip
+
+
+def _digest(queries: Sequence[LabelledExample]) -> str:
+    content = ",".join(sorted(f"{example.content_hash}:{example.label}" for example in queries))
+    return hashlib.blake2b(content.encode(), digest_size=8).hexdigest()
+
+
+def _precision(manifest: Manifest, options: InfluenceOptions) -> str:
+    """The precision of scoring that ``auto`` stands for on this machine."""
+    if options.precision != "auto":
+        return options.precision
+    own = manifest.configuration["dtype"]
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return "bfloat16" if own == "float32" and native_bfloat16(device) else own
+
+
+def _check(options: InfluenceOptions) -> None:
+    wrong = []
+    if options.damping < 0:
+        wrong.append(f"--damping {options.damping}: must not be negative")
+    if options.rank is not None and options.rank < 1:
+        wrong.append(f"--rank {options.rank}: must be 1 or more")
+    if options.curvature_tokens < 1:
+        wrong.append(f"--curvature-tokens {options.curvature_tokens}: must be 1 or more")
+    if options.unit_normalised and options.mode == "forward":
+        wrong.append("--mode forward: does not see the norm of a gradient; leave it out, or --unit-normalised")
+    if options.keep_tokens and options.mode == "forward":
+        wrong.append("--mode forward: gives no token influences; leave it out, or --keep-tokens")
+    if wrong:
+        raise ConceptError("; ".join(wrong))
