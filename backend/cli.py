@@ -208,14 +208,20 @@ def _add_rank(commands) -> None:
         help="added to the curvature, as a share of its mean eigenvalue (default: %(default)s)",
     )  # fmt: skip
     influence.add_argument(
-        "--blocks", type=_block_range, metavar="A-B", help="only the weights of these blocks count (default: all)"
+        "--blocks",
+        type=_block_range,
+        metavar="A-B",
+        help="only the weights of these blocks count (default: all)",
     )
     influence.add_argument(
         "--weights", choices=["auto", "linear", "lora"], default="auto",
         help="every linear layer, or an adapter's LoRA weights (default: what fine-tuning would train)",
     )  # fmt: skip
     influence.add_argument(
-        "--rank", type=int, metavar="R", help="reduce the query to this rank in each layer (default: keep it whole)"
+        "--rank",
+        type=int,
+        metavar="R",
+        help="reduce the query to this rank in each layer (default: keep it whole)",
     )
     influence.add_argument(
         "--unit-normalised", action="store_true", help="divide by the norm of each row's gradient"

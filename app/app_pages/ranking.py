@@ -11,16 +11,19 @@ from app.components.charts import score_histogram
 from app.components.concepts import concept_picker, probe_quality
 from app.components.filters import row_filter
 from app.components.heatmap import legend_html, ramp
+from app.components.methods import SLOW, WITH_GRADIENTS, influence_options, method_picker, offer
 from app.components.rows import row_card
 from app.components.session import current_audit, first_page
-from backend import METHODS, Audit, AuditError, Concept, RowFilter, to_bytes
+from backend import Audit, AuditError, Concept, RowFilter, to_bytes
 
 PAGE_SIZES = [10, 25, 50]
-METHOD_NAMES = {"vector_filter": "Vector filter"}
+COLOURS = {"influence": "Influence", "activation": "Activation"}
 
 
-def legend_words(audit: Audit, concept: Concept) -> str:
+def legend_words(audit: Audit, concept: Concept, by: str) -> str:
     """What the colours of the tokens are."""
+    if by == "influence":
+        return "what each token adds to the row's score; prompt tokens add the rest, which the card names"
     if concept.kind == "sae_feature":
         return f"activation of the feature at each token (layer {concept.layer})"
     quality = next((dict(probe.details) for probe in audit.probes() if probe.name == concept.name), {})
@@ -38,11 +41,13 @@ with st.container(horizontal=True, vertical_alignment="bottom"):
         st.info("There is no concept yet to rank the data by. Draw a probe first.", icon=":material/science:")
         st.page_link("app_pages/probe_lab.py", label="Probe lab", icon=":material/science:")
         st.stop()
-    method = st.selectbox(
-        "Method", METHODS, format_func=lambda name: METHOD_NAMES.get(name, name), key="method",
-        bind="query-params", on_change=first_page, width=200,
-        help="Vector filter: the row's mean response activation projected onto the concept",
-    )  # fmt: skip
+    method = method_picker()
+    try:
+        concept = audit.concept(concept_id)
+    except AuditError as error:
+        st.error(str(error), icon=":material/error:")
+        st.stop()
+    options = influence_options(audit, concept, method)
     size = st.segmented_control(
         "Rows a page", PAGE_SIZES, default=PAGE_SIZES[0], required=True, key="size", bind="query-params",
         on_change=first_page,
@@ -50,13 +55,15 @@ with st.container(horizontal=True, vertical_alignment="bottom"):
 where = row_filter(audit)
 
 try:
+    if method in SLOW and not audit.has_ranking(concept_id, method, options):
+        offer(audit, concept, method, options)
+        st.stop()
     with st.spinner("Ranking the rows …"):
-        audit.ranking(concept_id, method)
+        audit.ranking(concept_id, method, options)
 except AuditError as error:
     st.error(str(error), icon=":material/error:")
     st.stop()
-concept = audit.concept(concept_id)
-total = audit.count(where, concept_id, method)
+total = audit.count(where, concept_id, method, options)
 pages = max(1, math.ceil(total / size))
 if st.session_state.get("page", 1) > pages:
     st.session_state["page"] = pages
@@ -65,7 +72,7 @@ histogram_place = st.container()
 
 def flag_all(flag: str | None) -> None:
     """Flag, or unflag, every row that passes the filter."""
-    audit.flag_matching(where, flag, concept_id, method)
+    audit.flag_matching(where, flag, concept_id, method, options=options)
 
 
 with st.container(horizontal=True, vertical_alignment="center"):
@@ -88,7 +95,7 @@ with st.container(horizontal=True, vertical_alignment="center"):
             "Take flags off", icon=":material/flag_circle:", on_click=flag_all, args=(None,), width="stretch"
         )
         st.download_button(
-            "Download this ranking (CSV)", lambda: to_bytes(audit.rank_table(concept_id, method, where=where), "csv"),
+            "Download this ranking (CSV)", lambda: to_bytes(audit.rank_table(concept_id, method, where=where, options=options), "csv"),
             file_name=f"{audit.name}-ranking.csv", mime="text/csv", icon=":material/download:", width="stretch",
             on_click="ignore",
         )  # fmt: skip
@@ -99,11 +106,18 @@ with st.container(horizontal=True, vertical_alignment="center"):
         on_click="ignore", key="download-flagged",
     )  # fmt: skip
 
+colour_by = "activation"
 legend_place = st.container(horizontal=True, vertical_alignment="center")
-rows = audit.rank(concept_id, method, size, where, (page - 1) * size)
+if method in WITH_GRADIENTS:
+    with legend_place:
+        colour_by = st.segmented_control(
+            "Colour tokens by", list(COLOURS), default="influence", required=True, format_func=COLOURS.__getitem__,
+            key="colour", bind="query-params",
+        )  # fmt: skip
+rows = audit.rank(concept_id, method, size, where, (page - 1) * size, options)
 filtered = where != RowFilter()
 with histogram_place:
-    edges, everything, passing = audit.histogram(concept_id, method, where)
+    edges, everything, passing = audit.histogram(concept_id, method, where, options=options)
     span = (rows["score"].min(), rows["score"].max()) if len(rows) else None
     st.plotly_chart(
         score_histogram(edges, everything, passing, filtered, span), key="histogram",
@@ -114,22 +128,28 @@ if rows.empty:
     unflagged = replace(where, flag="")
     hint = (
         "Widen the filters above."
-        if not where.flag or not audit.count(unflagged, concept_id)
+        if not where.flag or not audit.count(unflagged, concept_id, method, options)
         else "Choose “Flagged or not” above."
     )
     st.info(f"No row passes the filters. {hint}", icon=":material/filter_alt_off:")
     st.stop()
 try:
     with st.spinner("Computing the token values of these rows …"):
-        heatmaps = audit.heatmaps(concept_id, rows["example_id"].tolist())
+        ids = rows["example_id"].tolist()
+        if colour_by == "influence":
+            heatmaps = audit.influence_heatmaps(concept_id, method, ids, options)
+        else:
+            heatmaps = audit.heatmaps(concept_id, ids)
 except AuditError as error:
     st.warning(f"No heatmaps: {error}", icon=":material/warning:")
     heatmaps = {}
-centre = audit.score_summary(concept_id, method)["mean"] if concept.kind == "probe" else 0.0
+projected = concept.kind == "probe" and colour_by == "activation"
+centre = audit.score_summary(concept_id)["mean"] if projected else 0.0
 colours = ramp(heatmaps.values(), centre)
 if heatmaps:
     with legend_place:
         st.html(legend_html(colours), width="content")
-        st.caption(legend_words(audit, concept))
+        st.caption(legend_words(audit, concept, colour_by))
+own = audit.own_answers(ids) if method == "projection_difference" else {}
 for row in rows.to_dict("records"):
-    row_card(row, heatmaps.get(row["example_id"]), colours)
+    row_card(row, heatmaps.get(row["example_id"]), colours, own.get(row["example_id"]))

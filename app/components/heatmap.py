@@ -63,7 +63,7 @@ def legend_html(colours: Ramp) -> str:
     low, high = colours.centre - colours.reach, colours.centre + colours.reach
     away = f"rgba({','.join(map(str, AWAY))},{STRONGEST})" if colours.signed else "transparent"
     towards = f"rgba({','.join(map(str, TOWARDS))},{STRONGEST})"
-    first, last = (f"{low:+.2f} away", f"{high:+.2f} towards") if colours.signed else ("0", f"{high:.2f}")
+    first, last = (f"{low:+.3g} away", f"{high:+.3g} towards") if colours.signed else ("0", f"{high:.3g}")
     gradient = (
         f"linear-gradient(90deg,{away},transparent,{towards})"
         if colours.signed
@@ -81,10 +81,10 @@ def legend_html(colours: Ramp) -> str:
 def _segment(segment: Segment, colours: Ramp) -> str:
     if segment.end_of_turn:
         shown = '<span style="opacity:.55">■</span>'
-        title = f"end of turn {segment.value:+.3f}"
+        title = f"end of turn {segment.value:+.4g}"
     else:
         shown = html.escape(segment.text).replace("\n", '<span style="opacity:.45">↵</span>\n')
-        title = f"{segment.value:+.3f}"
+        title = f"{segment.value:+.4g}"
     colour = colours.colour(segment.value)
     if colour is None:
         return shown

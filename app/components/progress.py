@@ -14,7 +14,10 @@ SECONDS_BETWEEN_UPDATES = 0.2
 
 
 class PageProgress(Progress):
-    """A bar for each stage, which goes when the stage ends."""
+    """A bar for each stage, which goes when the stage ends; what is said once is a toast."""
+
+    def say(self, text: str) -> None:
+        st.toast(text)
 
     @contextmanager
     def stage(self, name: str, total: int | None = None, unit: str = "rows") -> Iterator[Stage]:

@@ -36,11 +36,7 @@ def conversation_html(messages: str, heatmap: Heatmap | None, colours: Ramp | No
             head = text_html(turn["content"][:LONG_PROMPT])
             rest = text_html(turn["content"][LONG_PROMPT:])
             body = f"{head}<details><summary style='opacity:.7'>… the rest</summary>{rest}</details>"
-        blocks.append(
-            f'<div style="display:grid;grid-template-columns:5.2rem 1fr;gap:.6rem;margin-bottom:.35rem">'
-            f'<span style="opacity:.6;font-size:.8rem;padding-top:.15rem">{text_html(turn["role"])}{note}</span>'
-            f'<div style="white-space:pre-wrap;overflow-wrap:anywhere;line-height:1.65">{body}</div></div>'
-        )
+        blocks.append(_turn_html(turn["role"] + note, body))
     return "".join(blocks)
 
 
@@ -53,13 +49,15 @@ def metadata_text(metadata: str) -> str:
     return " · ".join(parts)
 
 
-def row_card(row: Mapping[str, Any], heatmap: Heatmap | None, colours: Ramp | None) -> None:
-    """One row with buttons to flag it."""
+def row_card(
+    row: Mapping[str, Any], heatmap: Heatmap | None, colours: Ramp | None, own_answer: str | None = None
+) -> None:
+    """One row with buttons to flag it, and beside it what the model itself would answer."""
     example_id = int(row["example_id"])
     flag = row["flag"] if isinstance(row["flag"], str) else None
     with st.container(border=True, key=f"row-{example_id}"):
         with st.container(horizontal=True, vertical_alignment="center"):
-            st.html(_heading(row, flag), width="stretch")
+            st.html(_heading(row, flag, heatmap), width="stretch")
             for name, (label, icon) in FLAGS.items():
                 st.button(
                     label,
@@ -71,14 +69,28 @@ def row_card(row: Mapping[str, Any], heatmap: Heatmap | None, colours: Ramp | No
                     args=(row["content_hash"], name, flag),
                 )
         st.html(conversation_html(row["messages"], heatmap, colours))
+        if own_answer is not None:
+            st.html(_turn_html("the model's own answer", text_html(own_answer), dashed=True))
 
 
-def _heading(row: Mapping[str, Any], flag: str | None) -> str:
+def _turn_html(role: str, body: str, dashed: bool = False) -> str:
+    """One turn; `body` is HTML already."""
+    edge = "border-top:1px dashed rgba(128,128,128,.5);padding-top:.5rem;" if dashed else ""
+    return (
+        f'<div style="display:grid;grid-template-columns:5.2rem 1fr;gap:.6rem;margin-bottom:.35rem;{edge}">'
+        f'<span style="opacity:.6;font-size:.8rem;padding-top:.15rem">{text_html(role)}</span>'
+        f'<div style="white-space:pre-wrap;overflow-wrap:anywhere;line-height:1.65">{body}</div></div>'
+    )
+
+
+def _heading(row: Mapping[str, Any], flag: str | None, heatmap: Heatmap | None) -> str:
     parts = []
     if "rank" in row and not pd.isna(row["rank"]):
         parts.append(f"<strong>#{int(row['rank']):,}</strong>")
-        parts.append(f"score {row['score']:+.3f}")
+        parts.append(f"score {row['score']:+.4g}")
         parts.append(f"percentile {row['percentile']:.1f}")
+    if heatmap is not None and heatmap.elsewhere:
+        parts.append(f"of which the prompt {heatmap.elsewhere:+.3g}")
     if "max_activation" in row:
         parts.append(f"fires at {row['max_activation']:.1f}")
     parts.append(f"row {int(row['example_id']):,}")

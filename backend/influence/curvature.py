@@ -28,6 +28,8 @@ from dataclasses import dataclass
 
 import torch
 
+from backend.errors import ModelError
+
 
 @dataclass(frozen=True)
 class Eigenbasis:
@@ -76,10 +78,13 @@ def eigenbasis(covariance: torch.Tensor) -> Eigenbasis:
     Rounding may make the smallest eigenvalues of a covariance negative; they count as 0.
 
     Raises:
-        FloatingPointError: the matrix holds numbers that are not finite.
+        ModelError: the matrix holds numbers that are not finite.
     """
     if not torch.isfinite(covariance).all():
-        raise FloatingPointError("a covariance of inputs or output gradients holds numbers that are not finite")
+        raise ModelError(
+            "the model's inputs or gradients overflow in its precision, so no curvature can be fitted; build the "
+            "audit with --dtype float32 or bfloat16, or rank with --curvature identity"
+        )
     wide = covariance.double()
     values, vectors = torch.linalg.eigh((wide + wide.T) / 2)
     return Eigenbasis(vectors.to(covariance.dtype), values.clamp(min=0).to(covariance.dtype))

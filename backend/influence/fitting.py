@@ -124,9 +124,7 @@ class SquaredGradients:
         bases: Q_A and Q_S of each layer.
     """
 
-    def __init__(
-        self, layers: Sequence[LinearLayer], bases: Sequence[tuple[torch.Tensor, torch.Tensor]]
-    ):
+    def __init__(self, layers: Sequence[LinearLayer], bases: Sequence[tuple[torch.Tensor, torch.Tensor]]):
         self._layers = layers
         self._bases = bases
         self._sums = [
@@ -223,7 +221,9 @@ def _add_batch(gradients, into, rows, keys, fisher, chosen, device, say) -> None
         try:
             gradients.losses(batch, once, fisher.draw([keys[i] for i in part], batch), fisher.power, check)
         except _NonFinite as found:
-            say(f"{len(found.places)} rows have a loss that is not finite; the curvature is fitted without them")
+            say(
+                f"{len(found.places)} rows have a loss that is not finite; the curvature is fitted without them"
+            )
             rest = [i for i in part if i not in found.places]
             if rest:
                 attempt(rest)

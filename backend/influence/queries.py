@@ -128,7 +128,9 @@ def query_gradient(
                         if not supervised(batch).any()
                         else "the model's numbers overflow on it"
                     )
-                    raise ConceptError(f"query {place + 1} has a value that is not finite ({why}); leave it out")
+                    raise ConceptError(
+                        f"query {place + 1} has a value that is not finite ({why}); leave it out"
+                    )
             advance(len(chosen))
     return total
 

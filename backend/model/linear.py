@@ -51,7 +51,9 @@ def resolve_weights(lm: LanguageModel, weights: Weights) -> Literal["linear", "l
     """
     has_lora = any(_is_lora(name) for name, _ in lm.blocks.named_modules())
     if weights == "lora" and not has_lora:
-        raise ModelError(f"--weights lora: {lm.name} has no LoRA weights; leave the option out, or take linear")
+        raise ModelError(
+            f"--weights lora: {lm.name} has no LoRA weights; leave the option out, or take linear"
+        )
     if weights == "auto":
         return "lora" if has_lora else "linear"
     return weights
@@ -115,9 +117,7 @@ def _widths(module: nn.Module) -> tuple[int, int]:
     return (columns, rows) if isinstance(module, nn.Linear) else (rows, columns)
 
 
-def _sources(
-    lm: LanguageModel, modules: Sequence[nn.Module], names: Sequence[str]
-) -> list[int]:
+def _sources(lm: LanguageModel, modules: Sequence[nn.Module], names: Sequence[str]) -> list[int]:
     """Which layers read the same tensor, seen on two rows of two tokens."""
     inputs: dict[int, torch.Tensor] = {}
 

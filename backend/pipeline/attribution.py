@@ -173,7 +173,13 @@ def attribute(layout: Layout, lm: LanguageModel, run: Attribution, progress: Pro
             failed: list[int] = []
             tokens: dict[int, np.ndarray] = {}
             for batch in score_rows(
-                scorer, layers, prepared, as_rows(rows), chosen.mode, run.options.unit_normalised, say=progress.say
+                scorer,
+                layers,
+                prepared,
+                as_rows(rows),
+                chosen.mode,
+                run.options.unit_normalised,
+                say=progress.say,
             ):
                 for row in batch:
                     example = rows[row.index]
@@ -262,9 +268,7 @@ def _blocks(run: Attribution) -> tuple[int, int]:
     return first, last
 
 
-def _write_query(
-    path: Path, layout: Layout, lm: LanguageModel, run: Attribution, progress: Progress
-) -> None:
+def _write_query(path: Path, layout: Layout, lm: LanguageModel, run: Attribution, progress: Progress) -> None:
     """Differentiate the queries, apply the inverse curvature, reduce the rank, and keep the result."""
     options = run.options
     blocks = _blocks(run)
@@ -275,9 +279,7 @@ def _write_query(
         files = fit_curvature(layout, lm, fit, run.data, range(blocks[0], blocks[1] + 1), progress)
         curvature = curvature_of(files, layers, options.curvature, lm.device)
     with progress.stage("Gradient of the concept on the queries", len(run.queries), "queries") as stage:
-        gradients = query_gradient(
-            lm, layers, run.quantity, run.queries, run.weights, advance=stage.advance
-        )
+        gradients = query_gradient(lm, layers, run.quantity, run.queries, run.weights, advance=stage.advance)
     with progress.stage("Applying the curvature"):
         if curvature is not None:
             gradients = precondition(gradients, curvature, options.damping)
@@ -308,7 +310,9 @@ def _read_query(path: Path, dtype: torch.dtype, device: torch.device) -> Prepare
     if "dense.0" in tensors:
         return DenseQueries.kept([tensors[f"dense.{i}"].to(dtype) for i in range(len(tensors))])
     count = len(tensors) // 2
-    return LowRankQueries.kept([(tensors[f"U.{i}"].to(dtype), tensors[f"V.{i}"].to(dtype)) for i in range(count)])
+    return LowRankQueries.kept(
+        [(tensors[f"U.{i}"].to(dtype), tensors[f"V.{i}"].to(dtype)) for i in range(count)]
+    )
 
 
 def identity_of(options: InfluenceOptions, names: Sequence[str]) -> dict[str, Any]:

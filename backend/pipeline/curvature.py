@@ -197,9 +197,7 @@ def _pass(
                 _put_away(files, into, name, batches, stage.done)
                 saved = time.monotonic()
 
-        accumulate(
-            lm, layers, into, sample.rows, sample.keys, fit.fisher, done, after, progress.say
-        )
+        accumulate(lm, layers, into, sample.rows, sample.keys, fit.fisher, done, after, progress.say)
         _put_away(files, into, name, 1 << 62, stage.done)
 
 

@@ -185,9 +185,7 @@ def _attribution(sources: Sources, wanted: Request, ranking: int, progress: Prog
     )
 
 
-def _quantity(
-    sources: Sources, wanted: Request, options: InfluenceOptions, lm: LanguageModel
-) -> Quantity:
+def _quantity(sources: Sources, wanted: Request, options: InfluenceOptions, lm: LanguageModel) -> Quantity:
     concept = wanted.concept
     if wanted.method != "concept_influence":
         return Loss()
@@ -282,7 +280,9 @@ def _check(options: InfluenceOptions) -> None:
     if options.curvature_tokens < 1:
         wrong.append(f"--curvature-tokens {options.curvature_tokens}: must be 1 or more")
     if options.unit_normalised and options.mode == "forward":
-        wrong.append("--mode forward: does not see the norm of a gradient; leave it out, or --unit-normalised")
+        wrong.append(
+            "--mode forward: does not see the norm of a gradient; leave it out, or --unit-normalised"
+        )
     if options.keep_tokens and options.mode == "forward":
         wrong.append("--mode forward: gives no token influences; leave it out, or --keep-tokens")
     if wrong:

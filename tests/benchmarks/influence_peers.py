@@ -80,7 +80,9 @@ def published(lm: LanguageModel, layers, query, rows: Rows, length: int | None) 
             labels = torch.full((1, padded), -100)
             tokens[0, : len(ids)] = torch.from_numpy(ids.astype(np.int64))
             mask[0, : len(ids)] = 1
-            labels[0, : len(ids)][torch.from_numpy(response)] = tokens[0, : len(ids)][torch.from_numpy(response)]
+            labels[0, : len(ids)][torch.from_numpy(response)] = tokens[0, : len(ids)][
+                torch.from_numpy(response)
+            ]
             logits = lm.model(input_ids=tokens, attention_mask=mask, use_cache=False).logits[0, :-1]
             loss = F.cross_entropy(logits.float(), labels[0, 1:], ignore_index=-100)
             gradients = torch.autograd.grad(loss, weights)
@@ -106,7 +108,9 @@ def spearman(left: np.ndarray, right: np.ndarray) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--data", required=True)
     parser.add_argument("--model", default="smollm2-135m-instruct")
     parser.add_argument("--cache", type=Path, default=Path("cache"))
@@ -139,8 +143,12 @@ def main() -> None:
         exact = scores(lm, layers, DenseQueries([solved], torch.float32), rows)
         print(f"EK-FAC (empirical Fisher): Spearman {spearman(exact, theirs.scores):.5f}", flush=True)
         half = lm.in_dtype(torch.bfloat16)
-        found = scores(half, linear_layers(half, 1, options.layer), DenseQueries([solved], torch.bfloat16), rows)
-        print(f"EK-FAC, scored in bfloat16 against float32: Spearman {spearman(found, exact):.5f}", flush=True)
+        found = scores(
+            half, linear_layers(half, 1, options.layer), DenseQueries([solved], torch.bfloat16), rows
+        )
+        print(
+            f"EK-FAC, scored in bfloat16 against float32: Spearman {spearman(found, exact):.5f}", flush=True
+        )
         for rank in (16, 64, 128):
             low = LowRankQueries([solved], rank, torch.float32)
             found = scores(lm, layers, low, rows)
@@ -151,13 +159,15 @@ def main() -> None:
         low = LowRankQueries([gradient], 64, torch.float32)
         half = lm.in_dtype(torch.bfloat16)
         halves, half_layers = DenseQueries([gradient], torch.bfloat16), linear_layers(half, 1, options.layer)
+        few = Rows(rows.ids[:8], rows.response[:8])
         for _ in range(2):
             _, ours = timed("ours, float32", n, lambda: scores(lm, layers, dense, rows))
             _, ours_low = timed("ours, float32, rank 64", n, lambda: scores(lm, layers, low, rows))
-            _, ours_default = timed("ours, default (bfloat16)", n, lambda: scores(half, half_layers, halves, rows))
+            _, ours_default = timed(
+                "ours, default (bfloat16)", n, lambda: scores(half, half_layers, halves, rows)
+            )
             theirs = kronfluence_scores(strategy="identity", **peer).score_seconds / n
             theirs_low = kronfluence_scores(strategy="identity", rank=64, **peer).score_seconds / n
-            few = Rows(rows.ids[:8], rows.response[:8])
             padded, padded_each = timed("published, padded to 1,536 (8 rows)", 8,
                                         lambda: published(lm, layers, gradient, few, 1536))  # fmt: skip
             bare, bare_each = timed("published, no padding (8 rows)", 8,
@@ -166,7 +176,9 @@ def main() -> None:
             _, ours_few_default = timed("ours, default (the same 8 rows)", 8,
                                         lambda: scores(half, half_layers, halves, few))  # fmt: skip
             reference = scores(lm, layers, dense, few)
-            print(f"published against ours: largest relative difference {np.max(np.abs(padded / reference - 1)):.2e}")
+            print(
+                f"published against ours: largest relative difference {np.max(np.abs(padded / reference - 1)):.2e}"
+            )
             print(f"kronfluence {theirs:.3f} s a row: {theirs / ours:.2f} x ours; at rank 64 {theirs_low:.3f}: "
                   f"{theirs_low / ours_low:.2f} x; against the default {theirs / ours_default:.2f} x and "
                   f"{theirs_low / ours_default:.2f} x")  # fmt: skip

@@ -1,0 +1,487 @@
+"""Influence through the audit: the store, resuming, options, and what goes wrong."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+
+import duckdb
+import numpy as np
+import pytest
+import torch
+from scipy.stats import spearmanr
+
+from backend import Audit, ConceptError, InfluenceOptions, LabelledExample, Message, ModelError, StoreError
+from backend.influence.queries import DenseQueries, Lack, Rows, query_gradient
+from backend.influence.scoring import plan, score_rows
+from backend.influence.targets import Projection
+from backend.model import gradients
+from backend.model.linear import linear_layers, resolve_weights
+from backend.model.load import ModelOptions, as_language_model, load_model
+from backend.pipeline import curvature
+from backend.progress import Progress
+from backend.store.layout import Layout
+from backend.types import METHODS
+from tests.conftest import chat_rows, small_model, small_tokenizer
+
+EXACT = InfluenceOptions(precision="float32", curvature_tokens=4_000)
+GRADIENT_METHODS = ("concept_influence", "influence_function", "gradient_dot")
+
+
+def labelled(count: int = 6) -> list[LabelledExample]:
+    made = chat_rows(2 * count, seed=5)
+    return [
+        LabelledExample(tuple(Message(**turn) for turn in row["messages"]), i % 2) for i, row in enumerate(made)
+    ]
+
+
+class Said(Progress):
+    def __init__(self):
+        self.lines: list[str] = []
+
+    def say(self, text: str) -> None:
+        self.lines.append(text)
+
+
+@pytest.fixture(scope="module")
+def probed(built, tmp_path_factory):
+    """A copy of the finished audit with a probe."""
+    root = shutil.copytree(built, tmp_path_factory.mktemp("influence") / "small")
+    Audit(root).train_probe("tone", labelled(), layer=2)
+    return root
+
+
+@pytest.fixture
+def audit(probed, tmp_path):
+    return Audit(shutil.copytree(probed, tmp_path / "small"))
+
+
+@pytest.fixture(scope="module")
+def lm():
+    return as_language_model("small", small_model("llama"), small_tokenizer())
+
+
+@pytest.fixture(scope="module")
+def data() -> Rows:
+    random = np.random.default_rng(3)
+    ids = [random.integers(3, 390, length) for length in random.integers(8, 60, 20)]
+    return Rows(ids, [np.arange(len(row)) >= 5 for row in ids])
+
+
+@pytest.fixture(scope="module")
+def query(lm, data):
+    layers = linear_layers(lm, 1, 3)
+    v = np.random.default_rng(0).normal(size=32).astype(np.float32)
+    gradient = query_gradient(lm, layers, Lack(Projection(3, v)), Rows(data.ids[:1], data.response[:1]), [1.0])
+    return layers, DenseQueries([gradient], torch.float32)
+
+
+def scores(lm, query, data, budget=None, **options) -> np.ndarray:
+    found = np.full(len(data), np.nan)
+    for batch in score_rows(lm, *query, data, budget=budget, **options):
+        for row in batch:
+            found[row.index] = row.scores[0]
+    return found
+
+
+def test_every_method_ranks_every_row_through_the_store(audit):
+    for method in METHODS:
+        table = audit.rank("tone", method, options=EXACT)
+        assert len(table) == 300 and np.isfinite(table["score"]).all(), method
+        assert table["score"].is_monotonic_decreasing and table["rank"].tolist() == list(range(1, 301))
+        assert audit.has_ranking("tone", method, EXACT)
+    with duckdb.connect() as connection:
+        connection.execute(f"ATTACH '{audit.root}/audit.duckdb' AS audit (READ_ONLY)")
+        connection.execute(f"ATTACH '{audit.root}/workspace.duckdb' AS workspace (READ_ONLY)")
+        connection.execute("USE workspace")
+        kept = connection.execute(
+            "SELECT method, parameters FROM main.scores WHERE concept_id = 'probe:tone' AND rank = 1"
+        ).fetchall()
+    parameters = {method: json.loads(text) for method, text in kept}
+    assert set(parameters) == set(METHODS)
+    assert parameters["concept_influence"]["curvature"] == "ekfac"
+    assert parameters["concept_influence"]["precision"] == "float32"
+    assert "damping" not in parameters["gradient_dot"]
+    assert parameters["vector_filter"] == {}
+
+
+def test_token_influences_sum_to_the_score(audit):
+    kept = dataclasses.replace(EXACT, keep_tokens=True, curvature="identity")
+    for options in (kept, dataclasses.replace(EXACT, curvature="identity", unit_normalised=True)):
+        table = audit.rank("tone", "concept_influence", top=8, options=options)
+        maps = audit.influence_heatmaps("tone", "concept_influence", table["example_id"].tolist(), options)
+        for row in table.to_dict("records"):
+            heatmap = maps[row["example_id"]]
+            shown = sum(segment.value for turn in heatmap.turns for segment in turn)
+            assert shown + heatmap.elsewhere == pytest.approx(row["score"], rel=1e-4)
+            assert heatmap.signed
+    with pytest.raises(ConceptError, match="not computed yet"):
+        audit.influence_heatmaps("tone", "concept_influence", [0], EXACT)
+    with pytest.raises(ConceptError, match="bm25: has no token influences"):
+        audit.influence_heatmaps("tone", "bm25", [0], EXACT)
+
+
+def test_an_sae_feature_is_a_target_by_its_direction_and_by_its_activation(audit):
+    feature = f"sae:{audit.features().iloc[0]['feature_id']}"
+    by = {
+        target: audit.rank(feature, "concept_influence", options=dataclasses.replace(EXACT, target=target))
+        for target in ("direction", "activation")
+    }
+    assert by["direction"]["score"].tolist() != by["activation"]["score"].tolist()
+    assert (by["activation"]["score"] != 0).any()
+
+
+def test_scores_do_not_depend_on_batches_or_order_or_padding(lm, query, data):
+    alone = scores(lm, query, data, budget=1)
+    scale = np.abs(alone).max()
+    for budget in (100, 400, 10_000):
+        assert np.abs(scores(lm, query, data, budget) - alone).max() <= 1e-4 * scale
+    order = np.random.default_rng(0).permutation(len(data))
+    mixed = Rows([data.ids[i] for i in order], [data.response[i] for i in order])
+    assert np.abs(scores(lm, query, mixed, 300) - alone[order]).max() <= 1e-4 * scale
+    longer = Rows([np.concatenate([ids, ids[:7]]) for ids in data.ids],
+                  [np.concatenate([mask, np.zeros(7, bool)]) for mask in data.response])  # fmt: skip
+    assert np.abs(scores(lm, query, longer, 300) - alone).max() <= 1e-4 * scale
+
+
+def test_forward_mode_and_token_sum_agree_through_the_audit(audit):
+    options = dataclasses.replace(EXACT, curvature="identity")
+    backward = audit.rank("tone", "gradient_dot", options=options).set_index("example_id")["score"]
+    concept = audit.concept("tone")
+    ranking = audit.ranking("tone", "gradient_dot", options)
+    shutil.rmtree(audit.root / "shards" / "influence")
+    with audit._database.writing() as cursor:
+        cursor.execute("DELETE FROM base.rankings WHERE ranking_id = ?", [ranking])
+        cursor.execute("DELETE FROM base.ranking_scores WHERE ranking_id = ?", [ranking])
+    forward = audit.rank(
+        concept.name, "gradient_dot", options=dataclasses.replace(options, mode="forward")
+    ).set_index("example_id")["score"]
+    scale = backward.abs().max()
+    assert (forward - backward.loc[forward.index]).abs().max() <= 1e-5 * scale
+
+
+def test_the_plan_takes_the_token_sum_while_it_fits_and_forward_mode_beyond(lm, query):
+    layers, queries = query
+    near = plan(lm, layers, queries, longest=100, memory=1 << 30)
+    assert near.mode == "token_sum" and near.bytes["forward"] < near.bytes["token_sum"]
+    far = plan(lm, layers, queries, longest=100, memory=near.bytes["token_sum"] - 1)
+    assert far.mode == "forward"
+    assert plan(lm, layers, queries, 100, 0, "token_sum").mode == "token_sum"
+    many = DenseQueries([[m[0] for m in queries.matrices]] * 3, torch.float32)
+    cost = plan(lm, layers, many, 100, 1 << 30).operations
+    assert cost["forward"] > cost["token_sum"]
+
+
+def test_a_killed_run_goes_on_where_it_was_to_the_same_scores(audit, monkeypatch, tmp_path):
+    undisturbed = Audit(shutil.copytree(audit.root, tmp_path / "undisturbed"))
+    wanted = undisturbed.rank("tone", "concept_influence", options=EXACT).set_index("example_id")["score"]
+    monkeypatch.setattr(curvature, "CHECKPOINT_SECONDS", 0.0)
+    seen: list[str] = []
+
+    class Interrupting(Progress):
+        """Breaks off in each stage once, after some of its work."""
+
+        def stage(self, name, total=None, unit="rows"):
+            kind = name.split(" (")[0]
+
+            class Fused:
+                def __enter__(inner):
+                    inner.made = progress_stage(name, total, unit)
+                    stage = inner.made.__enter__()
+                    plain = stage.advance
+
+                    def advance(units=1, detail=None):
+                        plain(units, detail)
+                        if kind not in seen and stage.done - stage.skipped > 0.3 * (total or 0):
+                            seen.append(kind)
+                            raise KeyboardInterrupt(name)
+
+                    stage.advance = advance
+                    return stage
+
+                def __exit__(inner, *error):
+                    return inner.made.__exit__(*error)
+
+            return Fused()
+
+    plain = Progress()
+    progress_stage = plain.stage
+    for _ in range(12):
+        try:
+            audit.ranking("tone", "concept_influence", EXACT, Interrupting())
+            break
+        except KeyboardInterrupt:
+            continue
+    assert {kind.split(" of ")[0] for kind in seen} >= {"Covariances", "Eigenvectors", "Eigenvalues", "Influence"}
+    found = audit.rank("tone", "concept_influence", options=EXACT).set_index("example_id")["score"]
+    assert (found - wanted.loc[found.index]).abs().max() <= 1e-4 * wanted.abs().max()
+
+
+def test_a_seed_fixes_the_sampled_fisher(audit, tmp_path):
+    def ranked(name: str, seed: int):
+        copy = Audit(shutil.copytree(audit.root, tmp_path / name))
+        options = dataclasses.replace(EXACT, seed=seed)
+        return copy.rank("tone", "influence_function", options=options).set_index("example_id")["score"].sort_index()
+
+    one, again, other = ranked("one", 1), ranked("again", 1), ranked("other", 2)
+    assert (one == again).all()
+    assert (one != other).any() and spearmanr(one, other).statistic > 0.9
+
+
+def test_curvature_is_fitted_once_and_extended_to_deeper_blocks(audit):
+    audit.ranking("tone", "concept_influence", EXACT)
+    (directory,) = (audit.root / "shards" / "curvature").iterdir()
+    made = {path.name: path.stat().st_mtime_ns for path in directory.glob("block-*")}
+    assert sorted(made) == ["block-0001.safetensors", "block-0002.safetensors"]
+    audit.ranking("tone", "influence_function", EXACT)
+    after = {path.name: path.stat().st_mtime_ns for path in directory.glob("block-*")}
+    assert len(after) == 4 and {name: after[name] for name in made} == made
+    assert not (directory / "pass.safetensors").exists()
+
+
+def test_groups_of_blocks_give_the_factors_of_all_at_once(audit, monkeypatch, tmp_path):
+    other = Audit(shutil.copytree(audit.root, tmp_path / "other"))
+    together = audit.rank("tone", "influence_function", options=EXACT).set_index("example_id")["score"]
+    monkeypatch.setattr(curvature, "GROUP_BYTES_CPU", 1)
+    apart = other.rank("tone", "influence_function", options=EXACT).set_index("example_id")["score"]
+    assert (apart - together.loc[apart.index]).abs().max() <= 1e-4 * together.abs().max()
+
+
+def test_factors_of_another_model_are_refused_and_both_are_named(audit):
+    audit.ranking("tone", "concept_influence", EXACT)
+    (directory,) = (audit.root / "shards" / "curvature").iterdir()
+    described = json.loads((directory / "curvature.json").read_text())
+    (directory / "curvature.json").write_text(json.dumps({**described, "model": "0123456789abcdef"}))
+    options = dataclasses.replace(EXACT, contrast=True)
+    with pytest.raises(StoreError, match="another model or data set") as caught:
+        audit.ranking("tone", "concept_influence", options)
+    assert "0123456789abcdef" in str(caught.value) and described["model"] in str(caught.value)
+
+
+def test_a_contrast_is_the_positive_queries_minus_the_negative_ones(audit):
+    options = dataclasses.replace(EXACT, curvature="identity")
+    found = {}
+    for name, queries, contrast in (
+        ("both", labelled(), True),
+        ("positive", [e for e in labelled() if e.label], False),
+        ("negative", [dataclasses.replace(e, label=1) for e in labelled() if not e.label], False),
+    ):
+        chosen = dataclasses.replace(options, queries=tuple(queries), contrast=contrast)
+        table = audit.rank("tone", "concept_influence", options=chosen)
+        found[name] = table.set_index("example_id")["score"].sort_index()
+    difference = found["positive"] - found["negative"]
+    assert (found["both"] - difference).abs().max() <= 1e-4 * difference.abs().max()
+
+
+def test_a_probe_can_be_read_at_another_layer(audit):
+    options = dataclasses.replace(EXACT, curvature="identity", layer=3)
+    there = audit.rank("tone", "concept_influence", options=options)
+    assert len(there) == 300
+    with pytest.raises(ConceptError, match="--layer 4: this audit keeps layers 1, 2, 3"):
+        audit.rank("tone", "concept_influence", options=dataclasses.replace(options, layer=4))
+    with pytest.raises(ConceptError, match="lives at layer"):
+        audit.rank("sae:0", "concept_influence", options=dataclasses.replace(options, layer=1))
+
+
+def test_queries_can_be_answered_by_the_model_itself(audit):
+    prompts = tuple(LabelledExample(e.messages[:-1], 1) for e in labelled(2))
+    options = dataclasses.replace(EXACT, curvature="identity", queries=prompts, own_answers=True)
+    assert np.isfinite(audit.rank("tone", "concept_influence", options=options)["score"]).all()
+
+
+def test_own_answers_are_generated_once_and_shown(audit, monkeypatch):
+    assert audit.own_answers([0, 5]) == {}
+    first = audit.rank("tone", "projection_difference")
+    assert set(audit.own_answers([0, 5, 299])) == {0, 5, 299}
+    assert first.set_index("example_id")["score"].loc[0] == pytest.approx(
+        first.set_index("example_id")["score"].loc[299], rel=1e-4
+    )
+    monkeypatch.setattr("backend.pipeline.rank.answer_stage", lambda *_: pytest.fail("generated again"))
+    assert len(audit.rank("sae:0", "projection_difference")) == 300
+
+
+def test_queries_without_a_response_are_refused(audit):
+    long = Message("user", "river " * 400)
+    queries = (LabelledExample((long, Message("assistant", "bank")), 1),)
+    with pytest.raises(ConceptError, match="query 1 has no response tokens"):
+        audit.rank("tone", "concept_influence", options=dataclasses.replace(EXACT, queries=queries, curvature="identity"))
+    with pytest.raises(ConceptError, match="no negative query examples"):
+        only = tuple(e for e in labelled() if e.label)
+        audit.rank("tone", "gradient_dot", options=dataclasses.replace(EXACT, queries=only, contrast=True))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"damping": -1.0}, "--damping -1.0: must not be negative"),
+        ({"rank": 0}, "--rank 0: must be 1 or more"),
+        ({"blocks": (1, 9)}, "--blocks 1-9: the target depends on blocks 1 to 2"),
+        ({"mode": "forward", "unit_normalised": True}, "does not see the norm"),
+        ({"mode": "forward", "keep_tokens": True}, "gives no token influences"),
+    ],
+)
+def test_options_out_of_range_are_refused(audit, wrong, said):
+    with pytest.raises(ConceptError, match=said):
+        audit.rank("tone", "concept_influence", options=dataclasses.replace(EXACT, **wrong))
+
+
+def test_an_unknown_method_is_refused(audit):
+    with pytest.raises(ConceptError, match="--method magic: unknown; choose from vector_filter"):
+        audit.rank("tone", "magic")
+
+
+def test_a_row_with_a_loss_that_is_not_finite_is_reported_and_left_unscored(audit, monkeypatch):
+    lm = audit.model()
+    plain = gradients.LanguageModelHead.token_losses
+    bad = Layout(audit.root)
+    from backend.store.shards import read_tokens
+
+    length = max(len(row.input_ids) for row in read_tokens(bad, 0))
+    victims = {row.example_id for row in read_tokens(bad, 0) if len(row.input_ids) == length}
+
+    def spoiled(self, batch, draw=None):
+        nll = plain(self, batch, draw)
+        owners = gradients.supervised(batch).nonzero()[:, 0]
+        longest = batch.real.sum(1) >= length - 1
+        return nll + torch.where(longest[owners], float("nan"), 0.0)
+
+    monkeypatch.setattr(gradients.LanguageModelHead, "token_losses", spoiled)
+    said = Said()
+    options = dataclasses.replace(EXACT, curvature_tokens=100_000)
+    audit.ranking("tone", "concept_influence", options, said)
+    table = audit.rank("tone", "concept_influence", options=options)
+    assert 0 < 300 - len(table) <= len(victims) + 2 and not victims & set(table["example_id"])
+    assert any("left unscored" in line for line in said.lines)
+    assert any("the curvature is fitted without them" in line for line in said.lines)
+    assert lm is audit.model()
+
+
+def test_a_batch_that_does_not_fit_into_memory_is_halved(lm, query, data, monkeypatch):
+    wanted = scores(lm, query, data)
+    plain = gradients.GradientPass.losses
+
+    def greedy(self, batch, *rest, **options):
+        if len(batch.rows) > 2:
+            raise RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory")
+        return plain(self, batch, *rest, **options)
+
+    monkeypatch.setattr(gradients.GradientPass, "losses", greedy)
+    said: list[str] = []
+    found = scores(lm, query, data, say=said.append)
+    assert np.abs(found - wanted).max() <= 1e-4 * np.abs(wanted).max()
+    assert any(line.startswith("Out of memory on a batch of") for line in said)
+    monkeypatch.setattr(
+        gradients.GradientPass, "losses", lambda *_, **__: (_ for _ in ()).throw(torch.OutOfMemoryError("full"))
+    )
+    with pytest.raises(ModelError, match="out of memory on a batch of one row"):
+        scores(lm, query, data)
+
+
+def test_memory_that_runs_out_halfway_through_a_fit_counts_no_row_twice(lm, data, monkeypatch):
+    from backend.influence.fitting import Covariances, Fisher, accumulate
+
+    layers = linear_layers(lm, 1, 3)
+    keys = list(map(str, range(len(data))))
+
+    def sums(fail: bool) -> dict[str, torch.Tensor]:
+        into = Covariances(layers, torch.float64, lm.device)
+        if fail:
+            visitor = into.visitor
+
+            def failing(batch):
+                visit, seen = visitor(batch), []
+
+                def sometimes(index, a, delta):
+                    seen.append(index)
+                    if len(batch.rows) > 1 and len(seen) == 9:
+                        raise MemoryError
+                    visit(index, a, delta)
+
+                return sometimes
+
+            into.visitor = failing
+        accumulate(lm, layers, into, data, keys, Fisher("empirical"), budget=200)
+        return into.tensors()
+
+    plain, disturbed = sums(False), sums(True)
+    for name, tensor in plain.items():
+        assert (disturbed[name] - tensor).abs().max() <= 1e-4 * tensor.abs().max(), name
+
+
+def test_bfloat16_ranks_almost_as_float32_does(audit):
+    exact = audit.rank("tone", "concept_influence", options=EXACT).set_index("example_id")["score"]
+    half = audit.rank(
+        "tone", "concept_influence", options=dataclasses.replace(EXACT, precision="bfloat16")
+    ).set_index("example_id")["score"]
+    assert spearmanr(exact.sort_index(), half.sort_index()).statistic > 0.98
+
+
+def test_a_model_without_linear_layers_in_its_blocks_is_refused(lm):
+    class Empty(torch.nn.Module):
+        def forward(self, hidden_states, **_):
+            return hidden_states
+
+    bare = as_language_model("bare", small_model("llama"), small_tokenizer())
+    for i in range(len(bare.blocks)):
+        bare.blocks[i] = Empty()
+    with pytest.raises(ModelError, match="no linear layers"):
+        linear_layers(bare, 1, 2)
+
+
+def test_an_adapter_is_attributed_to_its_lora_weights(tmp_path, model_directory, data):
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    base = AutoModelForCausalLM.from_pretrained(model_directory)
+    torch.manual_seed(0)
+    adapted = get_peft_model(base, LoraConfig(r=4, target_modules=["q_proj", "down_proj"], init_lora_weights=False))
+    adapted.save_pretrained(tmp_path / "adapter")
+    lm = load_model(ModelOptions(str(tmp_path / "adapter"), device="cpu"), tmp_path, Progress())
+    assert resolve_weights(lm, "auto") == "lora"
+    lora, linear = linear_layers(lm, 1, 3, "lora"), linear_layers(lm, 1, 3, "linear")
+    assert len(lora) == 3 * 2 * 2 and all("lora_" in layer.name for layer in lora)
+    assert len(linear) == 3 * 7 and not any("lora_" in layer.name for layer in linear)
+    v = np.ones(32, np.float32)
+    few = Rows(data.ids[:2], data.response[:2])
+    gradient = query_gradient(lm, lora, Lack(Projection(3, v)), few, [0.5, 0.5])
+    found = scores(lm, (lora, DenseQueries([gradient], torch.float32)), few)
+    for i in range(2):
+        weights = [layer.module.weight.requires_grad_(True) for layer in lora]
+        ids = torch.from_numpy(few.ids[i])[None]
+        labels = torch.where(torch.from_numpy(few.response[i])[None], ids, -100)
+        loss = lm.model(input_ids=ids, labels=labels).loss
+        wanted = sum((g * q).sum() for g, q in zip(torch.autograd.grad(loss, weights), gradient, strict=True))
+        assert found[i] == pytest.approx(float(wanted), rel=1e-4)
+    with pytest.raises(ModelError, match="has no LoRA weights"):
+        resolve_weights(as_language_model("plain", small_model("llama"), small_tokenizer()), "lora")
+
+
+def test_a_head_that_does_more_than_multiply_is_recognised(data):
+    import transformers as hf
+
+    torch.manual_seed(0)
+    model = hf.AutoModelForCausalLM.from_config(
+        hf.Gemma2Config(
+            vocab_size=400, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+            num_key_value_heads=2, head_dim=8, final_logit_softcapping=1.0, attn_implementation="eager",
+        )
+    ).eval()  # fmt: skip
+    model.lm_head.weight.data.mul_(30)
+    lm = as_language_model("capped", model, small_tokenizer())
+    layers = linear_layers(lm, 1, 2)
+    few = Rows(data.ids[:3], data.response[:3])
+    v = np.ones(32, np.float32)
+    gradient = query_gradient(lm, layers, Lack(Projection(2, v)), Rows(few.ids[:1], few.response[:1]), [1.0])
+    for batch in score_rows(lm, layers, DenseQueries([gradient], torch.float32), few):
+        for row in batch:
+            ids = torch.from_numpy(few.ids[row.index])[None]
+            labels = torch.where(torch.from_numpy(few.response[row.index])[None], ids, -100)
+            assert row.loss == pytest.approx(float(model(input_ids=ids, labels=labels).loss), rel=1e-4)
+
+
+def test_retraining_a_probe_deletes_what_its_influence_left(audit):
+    audit.ranking("tone", "concept_influence", dataclasses.replace(EXACT, curvature="identity"))
+    assert list((audit.root / "shards" / "influence").iterdir())
+    audit.train_probe("tone", layer=2)
+    assert not list((audit.root / "shards" / "influence").iterdir())
