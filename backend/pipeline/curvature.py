@@ -136,6 +136,7 @@ def _fit_group(
         with progress.stage(f"Eigenvectors of {named}", len(layers), "layers") as stage:
             for block in group:
                 _write_basis(files, layers, block, covariances, stage)
+        del covariances  # its room is needed for what follows
     bases = {name: tensor for block in group for name, tensor in read_tensors(files.basis(block)).items()}
     vectors = [
         (

@@ -221,3 +221,25 @@ def test_every_page_renders_in_light_and_dark(browser, address, scheme):
         brightness = sum(map(int, re.findall(r"\d+", colour)[:3])) / 3
         assert (brightness > 128) == (scheme == "light")
     context.close()
+
+
+def test_influence_is_computed_on_demand_and_shown_by_token(page, address):
+    page.goto(f"{address}/audit?concept=sae:3&method=concept_influence&curvature=identity")
+    offer = page.locator(".st-key-offer")
+    offer.get_by_text("has not been computed yet").wait_for(timeout=PATIENCE)
+    offer.get_by_role("button", name="Compute").click()
+    card = page.locator("[class*=st-key-row-]").first
+    card.get_by_text("of which the prompt").wait_for(timeout=PATIENCE)
+    assert "#1" in card.inner_text() and offer.count() == 0
+    assert page.locator('[class*=st-key-row-] span[style*="rgba("]').count() > 5
+    page.get_by_text("Activation", exact=True).click()
+    page.get_by_text("activation of the feature at each token").wait_for(timeout=PATIENCE)
+    page.reload()
+    card.wait_for(timeout=PATIENCE)
+    assert "colour=activation" in page.url
+
+
+def test_the_models_own_answer_is_shown_beside_the_rows(page, address):
+    page.goto(f"{address}/audit?concept=sae:3&method=projection_difference")
+    page.locator(".st-key-offer").get_by_role("button", name="Compute").click(timeout=PATIENCE)
+    page.get_by_text("the model's own answer").first.wait_for(timeout=PATIENCE)

@@ -152,3 +152,19 @@ def test_the_dashboard_listens_on_this_machine_alone(audit_directory, monkeypatc
     assert command[command.index("--server.address") + 1] == "127.0.0.1"
     assert started["env"]["CONCEPT_AUDIT_NAME"] == "small"
     assert Path(started["env"]["CONCEPT_AUDIT_CACHE"]) == audit_directory.parent.resolve()
+
+
+def test_rank_takes_a_method_queries_and_options(audit_directory, tmp_path, capsys):
+    rows = [{"messages": row["messages"], "label": i % 2} for i, row in enumerate(chat_rows(8, seed=5))]
+    examples_file = write_jsonl(tmp_path / "examples.jsonl", rows)
+    assert main(["probe", str(audit_directory), "--examples", str(examples_file), "--name", "tone"]) == 0
+    out = tmp_path / "ranked.csv"
+    command = ["rank", str(audit_directory), "--concept", "tone", "--method", "concept_influence"]
+    command += ["--queries", str(examples_file), "--contrast", "--curvature", "identity", "--unit-normalised"]
+    command += ["--precision", "float32", "--blocks", "1-1", "--top", "5", "--out", str(out)]
+    assert main(command) == 0
+    table = pd.read_csv(out)
+    assert list(table.columns[:6]) == ["rank", "example_id", "score", "percentile", "prompt", "response"]
+    assert table["rank"].tolist() == [1, 2, 3, 4, 5]
+    assert main([*command[:4], "--method", "gradient_dot", "--queries", str(tmp_path / "none.jsonl")]) == 1
+    assert "none.jsonl" in capsys.readouterr().err

@@ -11,7 +11,6 @@ with a dense gradient of every tracked weight.
 from __future__ import annotations
 
 import argparse
-import random
 import sys
 import time
 from pathlib import Path
@@ -22,48 +21,20 @@ from torch.nn import functional as F
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from backend.data.read import read_examples
-from backend.influence.curvature import LayerCurvature, eigenbasis
-from backend.influence.fitting import Covariances, Fisher, SquaredGradients, accumulate
+from backend.influence.fitting import Fisher
 from backend.influence.queries import DenseQueries, Lack, LowRankQueries, Rows, precondition, query_gradient
-from backend.influence.scoring import score_rows
 from backend.influence.targets import Projection
-from backend.model.chat import ChatRenderer
 from backend.model.linear import linear_layers
 from backend.model.load import LanguageModel, ModelOptions, load_model
 from backend.progress import Progress
+from tests.benchmarks.influence import fit, read_rows, score
 from tests.peers import kronfluence_scores
 
 DAMPING = 0.1
 
 
-def read_rows(lm: LanguageModel, path: str, count: int) -> Rows:
-    """Rows drawn at random, the same for a file and a count."""
-    renderer = ChatRenderer(lm.tokenizer, 2048)
-    rows = [renderer.render(example.messages) for example in read_examples(path)]
-    rows = random.Random(0).sample(rows, min(count, len(rows)))
-    return Rows([row.input_ids for row in rows], [row.response for row in rows])
-
-
-def fit(lm: LanguageModel, layers, rows: Rows) -> list[LayerCurvature]:
-    """EK-FAC with the empirical Fisher on all rows, in memory."""
-    fisher, keys = Fisher("empirical"), list(map(str, range(len(rows))))
-    covariances = Covariances(layers, lm.wide_dtype, lm.device)
-    accumulate(lm, layers, covariances, rows, keys, fisher)
-    shared = {i: eigenbasis(covariances.inputs(i)) for i, layer in enumerate(layers) if layer.source == i}
-    outputs = [eigenbasis(covariances.outputs(i)) for i in range(len(layers))]
-    bases = [(shared[layer.source].vectors, out.vectors) for layer, out in zip(layers, outputs, strict=True)]
-    squares = SquaredGradients(layers, bases)
-    accumulate(lm, layers, squares, rows, keys, fisher)
-    return [LayerCurvature(*basis, squares.eigenvalues(i)) for i, basis in enumerate(bases)]
-
-
 def scores(lm: LanguageModel, layers, queries, rows: Rows) -> np.ndarray:
-    found = np.zeros(len(rows))
-    for batch in score_rows(lm, layers, queries, rows):
-        for row in batch:
-            found[row.index] = row.scores[0]
-    return found
+    return score(lm, layers, queries, rows)[:, 0]
 
 
 def published(lm: LanguageModel, layers, query, rows: Rows, length: int | None) -> np.ndarray:
@@ -116,7 +87,8 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, default=Path("cache"))
     parser.add_argument("--rows", type=int, default=48)
     parser.add_argument("--layer", type=int, default=15)
-    parser.add_argument("--parts", default="agreement,speed")
+    parser.add_argument("--repeats", type=int, default=1)
+    parser.add_argument("--parts", default="agreement,factors,speed")
     options = parser.parse_args()
     lm = load_model(ModelOptions(options.model, dtype="float32"), options.cache, Progress())
     rows = read_rows(lm, options.data, options.rows)
@@ -136,7 +108,9 @@ def main() -> None:
         print(f"identity: Spearman {spearman(ours, theirs.scores):.5f}, "
               f"largest relative difference {np.max(np.abs(ours / theirs.scores - 1)):.2e}", flush=True)  # fmt: skip
         theirs = kronfluence_scores(strategy="ekfac", **peer)
-        curvature, seconds = timed("EK-FAC factors, ours", n, lambda: fit(lm, layers, rows))
+        curvature, seconds = timed(
+            "EK-FAC factors, ours", n, lambda: fit(lm, layers, rows, Fisher("empirical"))
+        )
         print(f"{'EK-FAC factors, kronfluence':45} {theirs.factor_seconds:8.2f} s; theirs / ours "
               f"{theirs.factor_seconds / (seconds * n):.2f}", flush=True)  # fmt: skip
         solved = precondition(gradient, curvature.__getitem__, DAMPING)
@@ -154,13 +128,17 @@ def main() -> None:
             found = scores(lm, layers, low, rows)
             print(f"EK-FAC, rank {rank} (retains {low.retained[0]:.4f}): Spearman {spearman(found, exact):.5f}",
                   flush=True)  # fmt: skip
+    if "factors" in options.parts:
+        _, seconds = timed("EK-FAC factors, ours", n, lambda: fit(lm, layers, rows, Fisher("empirical")))
+        theirs = kronfluence_scores(strategy="ekfac", **peer).factor_seconds / n
+        print(f"EK-FAC factors, kronfluence: {theirs:.3f} s a row, {theirs / seconds:.2f} x ours", flush=True)
     if "speed" in options.parts:
         dense = DenseQueries([gradient], torch.float32)
         low = LowRankQueries([gradient], 64, torch.float32)
         half = lm.in_dtype(torch.bfloat16)
         halves, half_layers = DenseQueries([gradient], torch.bfloat16), linear_layers(half, 1, options.layer)
         few = Rows(rows.ids[:8], rows.response[:8])
-        for _ in range(2):
+        for _ in range(options.repeats):
             _, ours = timed("ours, float32", n, lambda: scores(lm, layers, dense, rows))
             _, ours_low = timed("ours, float32, rank 64", n, lambda: scores(lm, layers, low, rows))
             _, ours_default = timed(

@@ -32,7 +32,8 @@ GRADIENT_METHODS = ("concept_influence", "influence_function", "gradient_dot")
 def labelled(count: int = 6) -> list[LabelledExample]:
     made = chat_rows(2 * count, seed=5)
     return [
-        LabelledExample(tuple(Message(**turn) for turn in row["messages"]), i % 2) for i, row in enumerate(made)
+        LabelledExample(tuple(Message(**turn) for turn in row["messages"]), i % 2)
+        for i, row in enumerate(made)
     ]
 
 
@@ -73,7 +74,9 @@ def data() -> Rows:
 def query(lm, data):
     layers = linear_layers(lm, 1, 3)
     v = np.random.default_rng(0).normal(size=32).astype(np.float32)
-    gradient = query_gradient(lm, layers, Lack(Projection(3, v)), Rows(data.ids[:1], data.response[:1]), [1.0])
+    gradient = query_gradient(
+        lm, layers, Lack(Projection(3, v)), Rows(data.ids[:1], data.response[:1]), [1.0]
+    )
     return layers, DenseQueries([gradient], torch.float32)
 
 
@@ -213,7 +216,12 @@ def test_a_killed_run_goes_on_where_it_was_to_the_same_scores(audit, monkeypatch
             break
         except KeyboardInterrupt:
             continue
-    assert {kind.split(" of ")[0] for kind in seen} >= {"Covariances", "Eigenvectors", "Eigenvalues", "Influence"}
+    assert {kind.split(" of ")[0] for kind in seen} >= {
+        "Covariances",
+        "Eigenvectors",
+        "Eigenvalues",
+        "Influence",
+    }
     found = audit.rank("tone", "concept_influence", options=EXACT).set_index("example_id")["score"]
     assert (found - wanted.loc[found.index]).abs().max() <= 1e-4 * wanted.abs().max()
 
@@ -222,7 +230,11 @@ def test_a_seed_fixes_the_sampled_fisher(audit, tmp_path):
     def ranked(name: str, seed: int):
         copy = Audit(shutil.copytree(audit.root, tmp_path / name))
         options = dataclasses.replace(EXACT, seed=seed)
-        return copy.rank("tone", "influence_function", options=options).set_index("example_id")["score"].sort_index()
+        return (
+            copy.rank("tone", "influence_function", options=options)
+            .set_index("example_id")["score"]
+            .sort_index()
+        )
 
     one, again, other = ranked("one", 1), ranked("again", 1), ranked("other", 2)
     assert (one == again).all()
@@ -305,7 +317,11 @@ def test_queries_without_a_response_are_refused(audit):
     long = Message("user", "river " * 400)
     queries = (LabelledExample((long, Message("assistant", "bank")), 1),)
     with pytest.raises(ConceptError, match="query 1 has no response tokens"):
-        audit.rank("tone", "concept_influence", options=dataclasses.replace(EXACT, queries=queries, curvature="identity"))
+        audit.rank(
+            "tone",
+            "concept_influence",
+            options=dataclasses.replace(EXACT, queries=queries, curvature="identity"),
+        )
     with pytest.raises(ConceptError, match="no negative query examples"):
         only = tuple(e for e in labelled() if e.label)
         audit.rank("tone", "gradient_dot", options=dataclasses.replace(EXACT, queries=only, contrast=True))
@@ -372,7 +388,9 @@ def test_a_batch_that_does_not_fit_into_memory_is_halved(lm, query, data, monkey
     assert np.abs(found - wanted).max() <= 1e-4 * np.abs(wanted).max()
     assert any(line.startswith("Out of memory on a batch of") for line in said)
     monkeypatch.setattr(
-        gradients.GradientPass, "losses", lambda *_, **__: (_ for _ in ()).throw(torch.OutOfMemoryError("full"))
+        gradients.GradientPass,
+        "losses",
+        lambda *_, **__: (_ for _ in ()).throw(torch.OutOfMemoryError("full")),
     )
     with pytest.raises(ModelError, match="out of memory on a batch of one row"):
         scores(lm, query, data)
@@ -435,7 +453,9 @@ def test_an_adapter_is_attributed_to_its_lora_weights(tmp_path, model_directory,
 
     base = AutoModelForCausalLM.from_pretrained(model_directory)
     torch.manual_seed(0)
-    adapted = get_peft_model(base, LoraConfig(r=4, target_modules=["q_proj", "down_proj"], init_lora_weights=False))
+    adapted = get_peft_model(
+        base, LoraConfig(r=4, target_modules=["q_proj", "down_proj"], init_lora_weights=False)
+    )
     adapted.save_pretrained(tmp_path / "adapter")
     lm = load_model(ModelOptions(str(tmp_path / "adapter"), device="cpu"), tmp_path, Progress())
     assert resolve_weights(lm, "auto") == "lora"

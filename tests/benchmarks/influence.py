@@ -1,0 +1,302 @@
+"""What exact influence costs: against the forward pass, by method, in memory, and on an accelerator.
+
+python tests/benchmarks/influence.py cost --data rows.jsonl [--rows 48] [--layer 15]
+python tests/benchmarks/influence.py table1 --data rows.jsonl [--rows 1000]
+python tests/benchmarks/influence.py memory --data rows.jsonl
+python tests/benchmarks/influence.py accelerator [--rows 64]
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import resource
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from backend.data.read import read_examples
+from backend.influence.curvature import LayerCurvature, eigenbasis
+from backend.influence.fitting import Covariances, Fisher, SquaredGradients, accumulate
+from backend.influence.queries import (
+    DenseQueries,
+    Lack,
+    Loss,
+    LowRankQueries,
+    Rows,
+    precondition,
+    query_gradient,
+)
+from backend.influence.scoring import score_rows
+from backend.influence.targets import Projection
+from backend.model.activations import response_activations
+from backend.model.batches import batches_by_length
+from backend.model.chat import ChatRenderer
+from backend.model.generate import answers
+from backend.model.linear import linear_layers
+from backend.model.load import LanguageModel, ModelOptions, as_language_model, load_model
+from backend.progress import Progress
+
+
+def read_rows(lm: LanguageModel, path: str, count: int) -> Rows:
+    """Rows drawn at random, the same for a file and a count."""
+    renderer = ChatRenderer(lm.tokenizer, 2048)
+    rows = [renderer.render(example.messages) for example in read_examples(path)]
+    rows = random.Random(0).sample(rows, min(count, len(rows)))
+    return Rows([row.input_ids for row in rows], [row.response for row in rows])
+
+
+def unit(lm: LanguageModel, seed: int = 0) -> np.ndarray:
+    direction = np.random.default_rng(seed).normal(size=lm.d_model).astype(np.float32)
+    return direction / np.linalg.norm(direction)
+
+
+def wait(lm: LanguageModel) -> None:
+    if lm.device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def timed(lm: LanguageModel, name: str, n_rows: int, run) -> float:
+    """Seconds a row."""
+    wait(lm)
+    started = time.perf_counter()
+    run()
+    wait(lm)
+    seconds = time.perf_counter() - started
+    print(f"{name:50} {seconds:8.2f} s  {seconds / n_rows:8.4f} s a row", flush=True)
+    return seconds / n_rows
+
+
+def vector_filter(lm: LanguageModel, rows: Rows, layer: int) -> None:
+    for _ in response_activations(lm, rows.ids, rows.response, [layer]):
+        pass
+
+
+def forward_with_loss(lm: LanguageModel, rows: Rows, budget: int = 1024) -> None:
+    """The whole model and the head at supervised positions, without a graph."""
+    decoder, head = lm.model.get_decoder(), lm.model.get_output_embeddings()
+    with torch.inference_mode():
+        for chosen in batches_by_length([len(ids) for ids in rows.ids], budget):
+            batch = rows.batch(chosen, lm.device)
+            hidden = decoder(input_ids=batch.ids, use_cache=False).last_hidden_state
+            mask = batch.response[:, 1:]
+            F.cross_entropy(head(hidden[:, :-1][mask]).float(), batch.ids[:, 1:][mask])
+
+
+def score(lm: LanguageModel, layers, queries, rows: Rows) -> np.ndarray:
+    found = np.zeros((len(rows), queries.count))
+    for batch in score_rows(lm, layers, queries, rows):
+        for row in batch:
+            found[row.index] = row.scores
+    return found
+
+
+def fit(lm: LanguageModel, layers, rows: Rows, fisher: Fisher) -> list[LayerCurvature]:
+    """EK-FAC on all rows, in memory."""
+    keys = list(map(str, range(len(rows))))
+    covariances = Covariances(layers, lm.wide_dtype, lm.device)
+    accumulate(lm, layers, covariances, rows, keys, fisher)
+    shared = {i: eigenbasis(covariances.inputs(i)) for i, layer in enumerate(layers) if layer.source == i}
+    outputs = [eigenbasis(covariances.outputs(i)) for i in range(len(layers))]
+    bases = [(shared[layer.source].vectors, out.vectors) for layer, out in zip(layers, outputs, strict=True)]
+    squares = SquaredGradients(layers, bases)
+    accumulate(lm, layers, squares, rows, keys, fisher)
+    return [LayerCurvature(*basis, squares.eigenvalues(i)) for i, basis in enumerate(bases)]
+
+
+def cost(lm: LanguageModel, rows: Rows, layer: int, repeats: int) -> None:
+    from scipy.stats import spearmanr
+
+    n = len(rows)
+    half = lm.in_dtype(torch.bfloat16)
+    layers, half_layers = linear_layers(lm, 1, layer), linear_layers(half, 1, layer)
+    gradients = [
+        query_gradient(
+            lm,
+            layers,
+            Lack(Projection(layer, unit(lm))),
+            Rows(rows.ids[i : i + 1], rows.response[i : i + 1]),
+            [1.0],
+        )
+        for i in range(min(16, n))
+    ]
+    one, low = DenseQueries(gradients[:1], torch.float32), LowRankQueries(gradients[:1], 64, torch.float32)
+    many = LowRankQueries(gradients, 64, torch.float32)
+    halved = DenseQueries(gradients[:1], torch.bfloat16)
+    print(f"{n} rows, {sum(map(len, rows.ids)):,} tokens, layer {layer}; {len(gradients)} queries at rank 64 retain "
+          f"{many.retained.min():.4f} of their squared norm at least")  # fmt: skip
+    narrow: list[np.ndarray] = []
+    for _ in range(repeats):
+        filtered = timed(lm, "vector filter (early exit)", n, lambda: vector_filter(lm, rows, layer))
+        forward = timed(lm, "forward pass with loss", n, lambda: forward_with_loss(lm, rows))
+        exact = timed(lm, "concept influence, exact, 1 query", n, lambda: score(lm, layers, one, rows))
+        lowered = timed(lm, "concept influence, rank 64, 1 query", n, lambda: score(lm, layers, low, rows))
+        several = timed(
+            lm, f"concept influence, rank 64, {many.count} queries", n, lambda: score(lm, layers, many, rows)
+        )
+        wide = score(lm, layers, one, rows)[:, 0]
+        quick = timed(lm, "concept influence, exact, 1 query, bfloat16", n,
+                      lambda: narrow.append(score(half, half_layers, halved, rows)[:, 0]))  # fmt: skip
+        print(f"exact: {exact / filtered:.2f} x vector filter, {exact / forward:.2f} x forward; rank 64: "
+              f"{lowered / filtered:.2f} x and {lowered / forward:.2f} x; {many.count} queries: "
+              f"{several / exact:.2f} x one; bfloat16: {exact / quick:.2f} x the speed, Spearman "
+              f"{spearmanr(wide, narrow[-1]).statistic:.5f}", flush=True)  # fmt: skip
+
+
+def table1(lm: LanguageModel, rows: Rows, layer: int) -> None:
+    """The four methods of the paper's Table 1; concept influence and influence function with EK-FAC."""
+    n = len(rows)
+    query = Rows(rows.ids[:16], rows.response[:16])
+    weights = [1 / len(query)] * len(query)
+    below, every = linear_layers(lm, 1, layer), linear_layers(lm, 1, lm.n_layers)
+    few = Rows(rows.ids[:24], rows.response[:24])
+
+    def projection_difference() -> None:
+        starts = [int(np.flatnonzero(mask)[0]) for mask in rows.response]
+        prompts = [ids[:start] for ids, start in zip(rows.ids, starts, strict=True)]
+        made: dict[int, np.ndarray] = {}
+        for batch in answers(lm, prompts, 128):
+            made |= batch
+        own = Rows([np.concatenate([prompt, made[i]]) for i, prompt in enumerate(prompts)],
+                   [np.arange(len(prompt) + len(made[i])) >= len(prompt) for i, prompt in enumerate(prompts)])  # fmt: skip
+        vector_filter(lm, rows, layer)
+        vector_filter(lm, own, layer)
+
+    factors = timed(
+        lm, "EK-FAC factors, blocks below the layer (24 rows)", 24, lambda: fit(lm, below, few, Fisher())
+    )
+    curvature = fit(lm, below, few, Fisher())
+    solved = precondition(
+        query_gradient(lm, below, Lack(Projection(layer, unit(lm))), query, weights),
+        curvature.__getitem__,
+        0.1,
+    )
+    concept = DenseQueries([solved], lm.dtype)
+    del curvature
+    whole = DenseQueries([query_gradient(lm, every, Loss(), query, weights)], lm.dtype)
+    base = timed(lm, "vector filter", n, lambda: vector_filter(lm, rows, layer))
+    rest = {
+        "projection difference": timed(lm, "projection difference", n, projection_difference),
+        "concept influence": timed(lm, "concept influence", n, lambda: score(lm, below, concept, rows)),
+        "influence function": timed(
+            lm, "influence function (all blocks)", n, lambda: score(lm, every, whole, rows)
+        ),
+    }
+    print(f"{n} rows; relative to vector filter: " + ", ".join(f"{k} {v / base:.1f}" for k, v in rest.items())
+          + f"; EK-FAC factors {factors / base:.1f} a row that they are fitted on")  # fmt: skip
+
+
+def memory(options: argparse.Namespace) -> None:
+    """Peak resident memory of scoring, over that of the loaded model, in a process for each size."""
+    for precision in ("float32", "bfloat16"):
+        for count in (40, 160):
+            command = [sys.executable, __file__, "peak", "--data", options.data, "--cache", str(options.cache),
+                       "--rows", str(count), "--layer", str(options.layer), "--precision", precision]  # fmt: skip
+            print(
+                subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip(), flush=True
+            )
+
+
+def peak(options: argparse.Namespace, lm: LanguageModel) -> None:
+    rows = read_rows(lm, options.data, options.rows)
+    loaded = resident()
+    layers = linear_layers(lm, 1, options.layer)
+    gradient = query_gradient(
+        lm,
+        layers,
+        Lack(Projection(options.layer, unit(lm))),
+        Rows(rows.ids[:4], rows.response[:4]),
+        [0.25] * 4,
+    )
+    scorer = lm.in_dtype(getattr(torch, options.precision))
+    queries = DenseQueries([gradient], scorer.dtype)
+    del gradient
+    score(scorer, linear_layers(scorer, 1, options.layer), queries, rows)
+    highest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    print(f"{options.precision}, {len(rows)} rows: {loaded:,.0f} MiB with the model loaded, peak {highest:,.0f} MiB, "
+          f"{highest - loaded:+,.0f} MiB")  # fmt: skip
+
+
+def resident() -> float:
+    """Resident memory now, in MiB."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * resource.getpagesize() / 2**20
+
+
+def accelerator(rows: int) -> None:
+    """A random 7B Llama in bfloat16, rows of 512 tokens, against the card's measured matrix-product peak."""
+    import transformers as hf
+
+    from tests.conftest import small_tokenizer
+
+    device = torch.device("cuda")
+    torch.manual_seed(0)
+    with torch.device(device):
+        config = hf.LlamaConfig(hidden_size=4096, intermediate_size=11008, num_hidden_layers=32,
+                                num_attention_heads=32, vocab_size=32000, max_position_embeddings=2048)  # fmt: skip
+        model = hf.AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).eval().requires_grad_(False)
+    lm = as_language_model("llama-7b-random", model, small_tokenizer())
+    ids = [np.random.default_rng(i).integers(0, 390, 512) for i in range(rows)]
+    data = Rows(ids, [np.arange(512) >= 200] * rows)
+    left, right = (torch.randn(8192, 8192, device=device, dtype=torch.bfloat16) for _ in range(2))
+    for _ in range(3):
+        left @ right
+    wait(lm)
+    started = time.perf_counter()
+    for _ in range(20):
+        left @ right
+    wait(lm)
+    flops = 20 * 2 * 8192**3 / (time.perf_counter() - started)
+    print(f"{torch.cuda.get_device_name()}: matrix products at {flops / 1e12:.0f} TFLOP/s")
+    layer = 16
+    layers = linear_layers(lm, 1, layer)
+    one = Rows(data.ids[:1], data.response[:1])
+    queries = DenseQueries(
+        [query_gradient(lm, layers, Lack(Projection(layer, unit(lm))), one, [1.0])], lm.dtype
+    )
+    block = sum(p.numel() for p in lm.blocks[0].parameters())
+    head = lm.model.get_output_embeddings().weight.numel() * 312 / 512
+    for name, weights, run in (
+        ("vector filter", layer * block, lambda: vector_filter(lm, data, layer)),
+        ("concept influence", (2 * 32 + layer) * block + 2 * head, lambda: score(lm, layers, queries, data)),
+    ):
+        run()
+        each = timed(lm, name, rows, run)
+        print(f"{name}: {1 / each:.1f} rows a second, {2 * weights * 512 / each / flops:.0%} of the peak")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("part", choices=["cost", "table1", "memory", "accelerator", "peak"])
+    parser.add_argument("--data")
+    parser.add_argument("--model", default="smollm2-135m-instruct")
+    parser.add_argument("--cache", type=Path, default=Path("cache"))
+    parser.add_argument("--rows", type=int, default=48)
+    parser.add_argument("--layer", type=int, default=15)
+    parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--precision", default="float32")
+    options = parser.parse_args()
+    if options.part == "accelerator":
+        return accelerator(options.rows)
+    if options.part == "memory":
+        return memory(options)
+    lm = load_model(ModelOptions(options.model, dtype="float32"), options.cache, Progress())
+    if options.part == "peak":
+        return peak(options, lm)
+    rows = read_rows(lm, options.data, options.rows)
+    if options.part == "cost":
+        return cost(lm, rows, options.layer, options.repeats)
+    return table1(lm, rows, options.layer)
+
+
+if __name__ == "__main__":
+    main()
