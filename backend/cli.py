@@ -166,7 +166,7 @@ def _add_rank(commands) -> None:
         "--concept", required=True, metavar="NAME", help="a probe's name, or sae:N for an SAE feature"
     )
     rank.add_argument(
-        "--method", default="vector_filter", choices=METHODS, metavar="METHOD",
+        "--method", default="vector_filter", metavar="METHOD",
         help=f"how to score rows: {', '.join(METHODS)} (default: %(default)s)",
     )  # fmt: skip
     rank.add_argument("--top", type=int, metavar="N", help="only the first N rows (default: all)")

@@ -6,6 +6,7 @@ import streamlit as st
 
 from app.components.progress import PageProgress
 from app.components.session import first_page
+from app.components.url import select_by_id
 from backend import METHODS, Audit, AuditError, Concept, InfluenceOptions
 
 NAMES = {
@@ -30,16 +31,15 @@ MEANINGS = {
 }
 WITH_GRADIENTS = ("concept_influence", "influence_function", "gradient_dot")
 SLOW = (*WITH_GRADIENTS, "projection_difference")
-CURVATURES = {"ekfac": "EK-FAC", "kfac": "K-FAC", "identity": "None"}
+CURVATURES = {"ekfac": "EK-FAC", "kfac": "K-FAC", "identity": "Identity"}
 
 
 def method_picker() -> str:
     """A select box of methods, bound to the URL."""
-    method = st.selectbox(
-        "Method", METHODS, format_func=NAMES.__getitem__, key="method", bind="query-params",
-        on_change=first_page, width=230, help="\n".join(f"* **{NAMES[m]}**: {MEANINGS[m]}" for m in METHODS),
+    return select_by_id(
+        "Method", METHODS, NAMES.__getitem__, "method", default="vector_filter", on_change=first_page,
+        help="\n".join(f"* **{NAMES[m]}**: {MEANINGS[m]}" for m in METHODS), width=230,
     )  # fmt: skip
-    return method
 
 
 def influence_options(audit: Audit, concept: Concept, method: str) -> InfluenceOptions:
@@ -57,11 +57,12 @@ def influence_options(audit: Audit, concept: Concept, method: str) -> InfluenceO
             )  # fmt: skip
         if method == "concept_influence" and concept.kind == "probe":
             layer = st.segmented_control(
-                "Layer of the probe", audit.layers, default=concept.layer, required=True, key="layer",
-                bind="query-params", on_change=first_page,
+                "Layer of the probe", ["trained", *map(str, audit.layers)], default="trained", required=True,
+                format_func=lambda name: f"{concept.layer}, as trained" if name == "trained" else name,
+                key="layer", bind="query-params", on_change=first_page,
                 help="At another layer the probe is trained again from its labels.",
             )  # fmt: skip
-            chosen["layer"] = layer if layer != concept.layer else None
+            chosen["layer"] = None if layer == "trained" else int(layer)
         if concept.kind == "probe":
             chosen["contrast"] = st.toggle(
                 "Contrast", key="contrast", bind="query-params", on_change=first_page,

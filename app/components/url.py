@@ -19,6 +19,7 @@ def select_by_id(
     default: str | None = None,
     on_change: Callable[[], None] | None = None,
     help: str | None = None,
+    width: int | str = "stretch",
 ) -> str:
     """A select box of ids; `key` is the query parameter. An id in the URL that is not offered is ignored."""
     box, seen = f"{key}-box", f"{key}-seen"
@@ -30,7 +31,9 @@ def select_by_id(
             st.session_state[box] = in_url
     if st.session_state.get(box) not in ids:
         st.session_state[box] = default if default in ids else ids[0]
-    chosen = st.selectbox(label, ids, format_func=format_func, key=box, on_change=on_change, help=help)
+    chosen = st.selectbox(
+        label, ids, format_func=format_func, key=box, on_change=on_change, help=help, width=width
+    )
     if chosen != in_url:
         st.query_params[key] = st.session_state[seen] = chosen
     return chosen

@@ -121,6 +121,7 @@ def search(page, text: str) -> None:
 def flag_first(page) -> int:
     """Flag the first row of the page; returns its number."""
     card = cards(page).first
+    card.get_by_text(re.compile(r"row \d")).first.wait_for()
     number = int(re.search(r"row ([\d,]+)", card.inner_text())[1].replace(",", ""))
     card.get_by_role("button", name="Remove").click()
     page.wait_for_selector(f'.st-key-row-{number} >> text="flagged: remove"')
@@ -224,7 +225,7 @@ def test_every_page_renders_in_light_and_dark(browser, address, scheme):
 
 
 def test_influence_is_computed_on_demand_and_shown_by_token(page, address):
-    page.goto(f"{address}/audit?concept=sae:3&method=concept_influence&curvature=identity")
+    page.goto(f"{address}/audit?concept=sae:3&method=concept_influence&curvature=Identity")
     offer = page.locator(".st-key-offer")
     offer.get_by_text("has not been computed yet").wait_for(timeout=PATIENCE)
     offer.get_by_role("button", name="Compute").click()
@@ -236,7 +237,7 @@ def test_influence_is_computed_on_demand_and_shown_by_token(page, address):
     page.get_by_text("activation of the feature at each token").wait_for(timeout=PATIENCE)
     page.reload()
     card.wait_for(timeout=PATIENCE)
-    assert "colour=activation" in page.url
+    assert "colour=Activation" in page.url
 
 
 def test_the_models_own_answer_is_shown_beside_the_rows(page, address):
