@@ -74,7 +74,7 @@ def test_long_prompts_fold():
 
 def test_the_legend_names_both_ends():
     html = legend_html(Ramp(1.0, 2.0, True))
-    assert "-1.00" in html and "+3.00" in html
+    assert "-1 away" in html and "+3 towards" in html
 
 
 def test_metadata_is_cut_to_a_line():
