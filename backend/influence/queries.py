@@ -23,6 +23,8 @@ from backend.model.gradients import (
 from backend.model.linear import LinearLayer
 from backend.model.load import LanguageModel
 
+LENGTH_MULTIPLE = 16
+"""Batches are padded to a multiple of this many tokens."""
 Gradients = list[torch.Tensor]
 """One matrix [out, in] for each tracked layer."""
 
@@ -51,7 +53,8 @@ class Rows:
         """Some rows, cut at their spans."""
         spans = {i: response_span(self.response[i]) for i in chosen}
         ids = {i: self.ids[i][: spans[i]] for i in chosen}
-        return padded(chosen, ids, {i: self.response[i][: spans[i]] for i in chosen}, device)
+        response = {i: self.response[i][: spans[i]] for i in chosen}
+        return padded(chosen, ids, response, device, LENGTH_MULTIPLE)
 
 
 class Quantity(Protocol):

@@ -49,15 +49,21 @@ def batches_by_length(lengths: Sequence[int], budget: int) -> list[list[int]]:
 
 
 def padded(
-    rows: Sequence[int], ids: Sequence[np.ndarray], response: Sequence[np.ndarray], device: torch.device
+    rows: Sequence[int],
+    ids: Sequence[np.ndarray],
+    response: Sequence[np.ndarray],
+    device: torch.device,
+    multiple: int = 1,
 ) -> Batch:
     """The chosen rows as one batch.
 
     Args:
         ids: one int array [tokens] a row.
         response: one bool array [tokens] a row.
+        multiple: the padded length is one of this. Matrix libraries prepare, and keep, a kernel for
+            each shape that they meet; fewer shapes are faster and take less memory.
     """
-    longest = max(len(ids[i]) for i in rows)
+    longest = -(-max(len(ids[i]) for i in rows) // multiple) * multiple
     tokens = np.zeros((len(rows), longest), np.int64)
     supervised = np.zeros((len(rows), longest), bool)
     real = np.zeros((len(rows), longest), bool)

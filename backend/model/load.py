@@ -81,10 +81,19 @@ class LanguageModel:
         return len(self.blocks)
 
     def in_dtype(self, dtype: torch.dtype) -> LanguageModel:
-        """The model in another precision: a copy, unless it has that precision already."""
+        """The model in another precision: a copy, unless it has that precision already.
+
+        Weights alone are converted: buffers, such as the frequencies of rotary positions, keep
+        their precision, as they do when a model is loaded in `dtype`.
+        """
         if dtype == self.dtype:
             return self
-        model = copy.deepcopy(self.model).to(dtype)
+        # What stands in the memo is taken instead of copied, so no second copy in the old precision is made.
+        converted = {
+            id(weight): nn.Parameter(weight.detach().to(dtype), requires_grad=False)
+            for weight in self.model.parameters()
+        }
+        model = copy.deepcopy(self.model, converted)
         return replace(self, model=model, blocks=find_blocks(model), lock=threading.RLock())
 
     def check_layers(self, layers: tuple[int, ...]) -> None:
