@@ -34,6 +34,12 @@ PAGES = [
         help="The rows by their influence on a concept, with token heatmaps. Flag what should go.",
     ),
     st.Page(
+        "app_pages/groups.py",
+        title="Groups",
+        icon=":material/workspaces:",
+        help="Which SAE features, sources, metadata values or flags carry the influence on a concept.",
+    ),
+    st.Page(
         "app_pages/export.py",
         title="Export",
         icon=":material/download:",

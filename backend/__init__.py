@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from backend.model.load import ModelOptions
     from backend.pipeline.attribution import InfluenceOptions
     from backend.pipeline.build import build
+    from backend.pipeline.index import IndexOptions
     from backend.pipeline.options import BuildOptions
     from backend.progress import Progress, Stage
     from backend.store.filters import RowFilter
@@ -44,6 +45,7 @@ _HOME = {
     "DataError": "errors",
     "Example": "types",
     "Heatmap": "concepts.heatmap",
+    "IndexOptions": "pipeline.index",
     "InfluenceOptions": "pipeline.attribution",
     "LabelledExample": "types",
     "Message": "types",
@@ -75,6 +77,7 @@ __all__ = [
     "DataError",
     "Example",
     "Heatmap",
+    "IndexOptions",
     "InfluenceOptions",
     "LabelledExample",
     "Message",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import getpass
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,11 +19,24 @@ from backend.errors import ConceptError, StoreError
 from backend.export import with_metadata
 from backend.model.load import LanguageModel, ModelOptions, load_model
 from backend.pipeline.attribution import InfluenceOptions, forget_influence, token_influence
-from backend.pipeline.rank import NEED_GRADIENTS, Request, Sources, finished, request, scores_of
+from backend.pipeline.groups import group_table
+from backend.pipeline.index import IndexOptions, agreement, build_index, open_index, warm_index
+from backend.pipeline.rank import (
+    NEED_GRADIENTS,
+    Request,
+    Sources,
+    finished,
+    keep_query,
+    request,
+    scores_of,
+    scores_of_many,
+)
 from backend.progress import Progress
+from backend.store import groups as store_groups
 from backend.store import queries, workspace
 from backend.store.database import database
 from backend.store.filters import RowFilter
+from backend.store.index import index_files
 from backend.store.layout import Layout
 from backend.store.manifest import Manifest, read_manifest
 from backend.store.rankings import ranking_id
@@ -31,6 +45,7 @@ from backend.types import Concept, LabelledExample
 
 EVERY_ROW = RowFilter()
 DEFAULTS = InfluenceOptions()
+STALE_SECONDS = 120.0
 RANK_COLUMNS = ["rank", "example_id", "score", "percentile", "prompt", "response"]
 EXPORT_COLUMNS = ["example_id", "flag", "note", "prompt", "response", "source", "source_row", "content_hash"]
 
@@ -110,6 +125,10 @@ class Audit:
     def strongest_rows(self, feature: int, limit: int) -> pd.DataFrame:
         """The rows in which an SAE feature fires highest."""
         return self._read(lambda cursor: queries.strongest_rows(cursor, feature, limit))
+
+    def spread_features(self, limit: int) -> list[str]:
+        """Concept ids of the SAE features whose strength differs most between rows."""
+        return self._read(lambda cursor: store_groups.spread_features(cursor, limit))
 
     def probes(self) -> list[workspace.SavedProbe]:
         """Every trained probe with what its training reported."""
@@ -283,6 +302,110 @@ class Audit:
         """
         return self._stored(self._request(self.concept(concept), method, options)[0])
 
+    def rank_many(
+        self, concepts: Sequence[str], method: str = "concept_influence", options: InfluenceOptions = DEFAULTS,
+        progress: Progress | None = None,
+    ) -> None:  # fmt: skip
+        """Put the rankings of several concepts into the store; the index answers them in one sweep.
+
+        Raises:
+            ConceptError, StoreError: as `ranking`.
+        """
+        missing = {}
+        for name in concepts:
+            concept = self.concept(name)
+            ranking, wanted = self._request(concept, method, options)
+            if not self._stored(ranking):
+                missing[ranking] = wanted
+        indexed = {ranking: wanted for ranking, wanted in missing.items() if wanted.index is not None}
+        if indexed:
+            told = progress or self._progress
+            scores = scores_of_many(self._sources(), list(indexed.values()), told)
+            build = self._read(queries.build_id)
+
+            def save(cursor) -> None:
+                for place, wanted in enumerate(indexed.values()):
+                    workspace.save_ranking(
+                        cursor, build, wanted.concept, method, wanted.parameters, scores[:, place]
+                    )
+
+            self._write(save)
+        for wanted in missing.values():
+            if wanted.index is None:
+                self.ranking(wanted.concept.concept_id, method, options, progress)
+
+    def groups(
+        self, concept: str, method: str = "concept_influence", by: str = "sae_feature",
+        options: InfluenceOptions = DEFAULTS, beside: str | None = None,
+        beside_options: InfluenceOptions | None = None,
+    ) -> pd.DataFrame:  # fmt: skip
+        """Influence by group of rows: SAE features (rows in which one fires), sources, flags, or a metadata field.
+
+        Args:
+            by: ``sae_feature``, ``source``, ``flag``, or the name of a metadata field.
+            beside: a second method, whose mean is put beside the first's.
+            beside_options: its options; None for the same.
+
+        Returns:
+            group, label, n_rows, mean, low, high (95% bootstrap interval of the mean) and difference (of the
+            mean from that of all rows, in standard deviations of the scores), by mean, largest first; with
+            `beside`, also beside_mean, beside_low, beside_high.
+        """
+        ranking = self.ranking(concept, method, options)
+        second = self.ranking(concept, beside, beside_options or options) if beside else None
+        return self._read(lambda cursor: group_table(cursor, ranking, by, second))
+
+    # The gradient index
+
+    def build_index(
+        self,
+        options: IndexOptions | None = None,
+        layers: Sequence[int] | None = None,
+        progress: Progress | None = None,
+    ) -> dict[str, Any]:
+        """Build the gradient index, or what is missing of it; see `IndexOptions`.
+
+        Args:
+            layers: where concepts may live; None for the layers that the audit keeps.
+
+        Returns:
+            its description, with the fidelity that was found.
+        """
+        lm = self.model()
+        chosen = tuple(layers) if layers else self.layers
+        lm.check_layers(chosen)
+        data = self.manifest.stages["read"]["key"]
+        return build_index(
+            self._layout, lm, data, chosen, options or IndexOptions(), progress or self._progress
+        )
+
+    def index(self) -> dict[str, Any] | None:
+        """The description of the gradient index, if there is one that fits this audit."""
+        manifest = self.manifest
+        try:
+            return open_index(self._layout, manifest.fingerprints["model"], manifest.stages["read"]["key"])
+        except StoreError:
+            return None
+
+    def index_progress(self) -> dict[str, Any] | None:
+        """How far the building of the index is: stage, share, seconds_left; None if none is being built."""
+        told = index_files(self._layout).reported()
+        # A process that was killed leaves its last report behind.
+        return told if told and time.time() - told["at"] < STALE_SECONDS else None
+
+    def warm(self) -> None:
+        """Load what a new concept's influence needs, so that the first one is as fast as the next."""
+        if self.index() is not None:
+            warm_index(self._layout, self.model(), self.index())
+
+    def served_by_index(self, concept: str, method: str, options: InfluenceOptions = DEFAULTS) -> bool:
+        """Whether a ranking that is not in the store yet would come from the gradient index, in seconds.
+
+        Raises:
+            ConceptError: as `ranking`.
+        """
+        return self._request(self.concept(concept), method, options)[1].index is not None
+
     def heatmaps(self, concept: str, example_ids: Sequence[int]) -> dict[int, Heatmap]:
         """Token heatmaps of rows, by example id; a probe's take a forward pass the first time."""
         found = self.concept(concept)
@@ -294,8 +417,9 @@ class Audit:
         return probe_heatmaps(self._layout, self._database, found, ids, self.model)
 
     def influence_heatmaps(
-        self, concept: str, method: str, example_ids: Sequence[int], options: InfluenceOptions = DEFAULTS
-    ) -> dict[int, Heatmap]:
+        self, concept: str, method: str, example_ids: Sequence[int], options: InfluenceOptions = DEFAULTS,
+        progress: Progress | None = None,
+    ) -> dict[int, Heatmap]:  # fmt: skip
         """What each token of rows adds to their influence, by example id: the summands of the score.
 
         Computed for the rows that are asked for, and kept. Rows without a score are missing.
@@ -303,11 +427,62 @@ class Audit:
         Raises:
             ConceptError: the method has no token influences, or its ranking has not been computed.
         """
+        ranking, wanted = self._ranked(concept, method, options)
+        texts, known = self._token_influence(ranking, wanted, example_ids, progress or self._progress)
+        return {
+            i: influence_heatmap(i, row, known[row.content_hash])
+            for i, row in texts.items()
+            if row.content_hash in known
+        }
+
+    def exact_scores(
+        self, concept: str, method: str, example_ids: Sequence[int], options: InfluenceOptions = DEFAULTS,
+        progress: Progress | None = None,
+    ) -> dict[int, float]:  # fmt: skip
+        """Exact influence of chosen rows, where a ranking came from the gradient index: example id → score.
+
+        Kept, like the token influences that come with it.
+
+        Raises:
+            ConceptError: as `influence_heatmaps`.
+        """
+        ranking, wanted = self._ranked(concept, method, options)
+        texts, known = self._token_influence(ranking, wanted, example_ids, progress or self._progress)
+        return {
+            i: float(known[row.content_hash].sum(dtype=np.float64))
+            for i, row in texts.items()
+            if row.content_hash in known
+        }
+
+    def check_exactly(
+        self, concept: str, method: str = "concept_influence", top: int = 50,
+        options: InfluenceOptions = DEFAULTS, progress: Progress | None = None,
+    ) -> tuple[pd.DataFrame, dict[str, Any]]:  # fmt: skip
+        """Score the first rows of a ranking exactly, and tell how well the index agrees on them.
+
+        Returns:
+            rank, example_id, score, exact_score of these rows, by exact score; and their rank correlation and
+            the overlap of the top fifths (see `agreement`).
+        """
+        rows = self.rank(concept, method, top, options=options)[["rank", "example_id", "score"]]
+        exact = self.exact_scores(concept, method, rows["example_id"].tolist(), options, progress)
+        rows["exact_score"] = [exact.get(int(i), np.nan) for i in rows["example_id"]]
+        scored = rows.dropna()
+        told = agreement(scored[["score"]].to_numpy(), scored[["exact_score"]].to_numpy())
+        return rows.sort_values("exact_score", ascending=False, ignore_index=True), told
+
+    def _ranked(self, concept: str, method: str, options: InfluenceOptions) -> tuple[int, Request]:
         if method not in NEED_GRADIENTS:
             raise ConceptError(f"{method}: has no token influences; {', '.join(sorted(NEED_GRADIENTS))} have")
-        ranking, _ = self._request(self.concept(concept), method, options)
+        ranking, wanted = self._request(self.concept(concept), method, options)
         if not self._stored(ranking):
             raise ConceptError(f"{method}: not computed yet for {concept}; rank by it first")
+        return ranking, wanted
+
+    def _token_influence(
+        self, ranking: int, wanted: Request, example_ids: Sequence[int], progress: Progress
+    ) -> tuple[Mapping[int, Any], dict[str, np.ndarray]]:
+        """Rows by id, and the influence of each of their tokens by content; computed where it is not kept."""
         texts = read_texts(self._layout, [int(i) for i in example_ids])
         identity = f"influence:{ranking}"
         hashes = [row.content_hash for row in texts.values()]
@@ -318,15 +493,13 @@ class Audit:
             if len(known.get(row.content_hash, ())) != len(row.input_ids)
         }
         if missing:
-            found = token_influence(self._layout, self.model, ranking, list(missing.values()))
+            keep_query(self._sources(), wanted, ranking, progress)
+            with progress.stage("Exact influence of these rows"):
+                found = token_influence(self._layout, self.model, ranking, list(missing.values()))
             fresh = {h: found[row.example_id] for h, row in missing.items() if row.example_id in found}
             self._write(lambda cursor: workspace.cache_projections(cursor, identity, fresh))
             known |= fresh
-        return {
-            i: influence_heatmap(i, row, known[row.content_hash])
-            for i, row in texts.items()
-            if row.content_hash in known
-        }
+        return texts, known
 
     def own_answers(self, example_ids: Sequence[int]) -> dict[int, str]:
         """What the model itself answers to rows' prompts, where `projection_difference` has asked it."""

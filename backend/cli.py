@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import os
+import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
@@ -53,6 +55,7 @@ def parser() -> argparse.ArgumentParser:
     _add_demo(commands)
     _add_build(commands)
     _add_probe(commands)
+    _add_index(commands)
     _add_rank(commands)
     _add_export(commands)
     _add_serve(commands)
@@ -158,6 +161,35 @@ def _add_probe(commands) -> None:
     )  # fmt: skip
 
 
+def _add_index(commands) -> None:
+    index = _add(
+        commands,
+        "index",
+        _index,
+        "build the gradient index: the influence of a new concept in seconds",
+        "required",
+    )
+    index.add_argument(
+        "--bytes", type=int, dest="numbers", metavar="N",
+        help="of each row, a number a byte (default: 16384); more are more faithful",
+    )  # fmt: skip
+    index.add_argument(
+        "--samples", type=int, metavar="N", help="concepts drawn to learn the projection from (default: 384)"
+    )
+    index.add_argument(
+        "--layers", type=_layers, metavar="8,12,16",
+        help="where concepts may live; the index tracks the blocks up to the deepest (default: the audit's layers)",
+    )  # fmt: skip
+    index.add_argument("--fisher", choices=["sampled", "empirical"], help="as in rank")
+    index.add_argument("--curvature-tokens", type=int, metavar="N", help="as in rank (default: 20000)")
+    index.add_argument(
+        "--damping", type=float, metavar="X", help="that the projection is learned for (default: as in rank)"
+    )
+    index.add_argument("--weights", choices=["auto", "linear", "lora"], help="as in rank")
+    index.add_argument("--precision", choices=["auto", "float32", "bfloat16"], help="as in rank")
+    index.add_argument("--seed", type=int, help="of what is drawn (default: 0)")
+
+
 def _add_rank(commands) -> None:
     rank = _add(
         commands, "rank", _rank, "write the rows in order of their influence on a concept", "required"
@@ -204,7 +236,7 @@ def _add_rank(commands) -> None:
         help="fit the curvature on rows with this many tokens together (default: %(default)s)",
     )  # fmt: skip
     influence.add_argument(
-        "--damping", type=float, default=0.1, metavar="X",
+        "--damping", type=float, default=10.0, metavar="X",
         help="added to the curvature, as a share of its mean eigenvalue (default: %(default)s)",
     )  # fmt: skip
     influence.add_argument(
@@ -233,6 +265,15 @@ def _add_rank(commands) -> None:
     influence.add_argument(
         "--mode", choices=["auto", "token_sum", "forward"], default="auto",
         help="differentiate backward or forward (default: the cheaper; the scores are the same)",
+    )  # fmt: skip
+    engine = influence.add_mutually_exclusive_group()
+    engine.add_argument(
+        "--exact", dest="engine", action="store_const", const="exact", default="auto",
+        help="differentiate every row, though there is a gradient index",
+    )  # fmt: skip
+    engine.add_argument(
+        "--index", dest="engine", action="store_const", const="index",
+        help="read the gradient index, or say why that cannot be (default: read it where it serves the options)",
     )  # fmt: skip
     influence.add_argument("--seed", type=int, default=0, help="of what is drawn (default: %(default)s)")
     influence.add_argument(
@@ -289,12 +330,33 @@ def _add_server_options(command: argparse.ArgumentParser) -> None:
 def _demo(options: argparse.Namespace) -> int:
     progress = _started()
     with progress.stage("Starting PyTorch and Transformers"):
-        from backend.pipeline.demo import build_demo
+        from backend.pipeline.demo import build_demo, finish_demo
     audit = build_demo(options.cache, progress, options.rebuild)
     progress.say(f"The demo audit is ready in {audit.root}")
     if options.no_serve:
+        finish_demo(audit, progress)
+        progress.say("Its gradient index and influence rankings are ready")
         return 0
-    return _run_app(audit.root, options)
+    with _in_background(["demo", "--no-serve", "--cache", str(options.cache)], audit.root / "index.log"):
+        progress.say("The gradient index is built meanwhile; the dashboard says how far it is")
+        return _run_app(audit.root, options)
+
+
+@contextmanager
+def _in_background(arguments: Sequence[str], log: Path) -> Iterator[None]:
+    """Run another command of this program meanwhile; it ends with the body, and goes on where it was next time."""
+    with log.open("w") as out:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "backend.cli", *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=out,
+        )
+        try:
+            yield
+        finally:
+            process.terminate()
+            process.wait()
 
 
 def _build(options: argparse.Namespace) -> int:
@@ -347,6 +409,24 @@ def _probe(options: argparse.Namespace) -> int:
     return 0
 
 
+def _index(options: argparse.Namespace) -> int:
+    progress = _started()
+    audit = _open(options.audit, options.cache, progress)
+    from backend import IndexOptions
+
+    names = (
+        "numbers", "samples", "fisher", "curvature_tokens", "damping", "weights", "precision", "seed",
+    )  # fmt: skip
+    chosen = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+    told = audit.build_index(IndexOptions(**chosen), options.layers)["fidelity"]
+    progress.say(
+        f"The gradient index is ready. Against exact scores of {told['rows']} rows and {told['concepts']} new "
+        f"concepts: Spearman {told['spearman']:.3f} (least {told['spearman_least']:.3f}), overlap of the top "
+        f"{told['top']} rows {told['overlap']:.0%} (least {told['overlap_least']:.0%})"
+    )
+    return 0
+
+
 def _rank(options: argparse.Namespace) -> int:
     if options.top is not None and options.top < 1:
         raise AuditError(f"--top {options.top}: must be 1 or more")
@@ -358,7 +438,7 @@ def _rank(options: argparse.Namespace) -> int:
     read = read_prompts if options.own_answers else read_queries
     names = (
         "contrast", "own_answers", "layer", "target", "curvature", "fisher", "curvature_tokens", "damping",
-        "blocks", "weights", "rank", "unit_normalised", "precision", "seed", "mode", "keep_tokens",
+        "blocks", "weights", "rank", "unit_normalised", "precision", "seed", "mode", "keep_tokens", "engine",
     )  # fmt: skip
     influence = InfluenceOptions(
         queries=tuple(read(options.queries)) if options.queries else None,

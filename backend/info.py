@@ -25,6 +25,7 @@ def gather(audit: Audit) -> dict[str, Any]:
         "versions": manifest.versions,
         "counts": asdict(audit.overview()),
         "sae": manifest.report("sae"),
+        "index": audit.index(),
         "probes": [
             {"name": p.name, "layer": p.layer, "fit": p.fit, "version": p.version, **p.details}
             for p in audit.probes()
@@ -65,6 +66,17 @@ def as_text(audit: Audit) -> str:
         )
     if not found["probes"]:
         lines.append("  probes   none yet; train one with `concept-audit probe` or in the dashboard")
+    if index := found["index"]:
+        told = index["fidelity"]
+        lines.append(
+            f"  index    {index['numbers'] / 1024:.3g} KiB a row, blocks 1 to {index['blocks'][1]}; against exact "
+            f"scores of {told['rows']} rows and {told['concepts']} concepts: Spearman {told['spearman']:.2f} "
+            f"(least {told['spearman_least']:.2f}), overlap of the top {told['top']} {told['overlap']:.0%}"
+        )
+    else:
+        lines.append(
+            "  index    none; `concept-audit index` makes influence of a new concept a matter of seconds"
+        )
     lines.append(f"  flags    {counts['n_flagged']:,} rows")
     return "\n".join(lines)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import streamlit as st
 
 from app.components.concepts import probe_table
+from app.components.index import index_state
 from app.components.session import current_audit
 
 FEATURES_SHOWN = 12
@@ -59,6 +60,8 @@ with left:
                     "app_pages/ranking.py", label=f"Rank by {name}", icon=":material/format_list_numbered:",
                     query_params={"concept": f"probe:{name}", "audit": audit.name},
                 )  # fmt: skip
+    st.subheader("Influence")
+    index_state(audit)
     st.subheader("Metadata")
     fields = audit.metadata_fields()
     if fields.empty:

@@ -6,6 +6,7 @@ import json
 
 import streamlit as st
 
+from app.components.index import warm
 from app.components.progress import PageProgress
 from app.components.rows import conversation_html
 from app.components.session import current_audit
@@ -15,6 +16,7 @@ QUEUES = {"shuffled": "Shuffled", "likely": "Likely", "unlikely": "Unlikely"}
 QUEUE_LENGTH = 20
 
 audit = current_audit()
+warm(audit)
 st.title("Probe lab")
 st.caption(
     "A probe is a direction in the model's activations that tells examples of a behaviour from examples without it. "
@@ -198,6 +200,13 @@ with right:
             st.page_link(
                 "app_pages/ranking.py", label="See the ranking", icon=":material/format_list_numbered:",
                 query_params={"concept": f"probe:{name}", "audit": audit.name},
+            )  # fmt: skip
+            st.page_link(
+                "app_pages/ranking.py", label="Rank by influence", icon=":material/bolt:",
+                query_params={
+                    "concept": f"probe:{name}", "audit": audit.name, "method": "concept_influence",
+                },
+                help="The rows by how much training on them would strengthen this concept",
             )  # fmt: skip
     with st.expander(f"Labelled examples ({len(labels)})", expanded=False):
         for example in reversed(labels):

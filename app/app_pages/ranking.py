@@ -11,7 +11,9 @@ from app.components.charts import score_histogram
 from app.components.concepts import concept_picker, probe_quality
 from app.components.filters import row_filter
 from app.components.heatmap import legend_html, ramp
+from app.components.index import exact_check, fidelity_words
 from app.components.methods import SLOW, WITH_GRADIENTS, influence_options, method_picker, offer
+from app.components.progress import PageProgress
 from app.components.rows import row_card
 from app.components.session import current_audit, first_page
 from backend import Audit, AuditError, Concept, RowFilter, to_bytes
@@ -55,11 +57,12 @@ with st.container(horizontal=True, vertical_alignment="bottom"):
 where = row_filter(audit)
 
 try:
-    if method in SLOW and not audit.has_ranking(concept_id, method, options):
+    indexed = method in WITH_GRADIENTS and audit.served_by_index(concept_id, method, options)
+    if method in SLOW and not indexed and not audit.has_ranking(concept_id, method, options):
         offer(audit, concept, method, options)
         st.stop()
     with st.spinner("Ranking the rows …"):
-        audit.ranking(concept_id, method, options)
+        audit.ranking(concept_id, method, options, PageProgress())
 except AuditError as error:
     st.error(str(error), icon=":material/error:")
     st.stop()
@@ -111,9 +114,11 @@ legend_place = st.container(horizontal=True, vertical_alignment="center")
 if method in WITH_GRADIENTS:
     with legend_place:
         colour_by = st.segmented_control(
-            "Colour tokens by", list(COLOURS), default="influence", required=True, format_func=COLOURS.__getitem__,
-            key="colour", bind="query-params",
+            "Colour tokens by", list(COLOURS), default="activation" if indexed else "influence", required=True,
+            format_func=COLOURS.__getitem__, key="colour-index" if indexed else "colour", bind="query-params",
         )  # fmt: skip
+        if indexed:
+            exact_check(audit, concept_id, method, options)
 rows = audit.rank(concept_id, method, size, where, (page - 1) * size, options)
 filtered = where != RowFilter()
 with histogram_place:
@@ -123,6 +128,9 @@ with histogram_place:
         score_histogram(edges, everything, passing, filtered, span), key="histogram",
         config={"displayModeBar": False}, alt="Histogram of the scores of all rows",
     )  # fmt: skip
+
+if indexed and (index := audit.index()):
+    st.caption(fidelity_words(index))
 
 if rows.empty:
     unflagged = replace(where, flag="")
@@ -134,10 +142,12 @@ if rows.empty:
     st.info(f"No row passes the filters. {hint}", icon=":material/filter_alt_off:")
     st.stop()
 try:
+    exact: dict[int, float] = {}
     with st.spinner("Computing the token values of these rows …"):
         ids = rows["example_id"].tolist()
         if colour_by == "influence":
-            heatmaps = audit.influence_heatmaps(concept_id, method, ids, options)
+            heatmaps = audit.influence_heatmaps(concept_id, method, ids, options, PageProgress())
+            exact = audit.exact_scores(concept_id, method, ids, options) if indexed else {}
         else:
             heatmaps = audit.heatmaps(concept_id, ids)
 except AuditError as error:
@@ -152,4 +162,5 @@ if heatmaps:
         st.caption(legend_words(audit, concept, colour_by))
 own = audit.own_answers(ids) if method == "projection_difference" else {}
 for row in rows.to_dict("records"):
-    row_card(row, heatmaps.get(row["example_id"]), colours, own.get(row["example_id"]))
+    number = row["example_id"]
+    row_card(row, heatmaps.get(number), colours, own.get(number), exact.get(number))

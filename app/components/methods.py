@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import streamlit as st
 
+from app.components.index import index_state
 from app.components.progress import PageProgress
 from app.components.session import first_page
 from app.components.url import select_by_id
@@ -32,6 +33,7 @@ MEANINGS = {
 WITH_GRADIENTS = ("concept_influence", "influence_function", "gradient_dot")
 SLOW = (*WITH_GRADIENTS, "projection_difference")
 CURVATURES = {"ekfac": "EK-FAC", "kfac": "K-FAC", "identity": "Identity"}
+ENGINES = {"auto": "Index", "exact": "Exact"}
 
 
 def method_picker() -> str:
@@ -48,6 +50,13 @@ def influence_options(audit: Audit, concept: Concept, method: str) -> InfluenceO
         return InfluenceOptions()
     chosen = {}
     with st.popover("Options", icon=":material/tune:"):
+        if method == "concept_influence" and audit.index() is not None:
+            chosen["engine"] = st.segmented_control(
+                "Computed by", list(ENGINES), default="auto", required=True, format_func=ENGINES.__getitem__,
+                key="engine", bind="query-params", on_change=first_page,
+                help="The gradient index answers in seconds, nearly as an exact computation would; the overview says "
+                "how nearly. Exact scores take a pass over every row.",
+            )  # fmt: skip
         if method != "gradient_dot":
             chosen["curvature"] = st.segmented_control(
                 "Curvature", list(CURVATURES), default="ekfac", required=True, format_func=CURVATURES.__getitem__,
@@ -91,6 +100,8 @@ def offer(audit: Audit, concept: Concept, method: str, options: InfluenceOptions
                 "fraction on a GPU. The first time, the curvature is fitted as well. If you leave, it goes on where "
                 "it was when you compute it again."
             )
+        if method == "concept_influence":
+            index_state(audit)
         if st.button("Compute", type="primary", icon=":material/play_arrow:", key="compute"):
             try:
                 audit.ranking(concept.concept_id, method, options, PageProgress())

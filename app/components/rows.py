@@ -50,14 +50,18 @@ def metadata_text(metadata: str) -> str:
 
 
 def row_card(
-    row: Mapping[str, Any], heatmap: Heatmap | None, colours: Ramp | None, own_answer: str | None = None
+    row: Mapping[str, Any],
+    heatmap: Heatmap | None,
+    colours: Ramp | None,
+    own_answer: str | None = None,
+    exact: float | None = None,
 ) -> None:
-    """One row with buttons to flag it, and beside it what the model itself would answer."""
+    """One row with buttons to flag it, what the model itself would answer, and its exact score beside the index's."""
     example_id = int(row["example_id"])
     flag = row["flag"] if isinstance(row["flag"], str) else None
     with st.container(border=True, key=f"row-{example_id}"):
         with st.container(horizontal=True, vertical_alignment="center"):
-            st.html(_heading(row, flag, heatmap), width="stretch")
+            st.html(_heading(row, flag, heatmap, exact), width="stretch")
             for name, (label, icon) in FLAGS.items():
                 st.button(
                     label,
@@ -83,11 +87,13 @@ def _turn_html(role: str, body: str, dashed: bool = False) -> str:
     )
 
 
-def _heading(row: Mapping[str, Any], flag: str | None, heatmap: Heatmap | None) -> str:
+def _heading(
+    row: Mapping[str, Any], flag: str | None, heatmap: Heatmap | None, exact: float | None = None
+) -> str:
     parts = []
     if "rank" in row and not pd.isna(row["rank"]):
         parts.append(f"<strong>#{int(row['rank']):,}</strong>")
-        parts.append(f"score {row['score']:+.4g}")
+        parts.append(f"score {row['score']:+.4g}" + (f" (exact {exact:+.4g})" if exact is not None else ""))
         parts.append(f"percentile {row['percentile']:.1f}")
     if heatmap is not None and heatmap.elsewhere:
         parts.append(f"of which the prompt {heatmap.elsewhere:+.3g}")

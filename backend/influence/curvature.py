@@ -52,11 +52,14 @@ class LayerCurvature:
         inputs: Q_A [in, in].
         outputs: Q_S [out, out].
         eigenvalues: [out, in].
+        input_values, output_values: [in] and [out], the eigenvalues of A and S.
     """
 
     inputs: torch.Tensor
     outputs: torch.Tensor
     eigenvalues: torch.Tensor
+    input_values: torch.Tensor
+    output_values: torch.Tensor
 
     def solve(self, gradient: torch.Tensor, damping: float) -> torch.Tensor:
         """(H + λI)⁻¹ applied to a gradient, with λ = `damping` × the mean eigenvalue.
@@ -105,9 +108,10 @@ def squared_in_basis(inputs: torch.Tensor, gradients: torch.Tensor) -> torch.Ten
     Returns:
         [out, in].
     """
-    total = torch.zeros(gradients.shape[-1], inputs.shape[-1], dtype=inputs.dtype, device=inputs.device)
+    wide = torch.promote_types(inputs.dtype, torch.float32)
+    total = torch.zeros(gradients.shape[-1], inputs.shape[-1], dtype=wide, device=inputs.device)
     # One row's gradient in memory at a time.
     for a, delta in zip(inputs, gradients, strict=True):
-        row = delta.T @ a
+        row = (delta.T @ a).to(wide)
         total.addcmul_(row, row)
     return total

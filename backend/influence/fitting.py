@@ -128,7 +128,12 @@ class SquaredGradients:
         self._layers = layers
         self._bases = bases
         self._sums = [
-            torch.zeros(layer.d_out, layer.d_in, dtype=Q_A.dtype, device=Q_A.device)
+            torch.zeros(
+                layer.d_out,
+                layer.d_in,
+                dtype=torch.promote_types(Q_A.dtype, torch.float32),
+                device=Q_A.device,
+            )
             for layer, (Q_A, _) in zip(layers, bases, strict=True)
         ]
         self._counts = torch.zeros(1, dtype=torch.float64)
@@ -235,5 +240,9 @@ def _add_batch(gradients, into, rows, keys, fisher, chosen, device, say) -> None
 
 
 def _add_outer(total: torch.Tensor, vectors: torch.Tensor) -> None:
-    flat = vectors.flatten(0, 1).to(total.dtype)
-    total.addmm_(flat.T, flat)
+    flat = vectors.flatten(0, 1)
+    if flat.dtype == total.dtype:
+        total.addmm_(flat.T, flat)
+    else:
+        # A batch's product in the model's narrow precision is fast; the sum over batches is wide.
+        total.add_(flat.T @ flat)

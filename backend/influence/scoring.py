@@ -144,6 +144,53 @@ def score_rows(
             yield from halving([scorable[place] for place in places], run, say)
 
 
+def score_rows_for_many(
+    lm: LanguageModel,
+    layers: Sequence[LinearLayer],
+    queries: Sequence[torch.Tensor],
+    rows: Rows,
+    budget: int | None = None,
+    say: Callable[[str], None] = lambda text: None,
+    advance: Callable[[int], None] = lambda n: None,
+) -> np.ndarray:
+    """The same scores for many queries: each row's gradient is formed once and met with all of them.
+
+    Cheaper than a token sum from the second query on; no token influences.
+
+    Args:
+        queries: of each layer, [queries, out, in].
+        advance: told the number of rows as they are done.
+
+    Returns:
+        float64 [rows, queries]; NaN where a row has no loss.
+    """
+    found = np.full((len(rows), len(queries[0])), np.nan)
+    spans = rows.spans
+    scorable = [i for i, span in enumerate(spans) if span and rows.response[i][1:].any()]
+    with GradientPass(lm, layers) as run:
+
+        def score(chosen: Sequence[int]) -> None:
+            batch = rows.batch(chosen, lm.device)
+            total = torch.zeros(len(chosen), len(queries[0]), dtype=torch.float64, device=lm.device)
+
+            def visit(index: int, a: torch.Tensor, delta: torch.Tensor) -> None:
+                inputs = torch.where(batch.real[..., None], a, 0)
+                gradients = torch.bmm(delta.mT, inputs).flatten(1)
+                total.add_((gradients @ queries[index].flatten(1).to(gradients).T).double())
+
+            losses = run.losses(batch, visit)
+            total[~torch.isfinite(losses)] = torch.nan
+            found[chosen] = total.cpu().numpy()
+            advance(len(chosen))
+
+        for places in batches_by_length(
+            [spans[i] for i in scorable], budget or gradient_tokens_per_batch(lm.device)
+        ):
+            for _ in halving([scorable[place] for place in places], score, say):
+                pass
+    return found
+
+
 Scorer = Callable[[Sequence[int]], list[RowScores]]
 
 

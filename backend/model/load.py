@@ -52,6 +52,7 @@ class LanguageModel:
         context: the longest row in tokens that the model takes.
         fingerprint: tells models with different weights apart (see `fingerprint`).
         lock: held while hooks are on the model, since threads share it.
+        copies: what `in_dtype` has made.
     """
 
     name: str
@@ -62,6 +63,7 @@ class LanguageModel:
     context: int
     fingerprint: str
     lock: Any = field(default_factory=threading.RLock, repr=False, compare=False)
+    copies: dict[torch.dtype, LanguageModel] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -81,20 +83,24 @@ class LanguageModel:
         return len(self.blocks)
 
     def in_dtype(self, dtype: torch.dtype) -> LanguageModel:
-        """The model in another precision: a copy, unless it has that precision already.
+        """The model in another precision: a copy, made once, unless it has that precision already.
 
         Weights alone are converted: buffers, such as the frequencies of rotary positions, keep
         their precision, as they do when a model is loaded in `dtype`.
         """
         if dtype == self.dtype:
             return self
+        if dtype in self.copies:
+            return self.copies[dtype]
         # What stands in the memo is taken instead of copied, so no second copy in the old precision is made.
         converted = {
             id(weight): nn.Parameter(weight.detach().to(dtype), requires_grad=False)
             for weight in self.model.parameters()
         }
         model = copy.deepcopy(self.model, converted)
-        return replace(self, model=model, blocks=find_blocks(model), lock=threading.RLock())
+        made = replace(self, model=model, blocks=find_blocks(model), lock=threading.RLock(), copies={})
+        self.copies[dtype] = made
+        return made
 
     def check_layers(self, layers: tuple[int, ...]) -> None:
         """Raise ModelError unless each layer counts between 1 and all of the blocks."""

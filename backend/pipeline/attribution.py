@@ -45,6 +45,8 @@ Precision = Literal["auto", "float32", "bfloat16"]
 PRECISIONS = ("auto", "float32", "bfloat16")
 TargetKind = Literal["direction", "activation"]
 TARGETS = ("direction", "activation")
+Engine = Literal["auto", "index", "exact"]
+ENGINES = ("auto", "index", "exact")
 GRAPH_BYTES = 2 << 30
 """What the activations of a single long row may take before forward mode is chosen."""
 
@@ -72,6 +74,8 @@ class InfluenceOptions:
         seed: of everything that is drawn.
         mode: ``token_sum``, ``forward``, or ``auto`` for the cheaper one. Changes no score.
         keep_tokens: keep the influence of every token. Changes no score.
+        engine: ``index`` reads the gradient index, ``exact`` differentiates every row, and ``auto`` takes the
+            index for concept influence where there is one that serves these options.
     """
 
     queries: tuple[LabelledExample, ...] | None = None
@@ -82,7 +86,7 @@ class InfluenceOptions:
     curvature: CurvatureKind = "ekfac"
     fisher: FisherKind = "sampled"
     curvature_tokens: int = 20_000
-    damping: float = 0.1
+    damping: float = 10.0
     blocks: tuple[int, int] | None = None
     weights: Weights = "auto"
     rank: int | None = None
@@ -91,6 +95,7 @@ class InfluenceOptions:
     seed: int = 0
     mode: Mode = "auto"
     keep_tokens: bool = False
+    engine: Engine = "auto"
 
 
 @dataclass(frozen=True)
@@ -275,7 +280,9 @@ def _write_query(path: Path, layout: Layout, lm: LanguageModel, run: Attribution
     layers = linear_layers(lm, *blocks, options.weights)
     curvature: Callable | None = None
     if options.curvature != "identity":
-        fit = CurvatureFit(Fisher(options.fisher, options.seed), options.curvature_tokens, options.weights)
+        fit = CurvatureFit(
+            Fisher(options.fisher, options.seed), options.curvature_tokens, options.weights, options.precision
+        )
         files = fit_curvature(layout, lm, fit, run.data, range(blocks[0], blocks[1] + 1), progress)
         curvature = curvature_of(files, layers, options.curvature, lm.device)
     with progress.stage("Gradient of the concept on the queries", len(run.queries), "queries") as stage:
@@ -303,6 +310,29 @@ def _write_query(path: Path, layout: Layout, lm: LanguageModel, run: Attribution
         write_tensors(path, tensors, about)
     if options.rank is not None:
         progress.say(f"Rank {options.rank} keeps {prepared.retained[0]:.2%} of the query's squared norm")
+
+
+def write_dense_query(
+    layout: Layout, ranking: int, concept_id: str, gradients: Sequence[torch.Tensor], precision: str,
+    blocks: tuple[int, int], weights: str, unit_normalised: bool,
+) -> None:  # fmt: skip
+    """Keep a query, the inverse curvature applied, so that rows can be scored with it exactly."""
+    dtype = getattr(torch, precision)
+    about = {
+        "concept_id": concept_id,
+        "retained": 1.0,
+        "precision": precision,
+        "blocks": blocks,
+        "weights": weights,
+        "unit_normalised": unit_normalised,
+    }
+    tensors = {f"dense.{i}": matrix.to(dtype)[None] for i, matrix in enumerate(gradients)}
+    write_tensors(influence_directory(layout, ranking) / "query.safetensors", tensors, about)
+
+
+def has_query(layout: Layout, ranking: int) -> bool:
+    """Whether the query of a ranking is kept."""
+    return (influence_directory(layout, ranking) / "query.safetensors").exists()
 
 
 def _read_query(path: Path, dtype: torch.dtype, device: torch.device) -> PreparedQueries:

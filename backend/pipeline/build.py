@@ -36,7 +36,7 @@ from backend.store.shards import read_activations, token_blocks
 
 SHARDS_OF = {
     # What is computed on demand hangs on the rows as tokens; answers on the layers kept, too.
-    "read": ("examples", "curvature", "influence"),
+    "read": ("examples", "curvature", "influence", "index"),
     "activations": ("activations", "tokens", "answers", "answer_activations"),
     "sae": (),
     "features": ("features",),

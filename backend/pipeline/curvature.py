@@ -31,7 +31,7 @@ from backend.store.shards import TokenizedExample, read_tokens
 CurvatureKind = Literal["ekfac", "kfac", "identity"]
 CURVATURES = ("ekfac", "kfac", "identity")
 CHECKPOINT_SECONDS = 60.0
-GROUP_BYTES_CPU = 768 << 20
+GROUP_BYTES_CPU = 1 << 30
 GROUP_BYTES_ACCELERATOR = 8 << 30
 
 
@@ -43,11 +43,13 @@ class CurvatureFit:
         fisher: ``sampled`` or ``empirical``, with the seed of the draws.
         tokens: as many rows are used as have this many tokens together, chosen by content hash.
         weights: ``linear`` or ``lora``: whose curvature.
+        precision: in which the model runs; sums over rows are in float32 or wider.
     """
 
     fisher: Fisher
     tokens: int
     weights: Literal["linear", "lora"]
+    precision: str
 
 
 @dataclass(frozen=True)
@@ -83,8 +85,10 @@ def fit_curvature(
         "seed": fit.fisher.seed,
         "tokens": fit.tokens,
         "weights": fit.weights,
+        "precision": fit.precision,
     }
-    name = key(fit.fisher.kind, fit.fisher.seed, fit.tokens, fit.weights)
+    name = key(fit.fisher.kind, fit.fisher.seed, fit.tokens, fit.weights, fit.precision)
+    lm = lm.in_dtype(getattr(torch, fit.precision))
     files = curvature_files(layout, name, made_of)
     missing = [block for block in blocks if not files.block(block).exists()]
     if missing:
@@ -111,7 +115,7 @@ def curvature_of(
         eigenvalues = (
             kfac_eigenvalues(inputs, outputs) if kind == "kfac" else tensors[f"{layer.name}.eigenvalues"]
         )
-        return LayerCurvature(inputs.vectors, outputs.vectors, eigenvalues)
+        return LayerCurvature(inputs.vectors, outputs.vectors, eigenvalues, inputs.values, outputs.values)
 
     return curvature
 
@@ -140,8 +144,8 @@ def _fit_group(
     bases = {name: tensor for block in group for name, tensor in read_tensors(files.basis(block)).items()}
     vectors = [
         (
-            bases[f"{layers[layer.source].name}.inputs.vectors"].to(lm.device),
-            bases[f"{layer.name}.outputs.vectors"].to(lm.device),
+            bases[f"{layers[layer.source].name}.inputs.vectors"].to(lm.device, lm.dtype),
+            bases[f"{layer.name}.outputs.vectors"].to(lm.device, lm.dtype),
         )
         for layer in layers
     ]

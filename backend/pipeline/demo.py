@@ -10,8 +10,13 @@ from backend.data.read import read_labelled
 from backend.model.builtin import SMOLLM2
 from backend.model.load import ModelOptions
 from backend.pipeline.build import build
+from backend.pipeline.index import IndexOptions
 from backend.pipeline.options import BuildOptions
 from backend.progress import Progress
+
+INDEX = IndexOptions(curvature_tokens=8_000, samples=256)
+"""Less than the usual sizes, for a data set of 439 rows on a laptop."""
+RANKED_FEATURES = 100
 
 
 def build_demo(cache: Path, progress: Progress, rebuild: bool = False) -> Audit:
@@ -37,3 +42,10 @@ def build_demo(cache: Path, progress: Progress, rebuild: bool = False) -> Audit:
                 stage.detail = f"held-out AUROC {trained.auroc:.2f} ({low:.2f} to {high:.2f})"
         audit.ranking(name)
     return audit
+
+
+def finish_demo(audit: Audit, progress: Progress) -> None:
+    """Build the demo's gradient index, and the influence rankings of its probes and most varied features."""
+    audit.build_index(INDEX, progress=progress)
+    features = audit.spread_features(RANKED_FEATURES)
+    audit.rank_many([*(f"probe:{name}" for name in demo.PROBES), *features], progress=progress)

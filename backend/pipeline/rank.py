@@ -1,9 +1,14 @@
-"""From a concept and a method to scores: which method needs what, and what tells rankings apart."""
+"""From a concept and a method to scores: which method needs what, and what tells rankings apart.
+
+Influence comes from the gradient index where there is one that serves the options,
+and from the engine, which differentiates every row, where there is none or it is
+asked for.
+"""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,7 +18,7 @@ import torch
 from backend.concepts.examples import example_activations
 from backend.concepts.probe import fit_direction
 from backend.concepts.sae import load_sae
-from backend.errors import ConceptError
+from backend.errors import ConceptError, StoreError
 from backend.influence.baselines import activation_similarity, bm25, projection_difference
 from backend.influence.queries import Lack, Loss, Quantity, Rows
 from backend.influence.targets import FeatureActivation, Projection
@@ -27,13 +32,18 @@ from backend.pipeline.attribution import (
     InfluenceOptions,
     attribute,
     finish,
+    has_query,
     identity_of,
     native_bfloat16,
+    write_dense_query,
 )
+from backend.pipeline.index import Target, index_scores, open_index, solved_query
+from backend.pipeline.options import key
 from backend.progress import Progress
 from backend.store import queries as store_queries
 from backend.store import workspace
 from backend.store.database import Database
+from backend.store.index import index_files, read_norms
 from backend.store.layout import Layout
 from backend.store.manifest import Manifest
 from backend.store.shards import messages_from_json, read_activations, read_answer_activations
@@ -81,6 +91,7 @@ class Request:
         concept: at the layer that it is wanted at.
         queries: the query examples that the method reads; empty where it reads none.
         parameters: what tells this ranking from others of the same concept and method, JSON values.
+        index: the description of the gradient index that answers it; None for the engine.
     """
 
     concept: Concept
@@ -88,6 +99,7 @@ class Request:
     options: InfluenceOptions
     queries: tuple[LabelledExample, ...]
     parameters: dict[str, Any]
+    index: Mapping[str, Any] | None = None
 
 
 def request(sources: Sources, concept: Concept, method: str, options: InfluenceOptions) -> Request:
@@ -112,9 +124,18 @@ def request(sources: Sources, concept: Concept, method: str, options: InfluenceO
         queries = _queries(sources, concept, options, contrast)
         parameters["queries"] = _digest(queries)
         parameters["n_queries"] = len(queries)
+    index = None
     if method in NEED_GRADIENTS:
         if method == "gradient_dot":
             options = replace(options, curvature="identity")
+        index = _index(sources, at, method, options)
+    if index is not None:
+        parameters |= {"engine": "index", "index": _key(index)}
+        names = ["contrast", "own_answers", "unit_normalised", "damping"]
+        names += ["target"] if method == "concept_influence" and concept.kind == "sae_feature" else []
+        parameters |= identity_of(options, names)
+        parameters["blocks"] = [1, min(_reach(at, method, index), index["blocks"][1])]
+    elif method in NEED_GRADIENTS:
         # Without a curvature there is nothing to damp and nothing to fit.
         flat = options.curvature == "identity"
         dropped = {"fisher", "curvature_tokens", "damping"} if flat else set()
@@ -122,7 +143,7 @@ def request(sources: Sources, concept: Concept, method: str, options: InfluenceO
         options = replace(options, precision=_precision(sources.manifest, options))
         names = [name for name in DEPENDS_ON[method] if name not in dropped]
         parameters |= identity_of(options, names)
-    return Request(at, method, options, queries, parameters)  # type: ignore[arg-type]
+    return Request(at, method, options, queries, parameters, index)  # type: ignore[arg-type]
 
 
 def scores_of(sources: Sources, wanted: Request, ranking: int, progress: Progress) -> np.ndarray:
@@ -152,9 +173,38 @@ def scores_of(sources: Sources, wanted: Request, ranking: int, progress: Progres
         case "bm25":
             texts = ["\n".join(m.content for m in e.messages) for e in wanted.queries if e.label]
             return bm25(sources.read(store_queries.texts), texts)
+        case _ if wanted.index is not None:
+            return scores_of_many(sources, [wanted], progress)[:, 0]
         case _:
             run = _attribution(sources, wanted, ranking, progress)
             return attribute(layout, sources.model(), run, progress).rows
+
+
+def scores_of_many(sources: Sources, wanted: Sequence[Request], progress: Progress) -> np.ndarray:
+    """Scores of several requests that the index answers, in one sweep: float64 [rows, requests]."""
+    lm = sources.model()
+    targets = [_target(sources, each, lm, progress) for each in wanted]
+    scores = index_scores(sources.layout, lm, wanted[0].index, targets, wanted[0].options.damping, progress)
+    if any(each.options.unit_normalised for each in wanted):
+        norms = read_norms(index_files(sources.layout)).astype(np.float64)
+        for place, each in enumerate(wanted):
+            if each.options.unit_normalised:
+                scores[:, place] /= np.maximum(norms, np.finfo(np.float32).tiny)
+    return scores
+
+
+def keep_query(sources: Sources, wanted: Request, ranking: int, progress: Progress) -> None:
+    """Keep the whole query of a ranking that the index answered, so that rows can be scored exactly."""
+    if wanted.index is None or has_query(sources.layout, ranking):
+        return
+    lm = sources.model()
+    target = _target(sources, wanted, lm, progress)
+    with progress.stage("Applying the curvature to the whole query"):
+        gradients = solved_query(sources.layout, lm, wanted.index, target, wanted.options.damping)
+    write_dense_query(
+        sources.layout, ranking, wanted.concept.concept_id, gradients, wanted.index["precision"],
+        tuple(wanted.parameters["blocks"]), wanted.index["weights"], wanted.options.unit_normalised,
+    )  # fmt: skip
 
 
 def finished(sources: Sources, wanted: Request, ranking: int) -> None:
@@ -166,23 +216,81 @@ def finished(sources: Sources, wanted: Request, ranking: int) -> None:
 def _attribution(sources: Sources, wanted: Request, ranking: int, progress: Progress) -> Attribution:
     lm = sources.model()
     options = replace(wanted.options, weights=resolve_weights(lm, wanted.options.weights))
+    target = _target(sources, wanted, lm, progress)
+    return Attribution(
+        ranking=ranking,
+        concept_id=wanted.concept.concept_id,
+        quantity=target.quantity,
+        queries=target.queries,
+        weights=target.weights,
+        reach=target.reach,
+        data=sources.manifest.stages["read"]["key"],
+        options=options,
+    )
+
+
+def _target(sources: Sources, wanted: Request, lm: LanguageModel, progress: Progress) -> Target:
     max_tokens = sources.manifest.configuration["max_tokens"]
-    if options.own_answers:
+    if wanted.options.own_answers:
         rows = answered(lm, wanted.queries, max_tokens, progress)
     else:
         renderer = ChatRenderer(lm.tokenizer, max_tokens)
         rendered = [renderer.render(example.messages) for example in wanted.queries]
         rows = Rows([row.input_ids for row in rendered], [row.response for row in rendered])
-    return Attribution(
-        ranking=ranking,
-        concept_id=wanted.concept.concept_id,
-        quantity=_quantity(sources, wanted, options, lm),
-        queries=rows,
-        weights=_weights(wanted.queries),
-        reach=wanted.concept.layer if wanted.method == "concept_influence" else lm.n_layers,
-        data=sources.manifest.stages["read"]["key"],
-        options=options,
-    )
+    reach = wanted.concept.layer if wanted.method == "concept_influence" else lm.n_layers
+    return Target(_quantity(sources, wanted, wanted.options, lm), rows, _weights(wanted.queries), reach)
+
+
+def _reach(concept: Concept, method: str, index: Mapping[str, Any]) -> int:
+    """The deepest block of an index that a method's target depends on."""
+    return concept.layer if method == "concept_influence" else index["blocks"][1]
+
+
+def _index(
+    sources: Sources, concept: Concept, method: str, options: InfluenceOptions
+) -> Mapping[str, Any] | None:
+    """The index that is to answer, if any.
+
+    Raises:
+        StoreError, ConceptError: the index is asked for, and cannot answer; the reason.
+    """
+    if options.engine == "exact" or (options.engine == "auto" and method != "concept_influence"):
+        return None
+    asked = options.engine == "index"
+    manifest = sources.manifest
+    reach = concept.layer if method == "concept_influence" else None
+    try:
+        about = open_index(
+            sources.layout, manifest.fingerprints["model"], manifest.stages["read"]["key"], reach
+        )
+    except (StoreError, ConceptError):
+        if asked:
+            raise
+        return None
+    lacking = []
+    if options.curvature != "ekfac":
+        lacking.append(f"--curvature {options.curvature}")
+    usual = InfluenceOptions()
+    for name in ("fisher", "curvature_tokens", "seed", "weights"):
+        # What is left at its default takes the index's own.
+        if getattr(options, name) not in (getattr(usual, name), about[name]):
+            lacking.append(f"--{name.replace('_', '-')} {getattr(options, name)}")
+    for name in ("blocks", "rank", "keep_tokens"):
+        if getattr(options, name):
+            lacking.append(f"--{name.replace('_', '-')}")
+    if options.precision not in ("auto", about["precision"]):
+        lacking.append(f"--precision {options.precision}")
+    if options.mode != "auto":
+        lacking.append(f"--mode {options.mode}")
+    if lacking and asked:
+        raise ConceptError(f"the gradient index does not serve {', '.join(lacking)}; rank with --exact")
+    return None if lacking else about
+
+
+def _key(index: Mapping[str, Any]) -> str:
+    """Tells indexes apart by what they are of."""
+    told = {k: v for k, v in index.items() if k not in ("fidelity", "rows", "kept", "done")}
+    return key(told)
 
 
 def _quantity(sources: Sources, wanted: Request, options: InfluenceOptions, lm: LanguageModel) -> Quantity:

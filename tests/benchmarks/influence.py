@@ -105,10 +105,14 @@ def fit(lm: LanguageModel, layers, rows: Rows, fisher: Fisher) -> list[LayerCurv
     accumulate(lm, layers, covariances, rows, keys, fisher)
     shared = {i: eigenbasis(covariances.inputs(i)) for i, layer in enumerate(layers) if layer.source == i}
     outputs = [eigenbasis(covariances.outputs(i)) for i in range(len(layers))]
-    bases = [(shared[layer.source].vectors, out.vectors) for layer, out in zip(layers, outputs, strict=True)]
+    sides = [(shared[layer.source], out) for layer, out in zip(layers, outputs, strict=True)]
+    bases = [(a.vectors, s.vectors) for a, s in sides]
     squares = SquaredGradients(layers, bases)
     accumulate(lm, layers, squares, rows, keys, fisher)
-    return [LayerCurvature(*basis, squares.eigenvalues(i)) for i, basis in enumerate(bases)]
+    return [
+        LayerCurvature(a.vectors, s.vectors, squares.eigenvalues(i), a.values, s.values)
+        for i, (a, s) in enumerate(sides)
+    ]
 
 
 def cost(lm: LanguageModel, rows: Rows, layer: int, repeats: int) -> None:

@@ -164,13 +164,13 @@ def fitted(lm, layers, data, fisher, corrected) -> list[LayerCurvature]:
     outputs = [eigenbasis(covariances.outputs(k)) for k in range(len(layers))]
     if not corrected:
         return [
-            LayerCurvature(a.vectors, s.vectors, kfac_eigenvalues(a, s))
+            LayerCurvature(a.vectors, s.vectors, kfac_eigenvalues(a, s), a.values, s.values)
             for a, s in zip(inputs, outputs, strict=True)
         ]
     squares = SquaredGradients(layers, [(a.vectors, s.vectors) for a, s in zip(inputs, outputs, strict=True)])
     accumulate(lm, layers, squares, data, keys, fisher, budget=64)
     return [
-        LayerCurvature(a.vectors, s.vectors, squares.eigenvalues(k))
+        LayerCurvature(a.vectors, s.vectors, squares.eigenvalues(k), a.values, s.values)
         for k, (a, s) in enumerate(zip(inputs, outputs, strict=True))
     ]
 

@@ -1,0 +1,266 @@
+"""The gradient index: against exact scores, resuming, what it refuses, and the rankings it gives."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import spearmanr
+
+from backend import Audit, ConceptError, IndexOptions, InfluenceOptions, StoreError
+from backend.cli import main
+from backend.influence.curvature import LayerCurvature
+from backend.influence.projection import encode, principal_components, shares
+from backend.pipeline import index as index_stage
+from backend.pipeline.groups import mean_interval
+from backend.store.index import index_files, sweep
+from backend.store.layout import Layout
+from tests.backend.influence.test_attribution import labelled
+
+SMALL = IndexOptions(numbers=4096, samples=120, curvature_tokens=4_000, precision="float32")
+FROM_INDEX = InfluenceOptions(engine="index")
+EXACT = InfluenceOptions(engine="exact", curvature_tokens=4_000, precision="float32")
+
+
+@pytest.fixture(scope="module")
+def indexed_once(built, tmp_path_factory):
+    root = shutil.copytree(built, tmp_path_factory.mktemp("index") / "small")
+    audit = Audit(root)
+    audit.train_probe("tone", labelled(), layer=2)
+    audit.build_index(SMALL)
+    return root
+
+
+@pytest.fixture
+def audit(indexed_once, tmp_path):
+    return Audit(shutil.copytree(indexed_once, tmp_path / "small"))
+
+
+def by_row(audit, concept, method, options):
+    return audit.rank(concept, method, options=options).sort_values("example_id")["score"].to_numpy()
+
+
+def test_it_ranks_as_exact_scores_do(audit):
+    told = audit.index()["fidelity"]
+    assert told["spearman"] > 0.9 and told["spearman_least"] > 0.8
+    exact = by_row(audit, "tone", "concept_influence", EXACT)
+    guess = by_row(audit, "tone", "concept_influence", FROM_INDEX)
+    assert spearmanr(exact, guess).statistic > 0.9
+    # Not only the order: the index estimates the score itself.
+    assert np.polyfit(guess, exact, 1)[0] == pytest.approx(1, abs=0.25)
+    top = set(np.argsort(-exact)[:30]) & set(np.argsort(-guess)[:30])
+    assert len(top) >= 20
+
+
+def test_all_numbers_and_no_code_give_exact_scores(audit, monkeypatch):
+    """With every number kept, the index is a change of coordinates."""
+    monkeypatch.setattr(index_stage.projection, "principal_components", lambda samples: (
+        torch.eye(samples.shape[1]), torch.ones(samples.shape[1])))  # fmt: skip
+    monkeypatch.setattr(index_stage.projection, "FLOOR", 1e-2)
+    monkeypatch.setattr(index_stage.projection, "encode", lambda numbers, spread: (
+        (numbers / spread).astype(np.float32), np.ones(len(numbers), np.float32)))  # fmt: skip
+    audit.build_index(dataclasses.replace(SMALL, numbers=10**9))
+    exact = by_row(audit, "tone", "concept_influence", EXACT)
+    guess = by_row(audit, "tone", "concept_influence", FROM_INDEX)
+    # Components are kept in bfloat16, which holds ones exactly.
+    assert np.abs(exact - guess).max() <= 1e-3 * np.abs(exact).max()
+
+
+def test_many_concepts_in_one_sweep_are_what_each_is_alone(audit):
+    features = audit.spread_features(5)
+    together = Audit(shutil.copytree(audit.root, audit.root.with_name("together")))
+    together.rank_many([*features, "tone"], options=FROM_INDEX)
+    for name in (*features, "tone"):
+        assert together.has_ranking(name, "concept_influence", FROM_INDEX)
+        alone, beside = (by_row(a, name, "concept_influence", FROM_INDEX) for a in (audit, together))
+        assert np.abs(alone - beside).max() <= 1e-5 * np.abs(alone).max()
+
+
+def test_influence_functions_and_contrasts_and_norms_come_from_the_index_too(audit):
+    for method, change in (
+        ("influence_function", {}),
+        ("concept_influence", {"contrast": True}),
+        ("concept_influence", {"unit_normalised": True}),
+        ("concept_influence", {"damping": 1.0}),
+    ):
+        guess = by_row(audit, "tone", method, dataclasses.replace(FROM_INDEX, **change))
+        block = {"blocks": (1, 3)} if method == "influence_function" else {}
+        exact = by_row(audit, "tone", method, dataclasses.replace(EXACT, **change, **block))
+        assert spearmanr(exact, guess).statistic > (0.5 if method == "influence_function" else 0.8), (method, change)
+
+
+def test_the_index_answers_unless_exactness_or_what_it_cannot_do_is_asked_for(audit):
+    def engine(method="concept_influence", **options):
+        return audit._request(audit.concept("tone"), method, InfluenceOptions(**options))[1].index is not None
+
+    assert engine() and engine(damping=0.5) and engine(contrast=True) and engine(curvature_tokens=4_000)
+    assert not engine(engine="exact") and not engine(curvature="identity") and not engine(blocks=(1, 1))
+    assert not engine("influence_function") and engine("influence_function", engine="index")
+    assert not engine("gradient_dot") and not engine(rank=4) and not engine(seed=1)
+    with pytest.raises(ConceptError, match="does not serve --curvature identity, --rank 4"):
+        engine(engine="index", curvature="identity", rank=4)
+
+
+def test_first_rows_are_scored_exactly_on_demand(audit):
+    rows, told = audit.check_exactly("tone", top=20, options=FROM_INDEX)
+    exact = by_row(audit, "tone", "concept_influence", EXACT)
+    assert rows["exact_score"].to_numpy() == pytest.approx(exact[rows["example_id"]], rel=1e-3, abs=1e-3 * np.abs(exact).max())
+    assert rows["exact_score"].is_monotonic_decreasing and told["rows"] == 20
+    maps = audit.influence_heatmaps("tone", "concept_influence", rows["example_id"].tolist(), FROM_INDEX)
+    assert len(maps) == 20
+
+
+class Killed(BaseException):
+    pass
+
+
+def test_a_killed_build_goes_on_where_it_was(audit, monkeypatch, tmp_path):
+    files = index_files(Layout(audit.root))
+    expected = {n: files.shard(n).read_bytes() for n in files.shard_numbers()}
+    before = by_row(audit, "tone", "concept_influence", FROM_INDEX)
+    again = Audit(shutil.copytree(audit.root, tmp_path / "again"))
+    files = index_files(Layout(again.root))
+    shutil.rmtree(files.root)
+    real = index_stage.write_tensors
+    for victim in ("projection-0002", "sides", "000000", "000001"):
+
+        def failing(path, *rest, victim=victim):
+            if path.stem == victim:
+                raise Killed
+            real(path, *rest)
+
+        monkeypatch.setattr(index_stage, "write_tensors", failing)
+        with pytest.raises(Killed):
+            again.build_index(SMALL)
+        assert again.index() is None
+        with pytest.raises(StoreError, match="no gradient index yet"):
+            again.ranking("tone", "concept_influence", FROM_INDEX)
+    monkeypatch.setattr(index_stage, "write_tensors", real)
+    again.build_index(SMALL)
+    assert {n: files.shard(n).read_bytes() for n in files.shard_numbers()} == expected
+    assert by_row(again, "tone", "concept_influence", FROM_INDEX) == pytest.approx(before)
+    assert again.index_progress() is None
+
+
+def test_an_index_of_something_else_is_refused(audit):
+    files = index_files(Layout(audit.root))
+    about = files.describe()
+    for name in ("model", "data"):
+        files.write_description({**about, name: "0000"})
+        with pytest.raises(StoreError, match=f"of another {name}.*concept-audit index"):
+            audit.ranking("tone", "concept_influence", FROM_INDEX)
+    files.write_description({**about, "blocks": [1, 1]})
+    with pytest.raises(ConceptError, match="deeper than the gradient index.*--layers 2"):
+        audit.ranking("tone", "concept_influence", FROM_INDEX)
+    files.description.write_text("{")
+    with pytest.raises(StoreError, match="damaged"):
+        audit.ranking("tone", "concept_influence", FROM_INDEX)
+
+
+def test_a_query_without_gradient_says_so(audit):
+    silent = audit.features(order="density").iloc[-1]
+    queries = tuple(e for e in labelled() if e.label)[:1]
+    feature = f"sae:{silent['feature_id']}"
+    options = dataclasses.replace(FROM_INDEX, target="activation", queries=queries)
+    with pytest.raises(ConceptError, match="no gradient on its query examples"):
+        audit.ranking(feature, "concept_influence", options)
+
+
+def test_options_that_make_no_sense(audit):
+    with pytest.raises(ConceptError, match="--numbers 0.*--damping -1"):
+        audit.build_index(IndexOptions(numbers=0, damping=-1))
+
+
+def test_the_command_line_builds_and_reads_it(audit, capsys, tmp_path):
+    shutil.rmtree(index_files(Layout(audit.root)).root)
+    out = tmp_path / "ranked.csv"
+    command = ["rank", str(audit.root), "--concept", "tone", "--method", "concept_influence", "--out", str(out)]
+    assert main([*command, "--index"]) == 1
+    assert "concept-audit index" in capsys.readouterr().err
+    assert main(["index", str(audit.root), "--bytes", "2048", "--samples", "60", "--curvature-tokens", "3000"]) == 0
+    told = capsys.readouterr().err
+    assert "300 rows × 2 KiB" in told and "Spearman" in told
+    assert main([*command, "--index"]) == 0 and out.exists()
+    assert main(["info", str(audit.root)]) == 0
+    assert "index    2 KiB a row, blocks 1 to 3" in capsys.readouterr().out
+
+
+def test_groups_tell_means_with_intervals(audit):
+    table = audit.groups("tone", "vector_filter", "topic")
+    rows = audit.rows()
+    scores = audit.rank("tone").set_index("example_id")["score"]
+    for group in table.itertuples():
+        mine = scores[rows[rows["metadata"].str.contains(group.group)]["example_id"]]
+        assert group.n_rows == len(mine) and group.mean == pytest.approx(mine.mean())
+        assert group.low < group.mean < group.high
+    assert table["mean"].is_monotonic_decreasing and set(table["group"]) == {"rivers", "money"}
+    features = audit.groups("tone", "concept_influence", "sae_feature", FROM_INDEX, beside="vector_filter")
+    assert (features["n_rows"] >= 3).all() and features["beside_mean"].notna().all()
+    assert audit.groups("tone", "vector_filter", "source")["n_rows"].tolist() == [300]
+    audit.flag(rows["content_hash"].tolist()[:7])
+    assert set(audit.groups("tone", "vector_filter", "flag")["group"]) == {"remove", "not flagged"}
+    with pytest.raises(ConceptError, match="no such metadata field"):
+        audit.groups("tone", "vector_filter", "colour")
+    with pytest.raises(ConceptError, match="it has 300 values"):
+        audit.groups("tone", "vector_filter", "number")
+
+
+def test_a_mean_interval_covers_the_mean_as_often_as_it_says():
+    random = np.random.default_rng(1)
+    covered = [low <= 2.0 <= high for low, high in (mean_interval(random.normal(2, 1, 40)) for _ in range(300))]
+    assert 0.90 <= np.mean(covered) <= 0.98
+    assert np.isnan(mean_interval(np.ones(1))).all()
+
+
+def test_codes_keep_numbers_to_a_hundredth():
+    random = np.random.default_rng(0)
+    spread = random.uniform(0.1, 10, 500).astype(np.float32)
+    numbers = (random.normal(size=(20, 500)) * spread * random.uniform(0.01, 100, (20, 1))).astype(np.float32)
+    numbers[3] = np.nan
+    numbers[4] = 0
+    codes, scales = encode(numbers, spread)
+    back = codes * scales[:, None] * spread
+    assert np.isnan(scales[3]) and not back[4].any()
+    sound = [i for i in range(20) if i not in (3, 4)]
+    error = np.linalg.norm((back - numbers)[sound] / spread, axis=1)
+    assert (error <= 0.02 * np.linalg.norm(numbers[sound] / spread, axis=1)).all()
+
+
+def test_principal_components_and_shares():
+    torch.manual_seed(0)
+    samples = torch.randn(100, 3) @ torch.diag(torch.tensor([5.0, 2.0, 1.0])) @ torch.randn(3, 400)
+    components, moments = principal_components(samples)
+    assert components.shape[1] == 3
+    assert torch.allclose(components.T @ components, torch.eye(3), atol=1e-3)
+    assert moments.sum().item() == pytest.approx(samples.square().sum().item() / 100, rel=1e-3)
+    assert shares([torch.tensor([9.0, 4.0, 5.0]), torch.tensor([6.0, 0.1])], 3) == [2, 1]
+    assert shares([torch.tensor([9.0, 4.0, 5.0]), torch.tensor([6.0, 0.1])], 99) == [3, 2]
+
+
+def test_a_sweep_reads_rows_of_any_shard(audit):
+    files = index_files(Layout(audit.root))
+    queries = np.random.default_rng(0).normal(size=(4096, 3)).astype(np.float32)
+    found = np.concatenate(list(sweep(files, queries, 1000)))
+    from safetensors import safe_open
+
+    for number in files.shard_numbers():
+        with safe_open(files.shard(number), "numpy") as file:
+            codes, scales = file.get_tensor("codes"), file.get_tensor("scales")
+        mine = found[number * 256 : number * 256 + len(codes)]
+        expected = (codes[:, :1000].astype(np.float64) @ queries[:1000]) * scales[:, None]
+        assert np.abs(mine - expected).max() <= 1e-4 * np.abs(expected).max()
+
+
+def test_solving_in_the_eigenbasis_is_what_the_index_takes_apart(audit):
+    """⟨X, Y⟩ of whitened gradient and query is the exact influence, for any damping."""
+    torch.manual_seed(1)
+    Q_A, Q_S = torch.linalg.qr(torch.randn(6, 6)).Q, torch.linalg.qr(torch.randn(4, 4)).Q
+    c = LayerCurvature(Q_A, Q_S, torch.rand(4, 6) + 0.1, torch.rand(6) + 0.1, torch.rand(4) + 0.1)
+    G, q = torch.randn(4, 6), torch.randn(4, 6)
+    s, a = c.output_values.sqrt()[:, None], c.input_values.sqrt()[None]
+    X = (Q_S.T @ G @ Q_A) / s / a
+    Y = (Q_S.T @ q @ Q_A) / (c.eigenvalues + 0.3 * c.eigenvalues.mean()) * s * a
+    assert (X * Y).sum().item() == pytest.approx((G * c.solve(q, 0.3)).sum().item(), rel=1e-4)
