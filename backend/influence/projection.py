@@ -32,7 +32,6 @@ import torch
 
 from backend.influence.curvature import LayerCurvature
 from backend.influence.queries import Gradients, Rows
-from backend.influence.scoring import squared_norms
 from backend.model.batches import Batch, batches_by_length, halving
 from backend.model.gradients import GradientPass, Visit, gradient_tokens_per_batch
 from backend.model.linear import LinearLayer
@@ -40,6 +39,8 @@ from backend.model.load import LanguageModel
 
 LEFT, RIGHT = 256, 48
 """Directions kept of a layer's output and of its input, before the principal components."""
+NORM_SKETCH = 24
+"""Random directions on either side from which a gradient's norm is estimated."""
 FLOOR = 1e-4
 """Eigenvalues count as this share of their mean at least, so that whitening stays finite."""
 CODE_RANGE = 8.0
@@ -80,7 +81,8 @@ class CompressedRow:
     Attributes:
         index: its place among the rows.
         numbers: float32 [kept numbers]; NaN where the row has no loss.
-        norm: ‖∇θL(z)‖ over the tracked layers.
+        norm: ‖∇θL(z)‖ over the tracked layers, estimated by random projection: to about a hundredth
+            with a hundred layers.
     """
 
     index: int
@@ -154,9 +156,9 @@ class SecondMoments:
 
         return visit
 
-    def sides(self, index: int, left: int = LEFT, right: int = RIGHT) -> Sides:
-        """The leading eigenvectors of both moments."""
-        return Sides(_leading(self.left[index], left), _leading(self.right[index], right))
+    def sides(self, index: int) -> Sides:
+        """The leading `LEFT` and `RIGHT` eigenvectors of the two moments."""
+        return Sides(_leading(self.left[index], LEFT), _leading(self.right[index], RIGHT))
 
 
 def _leading(moment: torch.Tensor, count: int) -> torch.Tensor:
@@ -221,10 +223,11 @@ def principal_components(samples: torch.Tensor) -> tuple[torch.Tensor, torch.Ten
     Returns:
         orthonormal columns [n, samples] and their second moments [samples], largest first.
     """
-    gram = samples.double() @ samples.double().T if len(samples) < 64 else (samples @ samples.T).double()
+    gram = (samples @ samples.T).double()
     values, vectors = torch.linalg.eigh((gram + gram.T) / 2)
     values, vectors = values.flip(0), vectors.flip(1)
-    kept = values > 1e-9 * values[0].clamp(min=torch.finfo(torch.float64).tiny)
+    # What is smaller is rounding.
+    kept = values > 1e-6 * values[0].clamp(min=torch.finfo(torch.float64).tiny)
     values, vectors = values[kept], vectors[:, kept]
     components = samples.T @ (vectors / values.sqrt()).to(samples.dtype)
     return components, (values / len(samples)).to(samples.dtype)
@@ -248,18 +251,21 @@ def compress_query(
     curvatures: Callable[[int], LayerCurvature],
     projections: Callable[[int], LayerProjection],
     damping: float,
+    dtype: torch.dtype,
 ) -> torch.Tensor:
     """A query's numbers: float32 [numbers].
 
     Args:
         gradients: of the tracked layers that the query reaches, the first of those of the index.
         damping: λ as a share of each layer's mean eigenvalue.
+        dtype: in which gradients are turned into the eigenbasis.
     """
     found = []
     for i, gradient in enumerate(gradients):
         c, p = curvatures(i), projections(i)
-        solved = (c.outputs.T @ gradient @ c.inputs) / (c.eigenvalues + damping * c.eigenvalues.mean())
-        between = p.query_left.T @ solved @ p.query_right
+        rotated = c.outputs.T.to(dtype) @ gradient.to(dtype) @ c.inputs.to(dtype)
+        solved = rotated.to(c.eigenvalues) / (c.eigenvalues + damping * c.eigenvalues.mean())
+        between = p.query_left.T @ (solved @ p.query_right)
         found.append((between.flatten() @ p.components.to(between)).float())
     return torch.cat(found)
 
@@ -284,12 +290,17 @@ def compress_rows(
     scorable = [i for i, span in enumerate(spans) if span and rows.response[i][1:].any()]
     for i in sorted(set(range(len(rows))) - set(scorable)):
         yield [CompressedRow(i, np.full(ends[-1], np.nan, np.float32), float("nan"))]
+    generator = torch.Generator().manual_seed(0)
+    signs = [
+        tuple(_signs(width, generator).to(lm.device, lm.dtype) for width in (layer.d_out, layer.d_in))
+        for layer in layers
+    ]
     with GradientPass(lm, layers) as run:
 
         def compress(chosen: Sequence[int]) -> list[CompressedRow]:
             batch = rows.batch(chosen, lm.device)
             numbers = torch.zeros(len(chosen), int(ends[-1]), device=lm.device)
-            norms = torch.zeros(len(chosen), dtype=lm.wide_dtype, device=lm.device)
+            squares = torch.zeros(len(chosen), device=lm.device)
 
             def put(index: int, values: torch.Tensor) -> None:
                 components = projections[index].components
@@ -299,11 +310,12 @@ def compress_rows(
 
             def visit(index: int, a: torch.Tensor, delta: torch.Tensor) -> None:
                 inner(index, a, delta)
-                norms.add_(squared_norms(torch.where(batch.real[..., None], a, 0), delta))
+                sketch = (delta @ signs[index][0]).mT @ torch.where(batch.real[..., None], a @ signs[index][1], 0)
+                squares.add_(sketch.float().square().mean((1, 2)))
 
             losses = run.losses(batch, visit)
             numbers[~torch.isfinite(losses)] = torch.nan
-            norms = norms.sqrt().tolist()
+            norms = squares.sqrt().tolist()
             values = numbers.cpu().numpy()
             return [CompressedRow(i, values[place], norms[place]) for place, i in enumerate(chosen)]
 
@@ -311,6 +323,11 @@ def compress_rows(
             [spans[i] for i in scorable], budget or gradient_tokens_per_batch(lm.device)
         ):
             yield from halving([scorable[place] for place in places], compress, say)
+
+
+def _signs(width: int, generator: torch.Generator) -> torch.Tensor:
+    """Random signs [width, NORM_SKETCH], for which E‖SᵀG S'‖² / NORM_SKETCH² = ‖G‖²."""
+    return torch.randint(0, 2, (width, NORM_SKETCH), generator=generator).float() * 2 - 1
 
 
 def encode(numbers: np.ndarray, spread: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

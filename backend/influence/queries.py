@@ -120,8 +120,9 @@ def query_gradient(
             scale = torch.tensor([weights[i] for i in chosen], dtype=wide, device=lm.device)[:, None, None]
 
             def add(index: int, a: torch.Tensor, delta: torch.Tensor, scale=scale) -> None:
-                scaled = (delta.to(wide) * scale).flatten(0, 1)
-                total[index].addmm_(scaled.T, a.to(wide).flatten(0, 1))
+                # Products in the model's own precision, as in its layers; sums over batches in a wide one.
+                scaled = (delta * scale.to(delta)).flatten(0, 1)
+                total[index] += scaled.T @ a.flatten(0, 1)
 
             values = quantity(run, batch, add)
             for place, value in zip(chosen, values.tolist(), strict=True):

@@ -41,7 +41,7 @@ from backend.store.layout import Layout
 from backend.store.shards import TokenizedExample, read_tokens
 
 Precision = Literal["auto", "float32", "bfloat16"]
-SIDE_ROWS = 64
+SIDE_ROWS = 48
 FIDELITY_ROWS = 64
 FIDELITY_CONCEPTS = 6
 QUERY_ROWS = 8
@@ -251,7 +251,8 @@ class _Opened:
                 "does not fire); choose other queries, or --target direction"
             )
         read = _projection_reader(self._files, self._layers, self._lm.device)
-        return projection.compress_query(gradients, self._curvatures, read, damping).cpu().numpy()
+        found = projection.compress_query(gradients, self._curvatures, read, damping, self._lm.dtype)
+        return found.cpu().numpy()
 
     def solved(self, target: Target, damping: float) -> Gradients:
         """(H + λI)⁻¹ of a target's gradient, whole."""
@@ -430,6 +431,7 @@ class _Building:
                 stage.advance()
         kept = projection.shares(importance, options.numbers)
         spread = torch.cat([s[:n] for s, n in zip(spreads, kept, strict=True)])
+        weight = torch.cat([s[:n] for s, n in zip(importance, kept, strict=True)])
         for block in self._blocks:
             tensors: dict[str, torch.Tensor] = {}
             for i, layer in enumerate(self._layers):
@@ -447,7 +449,11 @@ class _Building:
         # Last: where it is, the projection is complete.
         write_tensors(
             self._files.sides,
-            {"spread": spread.clamp(min=float(spread.max()) * 1e-6), "ends": torch.tensor(kept).cumsum(0)},
+            {
+                "spread": spread.clamp(min=float(spread.max()) * 1e-6),
+                "importance": weight,
+                "ends": torch.tensor(kept).cumsum(0),
+            },
         )
 
     def _rows(self, numbers: Sequence[int], total: int) -> None:

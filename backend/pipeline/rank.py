@@ -49,7 +49,7 @@ from backend.store.manifest import Manifest
 from backend.store.shards import messages_from_json, read_activations, read_answer_activations
 from backend.types import METHODS, Concept, LabelledExample, Method
 
-STRONGEST_ROWS = 16
+STRONGEST_ROWS = 8
 """Queries of an SAE feature: this many rows in which it fires highest."""
 NEED_QUERIES = {"concept_influence", "influence_function", "gradient_dot", "activation_similarity", "bm25"}
 NEED_GRADIENTS = {"concept_influence", "influence_function", "gradient_dot"}
@@ -275,9 +275,12 @@ def _index(
         # What is left at its default takes the index's own.
         if getattr(options, name) not in (getattr(usual, name), about[name]):
             lacking.append(f"--{name.replace('_', '-')} {getattr(options, name)}")
-    for name in ("blocks", "rank", "keep_tokens"):
-        if getattr(options, name):
-            lacking.append(f"--{name.replace('_', '-')}")
+    if options.blocks:
+        lacking.append(f"--blocks {options.blocks[0]}-{options.blocks[1]}")
+    if options.rank:
+        lacking.append(f"--rank {options.rank}")
+    if options.keep_tokens:
+        lacking.append("--keep-tokens")
     if options.precision not in ("auto", about["precision"]):
         lacking.append(f"--precision {options.precision}")
     if options.mode != "auto":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -18,6 +19,7 @@ import pytest
 from playwright import sync_api as playwright
 
 import app
+from backend import Audit, IndexOptions, LabelledExample, Message
 from tests.app.conftest import FORMULA
 
 FLAGS = [
@@ -244,3 +246,36 @@ def test_the_models_own_answer_is_shown_beside_the_rows(page, address):
     page.goto(f"{address}/audit?concept=sae:3&method=projection_difference")
     page.locator(".st-key-offer").get_by_role("button", name="Compute").click(timeout=PATIENCE)
     page.get_by_text("the model's own answer").first.wait_for(timeout=PATIENCE)
+
+
+def test_a_new_probe_is_ranked_by_influence_at_once(page, address, cache_copy):
+    audit = Audit(cache_copy / "small")
+    rows = audit.rows(limit=8)
+    audit.label("tone", [
+        LabelledExample(tuple(Message(**turn) for turn in json.loads(text)), i % 2)
+        for i, text in enumerate(rows["messages"])
+    ])  # fmt: skip
+    audit.build_index(IndexOptions(numbers=1024, samples=40, curvature_tokens=2_000, precision="float32"))
+    page.goto(f"{address}/probe_lab?probe=tone")
+    settle(page)
+    page.get_by_role("button", name="Train").click()
+    page.get_by_role("link", name="Rank by influence").click()
+    cards(page).first.wait_for()
+    settle(page)
+    assert "method=concept_influence" in page.url and "Against exact scores" in page.inner_text("body")
+    assert page.get_by_text("has not been computed yet").count() == 0
+    assert cards(page).first.inner_text().startswith("#1")
+    page.get_by_role("radio", name="Influence").click()
+    page.get_by_text("(exact ").first.wait_for()
+    assert coloured_tokens(page).count() > 0
+    page.get_by_role("button", name="Check exactly").click()
+    page.get_by_role("button", name="Score them exactly").click()
+    page.get_by_text("Rank correlation").first.wait_for()
+
+    page.goto(f"{address}/groups?concept=probe:tone&method=concept_influence&beside=influence_function")
+    settle(page)
+    page.locator(".js-plotly-plot").nth(1).wait_for()
+    assert "95% bootstrap interval" in page.inner_text("body")
+    page.goto(f"{address}/groups?concept=probe:tone&by=topic")
+    settle(page)
+    assert "<b>rivers</b>" not in page.inner_text("h1") and "3 groups" in page.inner_text("body")

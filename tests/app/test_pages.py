@@ -8,10 +8,14 @@ import pytest
 from streamlit.testing.v1 import AppTest
 
 import app
-from backend import Audit, BuildOptions, LabelledExample, Message, ModelOptions, build
+from backend import Audit, BuildOptions, IndexOptions, LabelledExample, Message, ModelOptions, build
+from backend.store.index import index_files
+from backend.store.layout import Layout
 
 MAIN = str(Path(app.__file__).parent / "main.py")
-PAGES = ["overview", "concepts", "probe_lab", "ranking", "export"]
+PAGES = ["overview", "concepts", "probe_lab", "ranking", "groups", "export"]
+
+SMALL_INDEX = IndexOptions(numbers=1024, samples=40, curvature_tokens=2_000, precision="float32")
 
 
 def open_page(name: str = "overview") -> AppTest:
@@ -53,7 +57,7 @@ def test_pages_open_for_an_audit_without_sae_and_probes(
     monkeypatch.setenv("CONCEPT_AUDIT_CACHE", str(tmp_path))
     test = open_page(name)
     assert not test.exception
-    if name in ("concepts", "ranking"):
+    if name in ("concepts", "ranking", "groups"):
         assert "robe" in words(test)
 
 
@@ -89,3 +93,14 @@ def test_a_probe_of_another_model_is_explained_not_shown(audit):
     test = open_page("ranking")
     assert not test.exception
     assert "train it again" in words(test)
+
+
+def test_the_overview_says_how_far_the_index_is(audit):
+    assert "concept-audit index small" in words(open_page())
+    files = index_files(Layout(audit.root))
+    files.report("Gradient of every row", 0.45, 130.0)
+    test = open_page()
+    assert not test.exception and "Gradient index:" not in words(test)
+    files.progress.unlink()
+    audit.build_index(SMALL_INDEX)
+    assert "Gradient index: 1 KiB a row, blocks 1 to 3" in words(open_page())

@@ -1,0 +1,209 @@
+"""The gradient index: how faithful it is, what it costs, and how fast it answers.
+
+python tests/benchmarks/index.py fidelity --audit AUDIT     # with an index, an SAE and two probes
+python tests/benchmarks/index.py cost --audit AUDIT [--rows 48]
+python tests/benchmarks/index.py sweep --out DIR [--rows 100000] [--numbers 16384]
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from scipy.stats import spearmanr
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from backend import Audit, InfluenceOptions
+from backend.influence.projection import compress_rows
+from backend.influence.queries import DenseQueries, Rows
+from backend.influence.scoring import score_rows, score_rows_for_many
+from backend.model.batches import batches_by_length
+from backend.model.gradients import GradientPass, gradient_tokens_per_batch
+from backend.model.linear import linear_layers
+from backend.pipeline import index as stage
+from backend.pipeline.attribution import as_rows
+from backend.pipeline.rank import Sources, _target, request
+from backend.progress import LineProgress, Progress
+from backend.store.index import IndexFiles, index_files, sweep
+from backend.store.influence import read_tensors
+from backend.store.layout import ROWS_PER_SHARD, Layout
+from backend.store.shards import read_tokens
+
+TOP = 50
+SIDES = (8, 12, 17, 24)
+
+
+def data_of(layout: Layout) -> Rows:
+    return as_rows([row for number in layout.shard_numbers("examples") for row in read_tokens(layout, number)])
+
+
+def told(name: str, guess: np.ndarray, truth: np.ndarray) -> None:
+    correlations = [spearmanr(g, t).statistic for g, t in zip(guess.T, truth.T, strict=True)]
+    overlaps = [
+        len({*np.argsort(-g)[:TOP]} & {*np.argsort(-t)[:TOP]}) / TOP for g, t in zip(guess.T, truth.T, strict=True)
+    ]
+    print(f"{name:52} Spearman median {np.median(correlations):.3f} least {min(correlations):.3f}   top-{TOP} overlap "
+          f"median {np.median(overlaps):.2f} least {min(overlaps):.2f}", flush=True)  # fmt: skip
+
+
+def fidelity(root: Path) -> None:
+    """Two probes and ten SAE features drawn at random, none of them used to choose a setting."""
+    audit, layout = Audit(root), Layout(root)
+    about, lm = audit.index(), audit.model()
+    live = audit.features()["feature_id"].to_numpy()
+    names = [p.name for p in audit.probes()][:2]
+    names += [f"sae:{f}" for f in sorted(np.random.default_rng(2026).choice(live, 10, replace=False))]
+    sources = Sources(layout, audit._database, audit.manifest, audit.model)
+    wanted = [request(sources, audit.concept(n), "concept_influence", InfluenceOptions(engine="index")) for n in names]
+    targets = [_target(sources, each, lm, Progress()) for each in wanted]
+    opened = stage._Opened(layout, index_files(layout), lm, about)
+    layers = linear_layers(lm, *about["blocks"], about["weights"])
+    damping = wanted[0].options.damping
+    dense: list[list[torch.Tensor]] = [[] for _ in layers]
+    for target in targets:
+        solved = opened.solved(target, damping)
+        for i, layer in enumerate(layers):
+            dense[i].append(solved[i] if i < len(solved) else torch.zeros(layer.d_out, layer.d_in))
+    queries = [torch.stack(same) for same in dense]
+    rows = data_of(layout)
+    progress = LineProgress(sys.stdout)
+    with progress.stage("Exact scores, float32", len(rows)) as bar:
+        truth = score_rows_for_many(lm, layers, queries, rows, advance=bar.advance)
+    np.save("exact.npy", truth)
+    guess = stage.index_scores(layout, lm, about, targets, damping, Progress())
+    told(f"the index: {about['numbers'] / 1024:.3g} KiB a row", guess, truth)
+    for name, g, t in zip(names, guess.T, truth.T, strict=True):
+        print(f"    {name:20} layer {audit.concept(name).layer:3}  {spearmanr(g, t).statistic:.3f}")
+    truncated(layout, lm, opened, targets, damping, truth)
+    random_projection(opened._lm, layers, queries, rows, truth)
+
+
+def truncated(layout, lm, opened, targets, damping, truth) -> None:
+    """Less of the same index: the numbers of the largest importance."""
+    files = index_files(layout)
+    sides = read_tensors(files.sides)
+    importance, spread = sides["importance"].numpy(), sides["spread"].numpy()
+    columns = [opened.numbers(target, damping) for target in targets]
+    for kib in (1, 2, 4, 8, 16, 32):
+        if kib * 1024 >= len(importance):
+            break
+        least = np.sort(importance)[-kib * 1024]
+        queries = np.zeros((len(importance), len(columns)), np.float32)
+        for place, column in enumerate(columns):
+            queries[: len(column), place] = column * spread[: len(column)] * (importance >= least)[: len(column)]
+        told(f"the first {kib} KiB of it", np.concatenate(list(sweep(files, queries, len(importance)))), truth)
+
+
+def random_projection(lm, layers, queries, rows, truth) -> None:
+    """Two-sided Gaussian projections of gradients as they are, the inverse curvature in the query alone."""
+    generator = torch.Generator().manual_seed(0)
+    most = max(SIDES)
+    left = [torch.randn(layer.d_out, most, generator=generator) for layer in layers]
+    right = [torch.randn(layer.d_in, most, generator=generator) for layer in layers]
+    asked = [L.T @ q @ R for L, q, R in zip(left, queries, right, strict=True)]
+    narrow = [(L.to(lm.dtype), R.to(lm.dtype)) for L, R in zip(left, right, strict=True)]
+    guesses = {k: np.zeros(truth.shape) for k in SIDES}
+    with GradientPass(linear_model := lm, linear_layers(lm, 1, layers[-1].block)) as run:
+        for chosen in batches_by_length(rows.spans, gradient_tokens_per_batch(lm.device)):
+            batch = rows.batch(chosen, linear_model.device)
+
+            def visit(i: int, a: torch.Tensor, delta: torch.Tensor, chosen=chosen) -> None:
+                L, R = narrow[i]
+                between = ((delta @ L).mT @ (a @ R)).float()
+                for k in SIDES:
+                    scores = torch.einsum("nij,qij->nq", between[:, :k, :k], asked[i][:, :k, :k]) / k**2
+                    guesses[k][chosen] += scores.numpy()
+
+            run.losses(batch, visit)
+    for k in SIDES:
+        size = k * k * len(layers) * 2 / 1024
+        told(f"random projection, {k} × {k} a layer, {size:.0f} KiB (float16)", guesses[k], truth)
+
+
+def cost(root: Path, count: int) -> None:
+    """Projecting a row's gradient against scoring a row exactly, in turns."""
+    audit, layout = Audit(root), Layout(root)
+    about = audit.index()
+    opened = stage._Opened(layout, index_files(layout), audit.model(), about)
+    lm, layers = opened._lm, opened._layers
+    rows = data_of(layout)
+    chosen = np.random.default_rng(0).permutation(len(rows))[:count]
+    rows = Rows([rows.ids[i] for i in chosen], [rows.response[i] for i in chosen])
+    read = stage._projection_reader(index_files(layout), layers, lm.device)
+    projections = [stage.replace(p := read(i), components=p.components.to(lm.dtype)) for i in range(len(layers))]
+    query = DenseQueries([[torch.randn(layer.d_out, layer.d_in) for layer in layers]], lm.dtype)
+    ratios = []
+    for _ in range(3):
+        seconds = []
+        for run in (lambda: score_rows(lm, layers, query, rows), lambda: compress_rows(lm, layers, projections, rows)):
+            started = time.perf_counter()
+            for _batch in run():
+                pass
+            seconds.append((time.perf_counter() - started) / count)
+        ratios.append(seconds[1] / seconds[0])
+        print(f"exact {seconds[0]:.3f} s a row, index {seconds[1]:.3f} s a row, ratio {ratios[-1]:.2f}", flush=True)
+    print(f"median ratio {np.median(ratios):.2f} (limit 1.5)")
+
+
+def synthetic(out: Path, rows: int, numbers: int) -> IndexFiles:
+    files = IndexFiles(out)
+    out.mkdir(parents=True, exist_ok=True)
+    generator = torch.Generator().manual_seed(0)
+    for number, start in enumerate(range(0, rows, ROWS_PER_SHARD)):
+        if files.shard(number).exists():
+            continue
+        size = min(ROWS_PER_SHARD, rows - start)
+        codes = torch.randint(-127, 128, (size, numbers), dtype=torch.int8, generator=generator)
+        save_file({"codes": codes, "scales": torch.ones(size), "norms": torch.ones(size)}, files.shard(number))
+    return files
+
+
+def timed_sweep(files: IndexFiles, numbers: int, queries: int) -> float:
+    asked = np.random.default_rng(0).normal(size=(numbers, queries)).astype(np.float32)
+    started = time.perf_counter()
+    total = sum(len(block) for block in sweep(files, asked, numbers))
+    seconds = time.perf_counter() - started
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    print(f"{total:,} rows × {numbers:,} numbers, {queries} targets: {seconds:.2f} s, peak {peak:,.0f} MiB", flush=True)
+    return seconds
+
+
+def sweeps(out: Path, rows: int, numbers: int) -> None:
+    files = synthetic(out, rows, numbers)
+    try:
+        Path("/proc/sys/vm/drop_caches").write_text("3")
+        timed_sweep(files, numbers, 1)
+        print("   (from cold disk)")
+    except OSError:
+        print("cold disk: not allowed to drop the page cache here")
+    one = [timed_sweep(files, numbers, 1) for _ in range(3)]
+    many = [timed_sweep(files, numbers, 20) for _ in range(3)]
+    print(f"twenty targets take {np.median(many) / np.median(one):.2f} × the time of one (limit 2)")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("part", choices=["fidelity", "cost", "sweep"])
+    parser.add_argument("--audit", type=Path)
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--rows", type=int)
+    parser.add_argument("--numbers", type=int, default=16_384)
+    options = parser.parse_args()
+    torch.set_num_threads(2)
+    if options.part == "fidelity":
+        fidelity(options.audit)
+    elif options.part == "cost":
+        cost(options.audit, options.rows or 48)
+    else:
+        sweeps(options.out, options.rows or 100_000, options.numbers)
+
+
+if __name__ == "__main__":
+    main()
