@@ -5,7 +5,7 @@ from __future__ import annotations
 import streamlit as st
 
 from app.components.heatmap import legend_html, ramp
-from app.components.rows import row_card
+from app.components.rows import RowCard
 from app.components.session import current_audit
 from app.components.url import choose, select_by_id
 
@@ -93,4 +93,4 @@ with feature_side:
         st.markdown("**Rows in which it fires highest**", width="content")
         st.html(legend_html(colours), width="content")
     for row in top.to_dict("records"):
-        row_card(row, heatmaps.get(row["example_id"]), colours)
+        RowCard(row).fill(heatmaps.get(row["example_id"]), colours)

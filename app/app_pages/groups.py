@@ -74,9 +74,12 @@ if beside != "none":
         beside_chart(shown, NAMES[method], NAMES[beside]), key="beside-chart", config={"displayModeBar": False},
         alt=f"Each group's mean {NAMES[method]} against its mean {NAMES[beside]}",
     )  # fmt: skip
-ends = shown if len(shown) <= SHOWN else shown.iloc[[*range(SHOWN // 2), *range(-SHOWN // 2, 0)]]
-if len(ends) < len(shown):
-    st.caption(f"The {SHOWN // 2} groups of the highest and the {SHOWN // 2} of the lowest mean")
+ends = shown
+if len(shown) > SHOWN:
+    # By the near end of the interval: a mean of three rows may lie anywhere.
+    surest = [*shown.nlargest(SHOWN // 2, "low").index, *shown.nsmallest(SHOWN // 2, "high").index]
+    ends = shown.loc[sorted(set(surest))]
+    st.caption(f"The {SHOWN // 2} groups that are most surely high, and the {SHOWN // 2} most surely low")
 st.plotly_chart(
     interval_chart(ends), key="groups-chart", config={"displayModeBar": False},
     alt="Mean score of each group with its interval",

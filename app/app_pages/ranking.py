@@ -14,7 +14,7 @@ from app.components.heatmap import legend_html, ramp
 from app.components.index import exact_check, fidelity_words
 from app.components.methods import SLOW, WITH_GRADIENTS, influence_options, method_picker, offer
 from app.components.progress import PageProgress
-from app.components.rows import row_card
+from app.components.rows import RowCard
 from app.components.session import current_audit, first_page
 from backend import Audit, AuditError, Concept, RowFilter, to_bytes
 
@@ -141,17 +141,21 @@ if rows.empty:
     )
     st.info(f"No row passes the filters. {hint}", icon=":material/filter_alt_off:")
     st.stop()
+ids = rows["example_id"].tolist()
+own = audit.own_answers(ids) if method == "projection_difference" else {}
+waiting = st.container()
+# The order is there before the colours are: people may read on meanwhile.
+cards = [RowCard(row, own.get(row["example_id"])) for row in rows.to_dict("records")]
+exact: dict[int, float] = {}
 try:
-    exact: dict[int, float] = {}
-    with st.spinner("Computing the token values of these rows …"):
-        ids = rows["example_id"].tolist()
+    with waiting, st.spinner("Computing the token values of these rows …"):
         if colour_by == "influence":
             heatmaps = audit.influence_heatmaps(concept_id, method, ids, options, PageProgress())
             exact = audit.exact_scores(concept_id, method, ids, options) if indexed else {}
         else:
             heatmaps = audit.heatmaps(concept_id, ids)
 except AuditError as error:
-    st.warning(f"No heatmaps: {error}", icon=":material/warning:")
+    waiting.warning(f"No heatmaps: {error}", icon=":material/warning:")
     heatmaps = {}
 projected = concept.kind == "probe" and colour_by == "activation"
 centre = audit.score_summary(concept_id)["mean"] if projected else 0.0
@@ -160,7 +164,5 @@ if heatmaps:
     with legend_place:
         st.html(legend_html(colours), width="content")
         st.caption(legend_words(audit, concept, colour_by))
-own = audit.own_answers(ids) if method == "projection_difference" else {}
-for row in rows.to_dict("records"):
-    number = row["example_id"]
-    row_card(row, heatmaps.get(number), colours, own.get(number), exact.get(number))
+for number, card in zip(ids, cards, strict=True):
+    card.fill(heatmaps.get(number), colours, exact.get(number))

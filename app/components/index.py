@@ -53,8 +53,8 @@ def _building() -> None:
 
 
 @st.cache_resource(show_spinner=False)
-def _warmed(root: str, built: str) -> threading.Thread:
-    thread = threading.Thread(target=Audit(root).warm, daemon=True)
+def _warmed(_audit: Audit, root: str, built: str) -> threading.Thread:
+    thread = threading.Thread(target=_audit.warm, daemon=True)
     thread.start()
     return thread
 
@@ -62,7 +62,7 @@ def _warmed(root: str, built: str) -> threading.Thread:
 def warm(audit: Audit) -> None:
     """Load the model and the index in the background, once, so that the first new concept is as fast as the next."""
     if (index := audit.index()) is not None:
-        _warmed(str(audit.root), str(index["kept"][-1]))
+        _warmed(audit, str(audit.root), str(index["kept"]))
 
 
 def exact_check(audit: Audit, concept_id: str, method: str, options: InfluenceOptions) -> None:

@@ -49,32 +49,43 @@ def metadata_text(metadata: str) -> str:
     return " · ".join(parts)
 
 
-def row_card(
-    row: Mapping[str, Any],
-    heatmap: Heatmap | None,
-    colours: Ramp | None,
-    own_answer: str | None = None,
-    exact: float | None = None,
-) -> None:
-    """One row with buttons to flag it, what the model itself would answer, and its exact score beside the index's."""
-    example_id = int(row["example_id"])
-    flag = row["flag"] if isinstance(row["flag"], str) else None
-    with st.container(border=True, key=f"row-{example_id}"):
-        with st.container(horizontal=True, vertical_alignment="center"):
-            st.html(_heading(row, flag, heatmap, exact), width="stretch")
-            for name, (label, icon) in FLAGS.items():
-                st.button(
-                    label,
-                    icon=icon,
-                    key=f"{name}-{example_id}",
-                    type="primary" if flag == name else "tertiary",
-                    help="Take the flag off" if flag == name else f"Flag: {label.lower()}",
-                    on_click=_toggle,
-                    args=(row["content_hash"], name, flag),
-                )
-        st.html(conversation_html(row["messages"], heatmap, colours))
-        if own_answer is not None:
-            st.html(_turn_html("the model's own answer", text_html(own_answer), dashed=True))
+class RowCard:
+    """One row with buttons to flag it, drawn at once; what is computed for it is filled in later.
+
+    Args:
+        row: from `Audit.rows`, `Audit.rank` and the like.
+        own_answer: what the model itself would answer, shown beside the row's.
+    """
+
+    def __init__(self, row: Mapping[str, Any], own_answer: str | None = None):
+        self._row = row
+        example_id = int(row["example_id"])
+        self._flag = row["flag"] if isinstance(row["flag"], str) else None
+        with st.container(border=True, key=f"row-{example_id}"):
+            with st.container(horizontal=True, vertical_alignment="center"):
+                with st.container(width="stretch"):
+                    self._heading = st.empty()
+                for name, (label, icon) in FLAGS.items():
+                    st.button(
+                        label,
+                        icon=icon,
+                        key=f"{name}-{example_id}",
+                        type="primary" if self._flag == name else "tertiary",
+                        help="Take the flag off" if self._flag == name else f"Flag: {label.lower()}",
+                        on_click=_toggle,
+                        args=(row["content_hash"], name, self._flag),
+                    )
+            self._turns = st.empty()
+            if own_answer is not None:
+                st.html(_turn_html("the model's own answer", text_html(own_answer), dashed=True))
+        self.fill()
+
+    def fill(
+        self, heatmap: Heatmap | None = None, colours: Ramp | None = None, exact: float | None = None
+    ) -> None:
+        """Colour the tokens, and put the exact score beside the index's."""
+        self._heading.html(_heading(self._row, self._flag, heatmap, exact))
+        self._turns.html(conversation_html(self._row["messages"], heatmap, colours))
 
 
 def _turn_html(role: str, body: str, dashed: bool = False) -> str:

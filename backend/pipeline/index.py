@@ -213,11 +213,12 @@ def solved_query(
 
 
 def warm_index(layout: Layout, lm: LanguageModel, about: Mapping[str, Any]) -> None:
-    """Make the copy of the model that queries are differentiated on, and run it once."""
+    """Make the copy of the model that queries are differentiated on, and put one small query to it."""
     opened = _Opened(layout, index_files(layout), lm, about)
     ids = np.arange(1, 17)
     quantity = Lack(Projection(about["blocks"][1], np.ones(lm.d_model, np.float32)))
-    opened.gradients(Target(quantity, Rows([ids], [ids > 4]), [1.0], about["blocks"][1]))
+    target = Target(quantity, Rows([ids], [ids > 4]), [1.0], about["blocks"][1])
+    opened.numbers(target, about["damping"])
 
 
 class _Opened:
@@ -240,7 +241,11 @@ class _Opened:
     def gradients(self, target: Target) -> tuple[list[LinearLayer], Gradients]:
         """The layers that a target reaches, and its gradient in each."""
         layers = [layer for layer in self._layers if layer.block <= target.reach]
-        return layers, query_gradient(self._lm, layers, target.quantity, target.queries, target.weights)
+        # Queries are few: large batches are faster, and what they take is soon given back.
+        budget = 4 * gradient_tokens_per_batch(self._lm.device)
+        return layers, query_gradient(
+            self._lm, layers, target.quantity, target.queries, target.weights, budget
+        )
 
     def numbers(self, target: Target, damping: float) -> np.ndarray:
         """A target as the index takes it: float32 [numbers of the blocks that it reaches]."""
