@@ -171,10 +171,10 @@ def _add_index(commands) -> None:
     )
     index.add_argument(
         "--bytes", type=int, dest="numbers", metavar="N",
-        help="of each row, a number a byte (default: 16384); more are more faithful",
+        help="of each row, a number a byte (default: 32768); more are more faithful",
     )  # fmt: skip
     index.add_argument(
-        "--samples", type=int, metavar="N", help="concepts drawn to learn the projection from (default: 384)"
+        "--samples", type=int, metavar="N", help="concepts drawn to learn the projection from (default: 512)"
     )
     index.add_argument(
         "--layers", type=_layers, metavar="8,12,16",

@@ -44,7 +44,11 @@ with st.container(horizontal=True, vertical_alignment="bottom"):
     )  # fmt: skip
 
 # An exact influence function takes a pass over the rows through all blocks; beside another method the index's will do.
-instant = InfluenceOptions(engine="index") if beside == "influence_function" and audit.index() else InfluenceOptions()
+instant = (
+    InfluenceOptions(engine="index")
+    if beside == "influence_function" and audit.index()
+    else InfluenceOptions()
+)
 try:
     wanted = [(method, options), *([] if beside == "none" else [(beside, instant)])]
     for each, how in wanted:
@@ -67,7 +71,10 @@ st.caption(
     f"{NAMES[method]} of “{concept.name}”: the mean score of each group's rows with a 95% bootstrap interval. "
     f"{len(table):,} groups; a row may be in several."
 )
-names = [f"{g} · {text}" if by == "sae_feature" else str(g) for g, text in zip(table.group, table.label, strict=True)]
+names = [
+    f"{g} · {text}" if by == "sae_feature" else str(g)
+    for g, text in zip(table.group, table.label, strict=True)
+]
 shown = table.assign(name=names)
 if beside != "none":
     st.plotly_chart(

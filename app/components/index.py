@@ -46,7 +46,9 @@ def _building() -> None:
     if told is None:
         if audit.index() is not None:
             st.rerun(scope="app")
-        st.caption("The building of the gradient index has stopped; `concept-audit index` goes on where it was.")
+        st.caption(
+            "The building of the gradient index has stopped; `concept-audit index` goes on where it was."
+        )
         return
     left = f", about {told['seconds_left'] / 60:.0f} min left of this step" if told["seconds_left"] else ""
     st.progress(min(told["share"], 1.0), f"The gradient index is being built: {told['stage'].lower()}{left}")
@@ -68,7 +70,9 @@ def warm(audit: Audit) -> None:
 def exact_check(audit: Audit, concept_id: str, method: str, options: InfluenceOptions) -> None:
     """A popover that scores the first rows exactly, and says how well the index agrees on them."""
     with st.popover("Check exactly", icon=":material/fact_check:"):
-        st.caption("Score the first rows of this ranking exactly, and see how far the index is right about them.")
+        st.caption(
+            "Score the first rows of this ranking exactly, and see how far the index is right about them."
+        )
         top = st.segmented_control("First rows", CHECKED, default=CHECKED[0], required=True, key="check-top")
         if not st.button("Score them exactly", type="primary", key="check"):
             return

@@ -310,7 +310,9 @@ def compress_rows(
 
             def visit(index: int, a: torch.Tensor, delta: torch.Tensor) -> None:
                 inner(index, a, delta)
-                sketch = (delta @ signs[index][0]).mT @ torch.where(batch.real[..., None], a @ signs[index][1], 0)
+                sketch = (delta @ signs[index][0]).mT @ torch.where(
+                    batch.real[..., None], a @ signs[index][1], 0
+                )
                 squares.add_(sketch.float().square().mean((1, 2)))
 
             losses = run.losses(batch, visit)

@@ -14,7 +14,7 @@ from backend.pipeline.index import IndexOptions
 from backend.pipeline.options import BuildOptions
 from backend.progress import Progress
 
-INDEX = IndexOptions(curvature_tokens=8_000, samples=256)
+INDEX = IndexOptions(numbers=16_384, samples=256, curvature_tokens=8_000)
 """Less than the usual sizes, for a data set of 439 rows on a laptop."""
 RANKED_FEATURES = 100
 

@@ -48,6 +48,8 @@ QUERY_ROWS = 8
 """Query examples of a concept that fidelity is measured with."""
 MANY_SAMPLE_BYTES = 3 << 30
 TOP_SHARE = 0.2
+COST = {"curvature": 3.5, "sides": 2.5, "samples": 0.7, "rows": 1.0, "exact": 2.5}
+"""What a token of each step takes, in gradient passes over a token: measured with SmolLM2 on a CPU."""
 
 
 @dataclass(frozen=True)
@@ -61,8 +63,8 @@ class IndexOptions:
         precision: in which the model runs; ``auto`` is bfloat16 where the processor computes in it.
     """
 
-    numbers: int = 16_384
-    samples: int = 384
+    numbers: int = 32_768
+    samples: int = 512
     fisher: FisherKind = "sampled"
     curvature_tokens: int = 20_000
     damping: float = 10.0
@@ -184,7 +186,7 @@ def index_scores(
         ConceptError: a target has no gradient in the weights of the index.
     """
     files = index_files(layout)
-    opened = _Opened(layout, files, lm, about)
+    opened = _Opened(layout, files, lm, about, progress)
     columns = []
     with progress.stage("Gradients of the concepts" if len(targets) > 1 else "Gradient of the concept on its queries",
                         len(targets), "concepts") as stage:  # fmt: skip
@@ -206,15 +208,18 @@ def index_scores(
 
 
 def solved_query(
-    layout: Layout, lm: LanguageModel, about: Mapping[str, Any], target: Target, damping: float
-) -> Gradients:
+    layout: Layout, lm: LanguageModel, about: Mapping[str, Any], target: Target, damping: float,
+    progress: Progress,
+) -> Gradients:  # fmt: skip
     """(H + λI)⁻¹ of a target's gradient, whole, with the curvature of the index."""
-    return _Opened(layout, index_files(layout), lm, about).solved(target, damping)
+    opened = _Opened(layout, index_files(layout), lm, about, progress)
+    with progress.stage("Applying the curvature to the whole query"):
+        return opened.solved(target, damping)
 
 
 def warm_index(layout: Layout, lm: LanguageModel, about: Mapping[str, Any]) -> None:
     """Make the copy of the model that queries are differentiated on, and put one small query to it."""
-    opened = _Opened(layout, index_files(layout), lm, about)
+    opened = _Opened(layout, index_files(layout), lm, about, Progress())
     ids = np.arange(1, 17)
     quantity = Lack(Projection(about["blocks"][1], np.ones(lm.d_model, np.float32)))
     target = Target(quantity, Rows([ids], [ids > 4]), [1.0], about["blocks"][1])
@@ -224,7 +229,14 @@ def warm_index(layout: Layout, lm: LanguageModel, about: Mapping[str, Any]) -> N
 class _Opened:
     """A finished projection, to put queries to."""
 
-    def __init__(self, layout: Layout, files: IndexFiles, lm: LanguageModel, about: Mapping[str, Any]):
+    def __init__(
+        self,
+        layout: Layout,
+        files: IndexFiles,
+        lm: LanguageModel,
+        about: Mapping[str, Any],
+        progress: Progress,
+    ):
         self._files, self._about = files, about
         self._lm = lm.in_dtype(getattr(torch, about["precision"]))
         self._layers = linear_layers(self._lm, *about["blocks"], about["weights"])
@@ -235,7 +247,7 @@ class _Opened:
             about["precision"],
         )
         blocks = range(about["blocks"][0], about["blocks"][1] + 1)
-        curvature = fit_curvature(layout, lm, fit, about["data"], blocks, Progress())
+        curvature = fit_curvature(layout, lm, fit, about["data"], blocks, progress)
         self._curvatures = curvature_of(curvature, self._layers, "ekfac", lm.device)
 
     def gradients(self, target: Target) -> tuple[list[LinearLayer], Gradients]:
@@ -279,11 +291,13 @@ class _Building:
     def run(self) -> dict[str, Any]:
         """Do what is missing."""
         numbers = self._layout.shard_numbers("examples")
-        rows = sum(len(read_tokens(self._layout, number)) for number in numbers)
+        lengths = [len(row.input_ids) for number in numbers for row in read_tokens(self._layout, number)]
+        rows = len(lengths)
         self._progress.say(
             f"Gradient index: {rows:,} rows × {self._options.numbers / 1024:.3g} KiB = "
             f"{rows * self._options.numbers / 2**20:,.0f} MiB, and about "
-            f"{self._projection_bytes() / 2**20:,.0f} MiB that do not grow with the rows"
+            f"{self._projection_bytes() / 2**20:,.0f} MiB that do not grow with the rows; about "
+            f"{self._minutes(lengths):,.0f} minutes from the start"
         )
         fit = CurvatureFit(
             Fisher(self._options.fisher, self._options.seed), self._options.curvature_tokens,
@@ -300,6 +314,23 @@ class _Building:
                     "kept": read_tensors(self._files.sides)["ends"].tolist()}  # fmt: skip
         self._files.write_description(finished)
         return finished
+
+    def _minutes(self, lengths: Sequence[int]) -> float:
+        """What building takes, from the pace of a gradient pass over one row and the counts of each step."""
+        row = as_rows(self._sample(1, "pace"))
+        if not len(row):
+            return 0.0
+        batch = row.batch([0], self._lm.device)
+        with GradientPass(self._lm, self._layers) as run:
+            for _ in range(2):  # the first one also prepares kernels
+                started = time.monotonic()
+                run.losses(batch, lambda index, a, delta: None)
+        pace = (time.monotonic() - started) / batch.ids.shape[1]
+        mean, total = float(np.mean(lengths)), sum(lengths)
+        sampled = SIDE_ROWS * COST["sides"] + self._options.samples * COST["samples"]
+        sampled += SIDE_ROWS * COST["rows"] + FIDELITY_ROWS * COST["exact"]
+        fitted = min(self._options.curvature_tokens, total) * COST["curvature"]
+        return pace * (fitted + sampled * mean + total * COST["rows"]) / 60
 
     def _projection_bytes(self) -> int:
         """The projection, with equal shares for all layers, and the curvature factors."""
@@ -491,7 +522,7 @@ class _Building:
         """How well the index agrees with exact scores: rows and concepts that the projection was not learned from."""
         rows = self._sample(FIDELITY_ROWS, "fidelity")
         about = {**self._made_of, "done": True}
-        opened = _Opened(self._layout, self._files, self._whole, about)
+        opened = _Opened(self._layout, self._files, self._whole, about, self._progress)
         generator = np.random.default_rng(self._options.seed + 77)
         targets, layers = [], self._made_of["layers"]
         for place in range(FIDELITY_CONCEPTS):

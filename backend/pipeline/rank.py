@@ -181,7 +181,11 @@ def scores_of(sources: Sources, wanted: Request, ranking: int, progress: Progres
 
 
 def scores_of_many(sources: Sources, wanted: Sequence[Request], progress: Progress) -> np.ndarray:
-    """Scores of several requests that the index answers, in one sweep: float64 [rows, requests]."""
+    """Scores of several requests that the index answers, in one sweep: float64 [rows, requests].
+
+    Args:
+        wanted: of one method, with the same options.
+    """
     lm = sources.model()
     targets = [_target(sources, each, lm, progress) for each in wanted]
     scores = index_scores(sources.layout, lm, wanted[0].index, targets, wanted[0].options.damping, progress)
@@ -199,8 +203,7 @@ def keep_query(sources: Sources, wanted: Request, ranking: int, progress: Progre
         return
     lm = sources.model()
     target = _target(sources, wanted, lm, progress)
-    with progress.stage("Applying the curvature to the whole query"):
-        gradients = solved_query(sources.layout, lm, wanted.index, target, wanted.options.damping)
+    gradients = solved_query(sources.layout, lm, wanted.index, target, wanted.options.damping, progress)
     write_dense_query(
         sources.layout, ranking, wanted.concept.concept_id, gradients, wanted.index["precision"],
         tuple(wanted.parameters["blocks"]), wanted.index["weights"], wanted.options.unit_normalised,

@@ -41,13 +41,16 @@ SIDES = (8, 12, 17, 24)
 
 
 def data_of(layout: Layout) -> Rows:
-    return as_rows([row for number in layout.shard_numbers("examples") for row in read_tokens(layout, number)])
+    return as_rows(
+        [row for number in layout.shard_numbers("examples") for row in read_tokens(layout, number)]
+    )
 
 
 def told(name: str, guess: np.ndarray, truth: np.ndarray) -> None:
     correlations = [spearmanr(g, t).statistic for g, t in zip(guess.T, truth.T, strict=True)]
     overlaps = [
-        len({*np.argsort(-g)[:TOP]} & {*np.argsort(-t)[:TOP]}) / TOP for g, t in zip(guess.T, truth.T, strict=True)
+        len({*np.argsort(-g)[:TOP]} & {*np.argsort(-t)[:TOP]}) / TOP
+        for g, t in zip(guess.T, truth.T, strict=True)
     ]
     print(f"{name:52} Spearman median {np.median(correlations):.3f} least {min(correlations):.3f}   top-{TOP} overlap "
           f"median {np.median(overlaps):.2f} least {min(overlaps):.2f}", flush=True)  # fmt: skip
@@ -61,9 +64,12 @@ def fidelity(root: Path) -> None:
     names = [p.name for p in audit.probes()][:2]
     names += [f"sae:{f}" for f in sorted(np.random.default_rng(2026).choice(live, 10, replace=False))]
     sources = Sources(layout, audit._database, audit.manifest, audit.model)
-    wanted = [request(sources, audit.concept(n), "concept_influence", InfluenceOptions(engine="index")) for n in names]
+    wanted = [
+        request(sources, audit.concept(n), "concept_influence", InfluenceOptions(engine="index"))
+        for n in names
+    ]
     targets = [_target(sources, each, lm, Progress()) for each in wanted]
-    opened = stage._Opened(layout, index_files(layout), lm, about)
+    opened = stage._Opened(layout, index_files(layout), lm, about, Progress())
     layers = linear_layers(lm, *about["blocks"], about["weights"])
     damping = wanted[0].options.damping
     dense: list[list[torch.Tensor]] = [[] for _ in layers]
@@ -97,8 +103,12 @@ def truncated(layout, lm, opened, targets, damping, truth) -> None:
         least = np.sort(importance)[-kib * 1024]
         queries = np.zeros((len(importance), len(columns)), np.float32)
         for place, column in enumerate(columns):
-            queries[: len(column), place] = column * spread[: len(column)] * (importance >= least)[: len(column)]
-        told(f"the first {kib} KiB of it", np.concatenate(list(sweep(files, queries, len(importance)))), truth)
+            queries[: len(column), place] = (
+                column * spread[: len(column)] * (importance >= least)[: len(column)]
+            )
+        told(
+            f"the first {kib} KiB of it", np.concatenate(list(sweep(files, queries, len(importance)))), truth
+        )
 
 
 def random_projection(lm, layers, queries, rows, truth) -> None:
@@ -131,24 +141,32 @@ def cost(root: Path, count: int) -> None:
     """Projecting a row's gradient against scoring a row exactly, in turns."""
     audit, layout = Audit(root), Layout(root)
     about = audit.index()
-    opened = stage._Opened(layout, index_files(layout), audit.model(), about)
+    opened = stage._Opened(layout, index_files(layout), audit.model(), about, Progress())
     lm, layers = opened._lm, opened._layers
     rows = data_of(layout)
     chosen = np.random.default_rng(0).permutation(len(rows))[:count]
     rows = Rows([rows.ids[i] for i in chosen], [rows.response[i] for i in chosen])
     read = stage._projection_reader(index_files(layout), layers, lm.device)
-    projections = [stage.replace(p := read(i), components=p.components.to(lm.dtype)) for i in range(len(layers))]
+    projections = [
+        stage.replace(p := read(i), components=p.components.to(lm.dtype)) for i in range(len(layers))
+    ]
     query = DenseQueries([[torch.randn(layer.d_out, layer.d_in) for layer in layers]], lm.dtype)
     ratios = []
     for _ in range(3):
         seconds = []
-        for run in (lambda: score_rows(lm, layers, query, rows), lambda: compress_rows(lm, layers, projections, rows)):
+        for run in (
+            lambda: score_rows(lm, layers, query, rows),
+            lambda: compress_rows(lm, layers, projections, rows),
+        ):
             started = time.perf_counter()
             for _batch in run():
                 pass
             seconds.append((time.perf_counter() - started) / count)
         ratios.append(seconds[1] / seconds[0])
-        print(f"exact {seconds[0]:.3f} s a row, index {seconds[1]:.3f} s a row, ratio {ratios[-1]:.2f}", flush=True)
+        print(
+            f"exact {seconds[0]:.3f} s a row, index {seconds[1]:.3f} s a row, ratio {ratios[-1]:.2f}",
+            flush=True,
+        )
     print(f"median ratio {np.median(ratios):.2f} (limit 1.5)")
 
 
@@ -161,7 +179,9 @@ def synthetic(out: Path, rows: int, numbers: int) -> IndexFiles:
             continue
         size = min(ROWS_PER_SHARD, rows - start)
         codes = torch.randint(-127, 128, (size, numbers), dtype=torch.int8, generator=generator)
-        save_file({"codes": codes, "scales": torch.ones(size), "norms": torch.ones(size)}, files.shard(number))
+        save_file(
+            {"codes": codes, "scales": torch.ones(size), "norms": torch.ones(size)}, files.shard(number)
+        )
     return files
 
 
@@ -171,7 +191,10 @@ def timed_sweep(files: IndexFiles, numbers: int, queries: int) -> float:
     total = sum(len(block) for block in sweep(files, asked, numbers))
     seconds = time.perf_counter() - started
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(f"{total:,} rows × {numbers:,} numbers, {queries} targets: {seconds:.2f} s, peak {peak:,.0f} MiB", flush=True)
+    print(
+        f"{total:,} rows × {numbers:,} numbers, {queries} targets: {seconds:.2f} s, peak {peak:,.0f} MiB",
+        flush=True,
+    )
     return seconds
 
 
@@ -189,7 +212,9 @@ def sweeps(out: Path, rows: int, numbers: int) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("part", choices=["fidelity", "cost", "sweep"])
     parser.add_argument("--audit", type=Path)
     parser.add_argument("--out", type=Path)

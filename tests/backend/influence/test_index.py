@@ -200,7 +200,7 @@ def test_the_command_line_builds_and_reads_it(audit, capsys, tmp_path):
         == 0
     )
     told = capsys.readouterr().err
-    assert "300 rows × 2 KiB" in told and "Spearman" in told
+    assert "300 rows × 2 KiB" in told and "minutes from the start" in told and "Spearman" in told
     assert main([*command, "--index"]) == 0 and out.exists()
     assert main(["info", str(audit.root)]) == 0
     assert "index    2 KiB a row, blocks 1 to 3" in capsys.readouterr().out
