@@ -15,19 +15,23 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from backend.audit import Audit
+    from backend.concepts.features_of_text import TextFeatures
     from backend.concepts.heatmap import Heatmap, Segment
     from backend.concepts.probe import MIN_EACH, TrainedProbe
+    from backend.concepts.probe_report import ProbeReport
     from backend.data.conversation import Columns
     from backend.data.read import read_labelled, read_prompts, read_queries
     from backend.errors import AuditError, ConceptError, DataError, ModelError, StoreError
-    from backend.export import FORMATS, to_bytes
+    from backend.export import FORMATS
     from backend.model.load import ModelOptions
     from backend.pipeline.attribution import InfluenceOptions
     from backend.pipeline.build import build
     from backend.pipeline.index import IndexOptions
     from backend.pipeline.options import BuildOptions
     from backend.progress import Progress, Stage
+    from backend.store.compare import Agreement
     from backend.store.filters import RowFilter
+    from backend.store.flags import FlagChange
     from backend.store.layout import audit_names
     from backend.types import METHODS, Concept, Example, LabelledExample, Message
 
@@ -36,6 +40,7 @@ _HOME = {
     "FORMATS": "export",
     "METHODS": "types",
     "MIN_EACH": "concepts.probe",
+    "Agreement": "store.compare",
     "Audit": "audit",
     "AuditError": "errors",
     "BuildOptions": "pipeline.options",
@@ -44,6 +49,7 @@ _HOME = {
     "ConceptError": "errors",
     "DataError": "errors",
     "Example": "types",
+    "FlagChange": "store.flags",
     "Heatmap": "concepts.heatmap",
     "IndexOptions": "pipeline.index",
     "InfluenceOptions": "pipeline.attribution",
@@ -51,23 +57,25 @@ _HOME = {
     "Message": "types",
     "ModelError": "errors",
     "ModelOptions": "model.load",
+    "ProbeReport": "concepts.probe_report",
     "Progress": "progress",
     "RowFilter": "store.filters",
     "Segment": "concepts.heatmap",
     "Stage": "progress",
     "StoreError": "errors",
+    "TextFeatures": "concepts.features_of_text",
     "TrainedProbe": "concepts.probe",
     "audit_names": "store.layout",
     "build": "pipeline.build",
     "read_labelled": "data.read",
     "read_prompts": "data.read",
     "read_queries": "data.read",
-    "to_bytes": "export",
 }
 __all__ = [
     "FORMATS",
     "METHODS",
     "MIN_EACH",
+    "Agreement",
     "Audit",
     "AuditError",
     "BuildOptions",
@@ -76,6 +84,7 @@ __all__ = [
     "ConceptError",
     "DataError",
     "Example",
+    "FlagChange",
     "Heatmap",
     "IndexOptions",
     "InfluenceOptions",
@@ -83,18 +92,19 @@ __all__ = [
     "Message",
     "ModelError",
     "ModelOptions",
+    "ProbeReport",
     "Progress",
     "RowFilter",
     "Segment",
     "Stage",
     "StoreError",
+    "TextFeatures",
     "TrainedProbe",
     "audit_names",
     "build",
     "read_labelled",
     "read_prompts",
     "read_queries",
-    "to_bytes",
 ]
 
 
