@@ -190,8 +190,11 @@ def _wider(kind: Any, values: list[Any]) -> Any:
 
     if kind is None:
         return None
+    types = {type(value) for value in values if value is not None}
+    if len(types) > 1 and types != {int, float}:
+        return None
     try:
-        found = pa.infer_type(values)
+        found = pa.array(values).type
         one = pa.unify_schemas(
             [pa.schema([("x", kind)]), pa.schema([("x", found)])], promote_options="permissive"
         )
