@@ -338,6 +338,11 @@ def _add_server_options(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--no-browser", action="store_true", help="print the address instead of opening a browser"
     )
+    command.add_argument(
+        "--read-only",
+        action="store_true",
+        help="offer nothing that changes an audit: no flags, labels or names",
+    )
 
 
 def _demo(options: argparse.Namespace) -> int:
@@ -539,7 +544,7 @@ def _open(audit: str, cache: Path, progress: Progress):
 def _run_app(root: Path | None, options: argparse.Namespace) -> int:
     from backend.serve import serve
 
-    return serve(root, options.cache, options.address, options.port, options.no_browser)
+    return serve(root, options.cache, options.address, options.port, options.no_browser, options.read_only)
 
 
 def _started() -> Progress:

@@ -78,9 +78,13 @@ class OpenAudit:
         """Metadata fields with their most frequent values: field, n_rows, n_values, top_values."""
         return self._read(queries.metadata_fields)
 
-    def concepts(self) -> pd.DataFrame:
-        """Every concept: concept_id, name, kind, layer, label, version, details (JSON)."""
-        return self._read(queries.concepts)
+    def concepts(self, live_only: bool = False) -> pd.DataFrame:
+        """Every concept: concept_id, name, kind, layer, label, version, details (JSON).
+
+        Args:
+            live_only: leave out SAE features that never fire on the data.
+        """
+        return self._read(lambda cursor: queries.concepts(cursor, live_only))
 
     def concept(self, name: str) -> Concept:
         """The concept with this name or id (``probe:flattery``, ``flattery``, ``sae:17``).

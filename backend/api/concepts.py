@@ -102,6 +102,10 @@ class Concepts(OpenAudit):
         """Histogram of the rows' tokens: edges and counts."""
         return self._read(lambda cursor: store_features.lengths(cursor, bins))
 
+    def longest_row(self) -> int:
+        """Tokens of the longest row; 0 if there are no rows."""
+        return self._read(store_features.longest)
+
     def sources(self) -> pd.DataFrame:
         """Where the rows came from: source, n_rows."""
         return self._read(store_features.sources)

@@ -54,7 +54,7 @@ class Exports(Rankings):
         """
         ranking = self.ranking(concept, method, options) if concept else None
         if schema == "own":
-            self._check_input()
+            self.check_input()
 
         def records() -> Iterator[Record]:
             return self._own_records(where, ranking) if schema == "own" else self._records(where, ranking)
@@ -106,7 +106,8 @@ class Exports(Rankings):
                 yield dict(raw) | scores
                 row = next(wanted, None)
 
-    def _check_input(self) -> None:
+    def check_input(self) -> None:
+        """Raise StoreError if the input is not what the audit was built from, so that its columns are gone."""
         made = self.manifest
         data, split = made.configuration["data"], made.configuration["split"]
         way_out = "export with the audit's columns instead (--schema audit)"

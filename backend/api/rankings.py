@@ -14,11 +14,12 @@ from backend.api.concepts import Concepts
 from backend.errors import StoreError
 from backend.export import with_metadata
 from backend.pipeline.attribution import InfluenceOptions
-from backend.pipeline.groups import group_table
+from backend.pipeline.groups import against_group, group_table
 from backend.pipeline.index import IndexOptions, build_index, open_index, warm_index
 from backend.pipeline.rank import finished, scores_of, scores_of_many
 from backend.progress import Progress
 from backend.store import compare, queries, workspace
+from backend.store import features as store_features
 from backend.store.filters import RowFilter
 from backend.store.index import index_files
 
@@ -199,6 +200,25 @@ class Rankings(Concepts):
         """Rows on which two rankings differ most by percentile; `higher` is ``a``, ``b`` or ``either``."""
         a, b = self.ranking(*one), self.ranking(*other)
         return self._read(lambda cursor: compare.disagreements(cursor, a, b, where, higher, limit))
+
+    # What is known of the rows
+
+    def against_group(
+        self, concept: str, kind: str, name: str = "", value: str = "", k: int = 50
+    ) -> pd.DataFrame:
+        """How well the stored rankings of a concept put a group of rows first; see `against_group` of the pipeline.
+
+        Args:
+            kind, name, value: the group, as for `separating_features`.
+        """
+        found = self.concept(concept).concept_id
+        group, parameters = store_features.group_of(kind, name, value)
+        return self._read(lambda cursor: against_group(cursor, found, group, parameters, k))
+
+    def agreement_matrix(self, concept: str) -> tuple[list[tuple[str, str]], np.ndarray]:
+        """Spearman correlations among the stored rankings of a concept: (method, parameters) and [n, n]."""
+        found = self.concept(concept).concept_id
+        return self._read(lambda cursor: compare.matrix(cursor, found))
 
     # The gradient index
 

@@ -18,7 +18,7 @@ from backend.pipeline.index import agreement
 from backend.pipeline.rank import NEED_GRADIENTS, Request, keep_query
 from backend.progress import Progress
 from backend.store import workspace
-from backend.store.shards import TokenizedExample, read_answers, read_texts
+from backend.store.shards import TokenizedExample, answered_rows, read_answers, read_texts
 
 
 class Rows(Rankings):
@@ -128,6 +128,10 @@ class Rows(Rankings):
         known = self._read(lambda cursor: workspace.own_answers(cursor, model, hashes))
         single = {i: known[row.content_hash] for i, row in texts.items() if row.content_hash in known}
         return single | read_answers(self._layout, ids)
+
+    def answered_rows(self) -> int:
+        """How many rows' prompts the model has answered itself, for projection difference."""
+        return answered_rows(self._layout)
 
     def ask_model(self, example_id: int) -> str:
         """What the model itself would answer to a row's prompt; kept once it has been asked.

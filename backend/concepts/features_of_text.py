@@ -48,7 +48,8 @@ def features_of_text(
         layer: where the SAE reads.
         max_tokens: longer texts are cut.
     """
-    row = ChatRenderer(lm.tokenizer, max_tokens).render((Message("assistant", text),))
+    # With a turn before it, as in most rows: at the very first token activations are of another size.
+    row = ChatRenderer(lm.tokenizer, max_tokens).render((Message("user", ""), Message("assistant", text)))
     (batch,) = response_activations(lm, [row.input_ids], [row.parts != PROMPT], [], [layer])
     content = np.flatnonzero(row.parts == CONTENT)
     token, feature, activation = sae.encode(batch[0].streams[layer][content])

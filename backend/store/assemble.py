@@ -228,7 +228,7 @@ def _insert_feature_table(con: duckdb.DuckDBPyConnection, sae: SaeDirections) ->
     for feature in range(len(sae.directions)):
         highest, mean, firings = fired.get(feature, (0.0, 0.0, 0))
         texts = _distinct_texts([sae.token_text(t) for t in tokens_of.get(feature, [])])
-        label = " · ".join(t.strip() for t in texts[:3]) if texts else "never fires on this data"
+        label = _label(texts, sae.promoted[feature])
         found_in = n_examples.get(feature, 0)
         records.append((feature, label, float(firings / n_tokens), highest, mean, found_in, texts, sae.layer))
         bins = histograms.get(feature, [])
@@ -247,6 +247,13 @@ def _insert_feature_table(con: duckdb.DuckDBPyConnection, sae: SaeDirections) ->
     con.execute("DROP TABLE totals")
     con.execute("DROP TABLE levels")
     con.execute("DROP TABLE tokens")
+
+
+def _label(tokens: Sequence[str], promoted: Sequence[str]) -> str:
+    """A short name: the tokens that a feature fires on, those first that it also makes more likely."""
+    also = {token.strip().lower() for token in promoted}
+    chosen = sorted(tokens, key=lambda token: token.strip().lower() not in also)[:3]
+    return " · ".join(token.strip() for token in chosen) or "never fires on this data"
 
 
 def _histograms(con: duckdb.DuckDBPyConnection) -> dict[int, list[tuple[int, int]]]:

@@ -16,6 +16,7 @@ Cursor = duckdb.DuckDBPyConnection
 
 NORMAL_95 = 1.959964
 DEPTHS = 40
+ROUND_DEPTHS = (10, 20, 50, 100, 200, 500, 1000)
 
 
 @dataclass(frozen=True)
@@ -61,11 +62,8 @@ def agreement(cursor: Cursor, one: int, other: int, where: RowFilter) -> Agreeme
         "SELECT count(*), corr(a_place, b_place) FROM temp.compared"
     ).fetchone()
     correlation = float("nan") if correlation is None else float(correlation)
-    depths = (
-        np.unique(np.geomspace(1, max(count, 1), DEPTHS).round().astype(np.int64))
-        if count
-        else np.array([], int)
-    )
+    scale = np.geomspace(1, max(count, 1), DEPTHS).round().astype(np.int64)
+    depths = np.unique([*(d for d in ROUND_DEPTHS if d <= count), *scale]) if count else np.array([], np.int64)
     within = dict(
         cursor.execute(
             """SELECT k, count(p.deeper) FROM (SELECT unnest(?::BIGINT[]) AS k) d
@@ -127,4 +125,32 @@ def scores_elsewhere(cursor: Cursor, concept_id: str, example_ids: list[int]) ->
            FROM main.rankings r JOIN main.ranking_scores s USING (ranking_id)
            WHERE r.concept_id = ? AND list_contains(?::BIGINT[], s.example_id) ORDER BY r.method, r.ranking_id""",
         [concept_id, example_ids],
+    ).df()
+
+
+def matrix(cursor: Cursor, concept_id: str) -> tuple[list[tuple[str, str]], np.ndarray]:
+    """Spearman correlations among the stored rankings of a concept.
+
+    Returns:
+        method and parameters (JSON) of each; float64 [rankings, rankings].
+    """
+    found = cursor.execute(
+        "SELECT ranking_id, method, parameters FROM main.rankings WHERE concept_id = ? ORDER BY method, ranking_id",
+        [concept_id],
+    ).fetchall()
+    values = np.eye(len(found))
+    for i, (one, *_) in enumerate(found):
+        for j, (other, *_) in enumerate(found[:i]):
+            values[i, j] = values[j, i] = agreement(cursor, one, other, RowFilter()).spearman
+    return [(method, parameters) for _, method, parameters in found], values
+
+
+def in_group(cursor: Cursor, concept_id: str, group: str, parameters: list) -> pd.DataFrame:
+    """The scores of every stored ranking of a concept: ranking_id, method, parameters, score, inside (of the group)."""
+    cursor.execute(f"CREATE OR REPLACE TEMP TABLE members AS {group}", parameters)
+    return cursor.execute(
+        """SELECT r.ranking_id, r.method, r.parameters, s.score, s.example_id IN (SELECT example_id FROM temp.members) AS inside
+           FROM main.rankings r JOIN main.ranking_scores s USING (ranking_id)
+           WHERE r.concept_id = ? ORDER BY r.method, r.ranking_id, s.rank""",
+        [concept_id],
     ).df()

@@ -118,8 +118,7 @@ def group_of(kind: str, name: str, value: str = "") -> tuple[str, list[Any]]:
 
 def lengths(cursor: Cursor, bins: int) -> tuple[np.ndarray, np.ndarray]:
     """Histogram of the rows' tokens: edges float64 [bins + 1] and counts int64 [bins]."""
-    longest = cursor.execute("SELECT coalesce(max(n_tokens), 0) FROM main.examples").fetchone()[0]
-    width = max(longest / bins, 1.0)
+    width = max(longest(cursor) / bins, 1.0)
     counted = cursor.execute(
         "SELECT least(floor(n_tokens / ?)::INTEGER, ?) AS bin, count(*) FROM main.examples GROUP BY bin",
         [width, bins - 1],
@@ -128,6 +127,11 @@ def lengths(cursor: Cursor, bins: int) -> tuple[np.ndarray, np.ndarray]:
     for place, count in counted:
         counts[place] = count
     return width * np.arange(bins + 1), counts
+
+
+def longest(cursor: Cursor) -> int:
+    """Tokens of the longest row."""
+    return cursor.execute("SELECT coalesce(max(n_tokens), 0) FROM main.examples").fetchone()[0]
 
 
 def sources(cursor: Cursor) -> pd.DataFrame:

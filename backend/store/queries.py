@@ -75,10 +75,12 @@ def spreads(cursor: Cursor) -> dict[int, np.ndarray]:
     return {layer: np.asarray(spread, np.float32) for layer, spread in found}
 
 
-def concepts(cursor: Cursor) -> pd.DataFrame:
+def concepts(cursor: Cursor, live_only: bool = False) -> pd.DataFrame:
     """Every concept but for its direction: concept_id, name, kind, layer, label, version, details."""
+    live = "(SELECT 'sae:' || feature_id FROM main.sae_features WHERE density > 0)"
     return cursor.execute(
-        """SELECT concept_id, name, kind, layer, label, version, details FROM main.concepts
+        f"""SELECT concept_id, name, kind, layer, label, version, details FROM main.concepts
+           WHERE kind = 'probe' OR NOT {bool(live_only)} OR concept_id IN {live}
            ORDER BY kind, TRY_CAST(substr(concept_id, 5) AS INTEGER), name"""
     ).df()
 
