@@ -137,7 +137,8 @@ def disagreements(audit: Audit, one: Side, other: Side, where: RowFilter) -> Non
         number = int(row["example_id"])
         words = f"{one.name(other)} #{row['a_rank']:,} · {other.name(one)} #{row['b_rank']:,}"
         words += f" · words in common with the queries #{lexical[number]:,}" if number in lexical else ""
-        RowCard(row, elsewhere=words)
+        opens = {"audit": audit.name, "concept": one.concept.concept_id, "method": one.method}
+        RowCard(row, elsewhere=words, opens=opens)
 
 
 def _lexical(audit: Audit, side: Side, ids: list[int]) -> dict[int, int]:

@@ -62,7 +62,13 @@ def _values(field) -> list[str]:
 
 
 def brushed(where: RowFilter) -> RowFilter:
-    """The filter with the span of scores that was brushed in the histogram, which is in the URL as ``scores``."""
+    """The filter with the span of scores that was brushed in the histogram, and the single row that was opened.
+
+    They are in the URL as ``scores`` and ``row``.
+    """
+    row = in_url("row") or ""
+    if row.isdecimal():
+        where = replace(where, example_ids=(int(row),))
     low, _, high = (in_url("scores") or "").partition("..")
     try:
         return replace(where, scores=(float(low), float(high)))
@@ -85,7 +91,12 @@ def forget_brush() -> None:
 
 
 def brush_chip(where: RowFilter) -> None:
-    """The brushed span, with a button to let it go."""
+    """The brushed span and the row that was opened, each with a button to let it go."""
+    if where.example_ids is not None:
+        st.button(
+            f"Row {where.example_ids[0]:,} alone", icon=":material/close:", key="forget-row", on_click=put,
+            args=("row", None), help="Show all rows again",
+        )  # fmt: skip
     if where.scores is not None:
         low, high = where.scores
         st.button(

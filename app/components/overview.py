@@ -157,9 +157,13 @@ def separating(audit: Audit) -> None:
     if found.n_flagged:
         groups["Flagged rows"] = ("flagged", "", "")
     fields = audit.metadata_fields()
-    few = fields[(fields.n_values > 1) & (fields.n_values <= MOST_VALUES)].sort_values("n_values", kind="stable")
+    few = fields[(fields.n_values > 1) & (fields.n_values <= MOST_VALUES)].sort_values(
+        "n_values", kind="stable"
+    )
     for field in few.itertuples():
-        groups |= {f"{field.field} = {value}": ("metadata", field.field, value) for value in sorted(field.top_values)}
+        groups |= {
+            f"{field.field} = {value}": ("metadata", field.field, value) for value in sorted(field.top_values)
+        }
     groups |= {f"Positive labels of {p.name}": ("labelled", p.name, "") for p in audit.probes()}
     if not groups:
         return

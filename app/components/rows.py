@@ -13,7 +13,7 @@ import streamlit as st
 
 from app.components.heatmap import FULL, Look, Ramp, text_html, turn_html
 from app.components.session import current_audit, person, read_only
-from backend import AuditError, Heatmap
+from backend import AuditError, Heatmap, Segment
 
 FLAGS = {"remove": ("Remove", ":material/delete:", "X"), "review": ("Review", ":material/visibility:", "V")}
 SHOWN_METADATA = 6
@@ -36,6 +36,7 @@ def conversation_html(messages: str, heatmap: Heatmap | None, colours: Ramp | No
             if heatmap is not None and colours is not None:
                 if answered < len(heatmap.turns):
                     body = turn_html(heatmap.turns[answered], colours, look)
+                    body += _beyond(turn["content"].strip(), heatmap.turns[answered])
                 else:
                     note = " (beyond the longest row that the model was given)"
             answered += 1
@@ -61,11 +62,12 @@ class RowCard:
         keys: whether the keys printed on the buttons act on this row.
         elsewhere: what other rankings say of the row, in words.
         ask: offer to ask the model for its own answer.
+        opens: the query of the Audit page that shows this row alone, for a link to it.
     """
 
     def __init__(
         self, row: Mapping[str, Any], own_answer: str | None = None, keys: bool = False, elsewhere: str = "",
-        ask: bool = False,
+        ask: bool = False, opens: Mapping[str, str] | None = None,
     ):  # fmt: skip
         self._row, self._elsewhere = row, elsewhere
         self._flag = row["flag"] if isinstance(row["flag"], str) else None
@@ -74,6 +76,11 @@ class RowCard:
             with st.container(horizontal=True, vertical_alignment="center"):
                 with st.container(width="stretch"):
                     self._heading = st.empty()
+                if opens is not None:
+                    st.page_link(
+                        "app_pages/ranking.py", label=f"Open row {example_id:,}", icon=":material/open_in_full:",
+                        query_params={**opens, "row": str(example_id)},
+                    )  # fmt: skip
                 if ask and own_answer is None:
                     st.button(
                         "", icon=":material/smart_toy:", key=f"ask-{example_id}", type="tertiary",
@@ -121,7 +128,7 @@ def page_problem() -> None:
         st.error(problem, icon=":material/error:")
 
 
-def _folded(text: str, length: int) -> str:
+def _folded(text: str, length: int, why: str = "") -> str:
     """Text of which what is beyond a length is folded away."""
     if len(text) <= length:
         return text_html(text)
@@ -129,9 +136,17 @@ def _folded(text: str, length: int) -> str:
     left = len(text) - length - len(rest)
     more = f" … and {left:,} characters more" if left else ""
     return (
-        f"{text_html(text[:length])}<details><summary>… {len(text) - length:,} characters more</summary>"
+        f"{text_html(text[:length])}<details><summary>… {len(text) - length:,} characters more{why}</summary>"
         f"{text_html(rest)}{more}</details>"
     )
+
+
+def _beyond(content: str, segments: Sequence[Segment]) -> str:
+    """What the model was not given of a turn, folded away."""
+    given = sum(len(segment.text) for segment in segments)
+    if len(content) <= given:
+        return ""
+    return _folded(content[given:], 0, " beyond the longest row that the model was given")
 
 
 def _turn_html(role: str, body: str, dashed: bool = False) -> str:
