@@ -28,7 +28,7 @@ def hostile_cache(tmp_path_factory, model_directory, write_rows):
     cache = tmp_path_factory.mktemp("hostile") / "cache"
     rows = chat_rows(30)
     for name, text in HOSTILE.items():
-        turns = [{"role": "user", "content": f"{name}: {text[:300]}"}, {"role": "assistant", "content": text}]
+        turns = [{"role": "user", "content": f"{name}: {text[:60]}"}, {"role": "assistant", "content": text}]
         rows.append({"messages": turns, "topic": text[:60], "kind": name})
     build(
         BuildOptions(
