@@ -5,6 +5,7 @@ from __future__ import annotations
 import getpass
 import threading
 from collections.abc import Callable, Hashable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -148,6 +149,15 @@ class OpenAudit:
 
     def _stored(self, ranking: int) -> bool:
         return self._read(lambda cursor: queries.ranking_stored(cursor, ranking))
+
+    def _searched(self, where: RowFilter) -> RowFilter:
+        """The filter with its words looked up in the texts, once for all queries that it goes into."""
+        words = where.words()
+        if not words or where.found is not None:
+            return where
+        return replace(
+            where, found=self._database.found(self._kept_of_build("build", queries.build_id), words)
+        )
 
     def _tracked(self, layer: int) -> int:
         if layer not in self.layers:

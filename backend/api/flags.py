@@ -39,7 +39,7 @@ class Flags(Rankings):
             top: only the first so many of them, by rank.
             how: in words, how they were chosen, for the log.
         """
-        ranking = self.ranking(concept, method, options) if concept else None
+        ranking, where = self.ranking(concept, method, options) if concept else None, self._searched(where)
         who, told = by or user_name(), how or (f"first {top:,} that match" if top else "all that match")
         return self._change(
             lambda cursor: flags.flag_matching(cursor, ranking, where, flag, note, who, told, top)

@@ -48,7 +48,7 @@ class Rankings(Concepts):
             method: one of `METHODS`.
             options: how influence is computed, for the methods that need to know.
         """
-        ranking = self.ranking(concept, method, options)
+        ranking, where = self.ranking(concept, method, options), self._searched(where)
         key = ("rank", ranking, repr(where), top, offset)
         return self._kept(key, lambda cursor: queries.rows(cursor, ranking, where, top, offset))
 
@@ -59,6 +59,7 @@ class Rankings(Concepts):
 
     def rows(self, where: RowFilter = EVERY_ROW, limit: int | None = None, offset: int = 0) -> pd.DataFrame:
         """Rows in the order of the data."""
+        where = self._searched(where)
         return self._read(lambda cursor: queries.rows(cursor, None, where, limit, offset))
 
     def sample(self, where: RowFilter, seed: str, limit: int) -> pd.DataFrame:
@@ -71,6 +72,7 @@ class Rankings(Concepts):
     ) -> int:  # fmt: skip
         """How many rows pass a filter; with a concept, of those that it ranks."""
         ranking = self.ranking(concept, method, options) if concept else None
+        where = self._searched(where)
         key = ("count", ranking, repr(where))
         return self._kept(key, lambda cursor: queries.count_rows(cursor, ranking, where))
 
@@ -79,7 +81,7 @@ class Rankings(Concepts):
         options: InfluenceOptions = DEFAULTS,
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # fmt: skip
         """Bin edges, counts of all rows, and counts of the rows that pass the filter."""
-        ranking = self.ranking(concept, method, options)
+        ranking, where = self.ranking(concept, method, options), self._searched(where)
         key = ("histogram", ranking, repr(where), bins)
         return self._kept(key, lambda cursor: queries.histogram(cursor, ranking, where, bins))
 
@@ -199,7 +201,7 @@ class Rankings(Concepts):
 
     def agreement(self, one: tuple, other: tuple, where: RowFilter = EVERY_ROW) -> compare.Agreement:
         """Rank correlation and overlap of the first rows of two rankings, among the rows that pass a filter."""
-        a, b = self.ranking(*one), self.ranking(*other)
+        a, b, where = self.ranking(*one), self.ranking(*other), self._searched(where)
         return self._kept(
             ("agreement", a, b, repr(where)), lambda cursor: compare.agreement(cursor, a, b, where)
         )
@@ -208,7 +210,7 @@ class Rankings(Concepts):
         self, one: tuple, other: tuple, where: RowFilter = EVERY_ROW, limit: int = 2000
     ) -> pd.DataFrame:
         """At most `limit` rows with the scores, ranks and percentiles (a_… and b_…) that two rankings give them."""
-        a, b = self.ranking(*one), self.ranking(*other)
+        a, b, where = self.ranking(*one), self.ranking(*other), self._searched(where)
         key = ("points", a, b, repr(where), limit)
         return self._kept(key, lambda cursor: compare.points(cursor, a, b, where, limit))
 
@@ -216,7 +218,7 @@ class Rankings(Concepts):
         self, one: tuple, other: tuple, where: RowFilter = EVERY_ROW, higher: str = "either", limit: int = 10
     ) -> pd.DataFrame:
         """Rows on which two rankings differ most by percentile; `higher` is ``a``, ``b`` or ``either``."""
-        a, b = self.ranking(*one), self.ranking(*other)
+        a, b, where = self.ranking(*one), self.ranking(*other), self._searched(where)
         return self._read(lambda cursor: compare.disagreements(cursor, a, b, where, higher, limit))
 
     # What is known of the rows
