@@ -284,3 +284,23 @@ def test_solving_in_the_eigenbasis_is_what_the_index_takes_apart(audit):
     X = (Q_S.T @ G @ Q_A) / s / a
     Y = (Q_S.T @ q @ Q_A) / (c.eigenvalues + 0.3 * c.eigenvalues.mean()) * s * a
     assert (X * Y).sum().item() == pytest.approx((G * c.solve(q, 0.3)).sum().item(), rel=1e-4)
+
+
+@pytest.mark.parametrize("ends", [64, 40])
+def test_integer_products_of_the_sweep_are_those_of_floats(tmp_path, ends):
+    from safetensors.torch import save_file
+
+    from backend.store import index as store
+
+    files = store.IndexFiles(tmp_path)
+    rng = np.random.default_rng(0)
+    codes = rng.integers(-127, 128, (300, 64)).astype(np.int8)
+    queries = (rng.normal(size=(64, 3)) * [1, 1e-6, 0]).astype(np.float32)
+    tensors = {"codes": torch.from_numpy(codes), "scales": torch.full((300,), 0.5), "norms": torch.ones(300)}
+    save_file(tensors, files.shard(0))
+    truth = 0.5 * codes[:, :ends].astype(np.float64) @ queries[:ends].astype(np.float64)
+    (found,) = store.sweep(files, queries, ends)
+    plain = store._float_product(queries, ends)(torch.from_numpy(codes)).numpy() * 0.5
+    assert np.allclose(plain, truth, rtol=1e-5, atol=1e-4 * np.abs(truth).max(0))
+    assert np.abs(found - truth).max(0) == pytest.approx(0, abs=2e-4 * np.abs(truth).max())
+    assert np.corrcoef(found[:, 1], truth[:, 1])[0, 1] > 0.999999
