@@ -230,8 +230,11 @@ class OpenAudit:
         finally:
             self._memory = {}
 
-    def _change(self, change: Callable):
+    def _change(self, change: Callable, keeps: frozenset[str] = frozenset()):
         """A change that a person makes.
+
+        Args:
+            keeps: the queries whose results it cannot change: these are remembered on.
 
         Raises:
             StoreError: the audit was opened to be read only.
@@ -240,7 +243,19 @@ class OpenAudit:
             raise StoreError(
                 f"{self.name}: opened read-only, so nothing can be changed; start it without --read-only"
             )
-        return self._write(change)
+        kept: dict[Hashable, Any] = {}
+        with self._database.writing() as cursor:
+            # Nobody else can write now: what is remembered is of the state before, or it is not kept.
+            if self._memory.get(STAMP) == self._stamp(of_build=False):
+                kept = {key: found for key, found in self._memory.items() if _name(key) in keeps}
+            result = change(cursor)
+        self._memory = {**kept, STAMP: self._stamp(of_build=False)} if kept else {}
+        return result
+
+
+def _name(key: Hashable) -> Hashable:
+    """What a remembered result is of, without its parameters."""
+    return key[0] if isinstance(key, tuple) else key
 
 
 def user_name() -> str:

@@ -13,6 +13,12 @@ from backend.store import flags, workspace
 from backend.store.filters import RowFilter
 from backend.store.flags import FlagChange
 
+WITHOUT_FLAGS = frozenset({
+    "agreement", "asked", "concept", "concepts", "elsewhere", "feature", "features", "index", "label_counts", "labels",
+    "points", "probes", "similar", "summary", "versions", "views",
+})  # fmt: skip
+"""What is remembered and does not depend on flags."""
+
 
 class Flags(Rankings):
     """What people decide about rows; every change is in the log and can be undone."""
@@ -22,12 +28,16 @@ class Flags(Rankings):
     ) -> FlagChange:
         """Flag rows by content; copies of a row share its flag."""
         who = by or user_name()
-        return self._change(lambda cursor: flags.set_flags(cursor, content_hashes, flag, note, who))
+        return self._change(
+            lambda cursor: flags.set_flags(cursor, content_hashes, flag, note, who), WITHOUT_FLAGS
+        )
 
     def unflag(self, content_hashes: Sequence[str], by: str = "") -> FlagChange:
         """Take the flags off rows."""
         who = by or user_name()
-        return self._change(lambda cursor: flags.set_flags(cursor, content_hashes, None, "", who))
+        return self._change(
+            lambda cursor: flags.set_flags(cursor, content_hashes, None, "", who), WITHOUT_FLAGS
+        )
 
     def flag_matching(
         self, where: RowFilter, flag: str | None, concept: str | None = None, method: str = "vector_filter",
@@ -42,7 +52,8 @@ class Flags(Rankings):
         ranking, where = self.ranking(concept, method, options) if concept else None, self._searched(where)
         who, told = by or user_name(), how or (f"first {top:,} that match" if top else "all that match")
         return self._change(
-            lambda cursor: flags.flag_matching(cursor, ranking, where, flag, note, who, told, top)
+            lambda cursor: flags.flag_matching(cursor, ranking, where, flag, note, who, told, top),
+            WITHOUT_FLAGS,
         )
 
     def undo_flags(self, event_id: int, by: str = "") -> FlagChange:
@@ -51,7 +62,7 @@ class Flags(Rankings):
         Raises:
             StoreError: no such change.
         """
-        return self._change(lambda cursor: flags.undo(cursor, event_id, by or user_name()))
+        return self._change(lambda cursor: flags.undo(cursor, event_id, by or user_name()), WITHOUT_FLAGS)
 
     def flag_log(self, limit: int = 100) -> pd.DataFrame:
         """The latest changes of flags, newest first: event_id, action, n_texts, how, note, undone, made_by, made_at."""
