@@ -12,6 +12,8 @@ it wants the other attached as ``audit``::
 
 from __future__ import annotations
 
+from backend.store.evidence import EVIDENCE_TABLES
+
 FORMAT = 1
 
 AUDIT_TABLES = """
@@ -85,7 +87,7 @@ CREATE TABLE base.row_activations (
 CREATE TABLE base.token_projections (
     content_hash VARCHAR NOT NULL, direction_hash VARCHAR NOT NULL, values FLOAT[] NOT NULL,
     PRIMARY KEY (content_hash, direction_hash));
-"""
+""" + EVIDENCE_TABLES
 
 WORKSPACE_VIEWS = """
 CREATE OR REPLACE VIEW main.examples AS SELECT * FROM audit.main.examples;
