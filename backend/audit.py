@@ -31,7 +31,9 @@ from backend.pipeline.rank import (
     scores_of,
     scores_of_many,
 )
+from backend.pipeline.validate import ValidateOptions, validate
 from backend.progress import Progress
+from backend.store import evidence as store_evidence
 from backend.store import groups as store_groups
 from backend.store import queries, workspace
 from backend.store.database import database
@@ -500,6 +502,31 @@ class Audit:
             self._write(lambda cursor: workspace.cache_projections(cursor, identity, fresh))
             known |= fresh
         return texts, known
+
+    # Evidence
+
+    def validate(
+        self, concept: str, options: ValidateOptions | None = None, progress: Progress | None = None
+    ) -> store_evidence.Evidence:
+        """Train without what the methods flag, and tell what it does to the model; see `ValidateOptions`.
+
+        Raises:
+            ConceptError: unknown concept, or options that make no sense.
+        """
+        found = self.concept(concept)
+        return validate(self._sources(), found, options or ValidateOptions(), progress or self._progress)
+
+    def evidence_list(self) -> pd.DataFrame:
+        """Validations that are kept, latest first: evidence_id, concept_id, version, number, current."""
+        return self._read(store_evidence.list_evidence)
+
+    def evidence(self, evidence_id: str) -> store_evidence.Evidence:
+        """What a validation found.
+
+        Raises:
+            ConceptError: there is none with this id.
+        """
+        return self._read(lambda cursor: store_evidence.read_evidence(cursor, evidence_id))
 
     def own_answers(self, example_ids: Sequence[int]) -> dict[int, str]:
         """What the model itself answers to rows' prompts, where `projection_difference` has asked it."""

@@ -85,4 +85,6 @@ def answered_rows(prompts: list[np.ndarray], made: list[np.ndarray]) -> Rows:
     """Prompts with their answers, the answers being the response."""
     pairs = list(zip(prompts, made, strict=False))
     ids = [np.concatenate([prompt, answer]) for prompt, answer in pairs]
-    return Rows(ids, [np.arange(len(row)) >= len(prompt) for row, (prompt, _) in zip(ids, pairs, strict=True)])
+    return Rows(
+        ids, [np.arange(len(row)) >= len(prompt) for row, (prompt, _) in zip(ids, pairs, strict=True)]
+    )

@@ -239,9 +239,7 @@ def _bootstrapped(
         strata = [part[labels[part] == label] for label in (0, 1)]
         return np.concatenate([random.choice(rows, len(rows)) for rows in strata])
 
-    low, high = _percentiles(
-        np.array([value([redraw(part) for part in parts]) for _ in range(SAMPLES // 5)])
-    )
+    low, high = _percentiles(np.array([value([redraw(part) for part in parts]) for _ in range(SAMPLES // 5)]))
     return Estimate(value(parts), low, high, int(sum(map(len, parts))))
 
 

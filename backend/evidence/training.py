@@ -164,7 +164,7 @@ def add_gradient(lm: LanguageModel, head: LanguageModelHead, rows: Rows, chosen:
             each = (1 / mask.sum(1).to(nll.dtype).clamp(min=1))[mask.nonzero()[:, 0]]
             loss = (nll * each).sum() / len(chosen)
             loss.backward()
-        total += float(loss)
+        total += float(loss.detach())
     return total
 
 

@@ -16,6 +16,7 @@ from typing import Any
 import duckdb
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 
 from backend.errors import ConceptError, StoreError
 from backend.store.filters import json_pointer
@@ -120,13 +121,10 @@ def save_evidence(cursor: Cursor, build: str, version: int, evidence: Evidence) 
         ("evidence_scores", evidence.scores),
     ):
         columns = _PARTS[table]
-        kept = frame.reindex(columns=columns).astype(object)
-        values = kept.where(kept.notna(), None).values.tolist()
-        if values:
-            marks = ", ".join("?" * (len(columns) + 1))
-            cursor.executemany(
-                f"INSERT INTO base.{table} VALUES ({marks})",
-                [[evidence.evidence_id, *row] for row in values],
+        if len(frame):
+            raw = pa.Table.from_pandas(frame[columns], preserve_index=False)  # noqa: F841 - found by name
+            cursor.execute(
+                f"INSERT INTO base.{table} SELECT ?, {', '.join(columns)} FROM raw", [evidence.evidence_id]
             )
 
 
@@ -157,10 +155,13 @@ def read_evidence(cursor: Cursor, evidence_id: str) -> Evidence:
             "SELECT concept_id, about FROM base.evidence WHERE evidence_id = ?", [evidence_id]
         ).fetchone()
     if found is None:
-        raise ConceptError(f"no evidence {evidence_id!r} in this audit; make some with `concept-audit validate`")
+        raise ConceptError(
+            f"no evidence {evidence_id!r} in this audit; make some with `concept-audit validate`"
+        )
     runs, results, scores = (
         cursor.execute(
-            f"SELECT {', '.join(columns)} FROM base.{table} WHERE evidence_id = ? ORDER BY rowid", [evidence_id]
+            f"SELECT {', '.join(columns)} FROM base.{table} WHERE evidence_id = ? ORDER BY rowid",
+            [evidence_id],
         ).df()
         for table, columns in _PARTS.items()
     )
@@ -175,11 +176,10 @@ def metadata_values(cursor: Cursor, field: str) -> list[str | None]:
     """
     known = [name for (name,) in cursor.execute("SELECT field FROM audit.base.metadata_fields").fetchall()]
     if field not in known:
-        raise ConceptError(
-            f"no metadata field {field!r}; there are {', '.join(sorted(known)) or 'none'}"
-        )
+        raise ConceptError(f"no metadata field {field!r}; there are {', '.join(sorted(known)) or 'none'}")
     found = cursor.execute(
-        "SELECT json_extract_string(metadata, ?) FROM main.examples ORDER BY example_id", [json_pointer(field)]
+        "SELECT json_extract_string(metadata, ?) FROM main.examples ORDER BY example_id",
+        [json_pointer(field)],
     ).fetchall()
     return [value for (value,) in found]
 

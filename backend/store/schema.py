@@ -62,7 +62,8 @@ CREATE VIEW main.feature_activations AS
     FROM base.feature_activations;
 """
 
-WORKSPACE_TABLES = """
+WORKSPACE_TABLES = (
+    """
 CREATE SCHEMA base;
 CREATE TABLE base.meta (key VARCHAR PRIMARY KEY, value VARCHAR NOT NULL);
 CREATE TABLE base.probes (
@@ -87,7 +88,9 @@ CREATE TABLE base.row_activations (
 CREATE TABLE base.token_projections (
     content_hash VARCHAR NOT NULL, direction_hash VARCHAR NOT NULL, values FLOAT[] NOT NULL,
     PRIMARY KEY (content_hash, direction_hash));
-""" + EVIDENCE_TABLES
+"""
+    + EVIDENCE_TABLES
+)
 
 WORKSPACE_VIEWS = """
 CREATE OR REPLACE VIEW main.examples AS SELECT * FROM audit.main.examples;
