@@ -20,13 +20,16 @@ if TYPE_CHECKING:
     from backend.data.conversation import Columns
     from backend.data.read import read_labelled, read_prompts, read_queries
     from backend.errors import AuditError, ConceptError, DataError, ModelError, StoreError
+    from backend.evidence.training import Recipe
     from backend.export import FORMATS, to_bytes
     from backend.model.load import ModelOptions
     from backend.pipeline.attribution import InfluenceOptions
     from backend.pipeline.build import build
     from backend.pipeline.index import IndexOptions
     from backend.pipeline.options import BuildOptions
+    from backend.pipeline.validate import Candidate, ValidateOptions
     from backend.progress import Progress, Stage
+    from backend.store.evidence import Evidence
     from backend.store.filters import RowFilter
     from backend.store.layout import audit_names
     from backend.types import METHODS, Concept, Example, LabelledExample, Message
@@ -39,10 +42,12 @@ _HOME = {
     "Audit": "audit",
     "AuditError": "errors",
     "BuildOptions": "pipeline.options",
+    "Candidate": "pipeline.validate",
     "Columns": "data.conversation",
     "Concept": "types",
     "ConceptError": "errors",
     "DataError": "errors",
+    "Evidence": "store.evidence",
     "Example": "types",
     "Heatmap": "concepts.heatmap",
     "IndexOptions": "pipeline.index",
@@ -52,11 +57,13 @@ _HOME = {
     "ModelError": "errors",
     "ModelOptions": "model.load",
     "Progress": "progress",
+    "Recipe": "evidence.training",
     "RowFilter": "store.filters",
     "Segment": "concepts.heatmap",
     "Stage": "progress",
     "StoreError": "errors",
     "TrainedProbe": "concepts.probe",
+    "ValidateOptions": "pipeline.validate",
     "audit_names": "store.layout",
     "build": "pipeline.build",
     "read_labelled": "data.read",
@@ -71,10 +78,12 @@ __all__ = [
     "Audit",
     "AuditError",
     "BuildOptions",
+    "Candidate",
     "Columns",
     "Concept",
     "ConceptError",
     "DataError",
+    "Evidence",
     "Example",
     "Heatmap",
     "IndexOptions",
@@ -84,11 +93,13 @@ __all__ = [
     "ModelError",
     "ModelOptions",
     "Progress",
+    "Recipe",
     "RowFilter",
     "Segment",
     "Stage",
     "StoreError",
     "TrainedProbe",
+    "ValidateOptions",
     "audit_names",
     "build",
     "read_labelled",

@@ -16,6 +16,7 @@ from backend.concepts.examples import distinct, example_activations
 from backend.concepts.heatmap import Heatmap, feature_heatmaps, influence_heatmap, probe_heatmaps
 from backend.concepts.probe import FITS, Fit, TrainedProbe, check_counts, train_probe
 from backend.errors import ConceptError, StoreError
+from backend.evidence.report import report
 from backend.export import with_metadata
 from backend.model.load import LanguageModel, ModelOptions, load_model
 from backend.pipeline.attribution import InfluenceOptions, forget_influence, token_influence
@@ -527,6 +528,14 @@ class Audit:
             ConceptError: there is none with this id.
         """
         return self._read(lambda cursor: store_evidence.read_evidence(cursor, evidence_id))
+
+    def evidence_report(self, evidence_id: str) -> tuple[str, dict[str, str]]:
+        """A validation as a report: Markdown, where ``{figures}/`` is the place of its figures, and these as SVG.
+
+        Raises:
+            ConceptError: there is none with this id.
+        """
+        return report(self.evidence(evidence_id))
 
     def own_answers(self, example_ids: Sequence[int]) -> dict[int, str]:
         """What the model itself answers to rows' prompts, where `projection_difference` has asked it."""

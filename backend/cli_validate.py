@@ -20,7 +20,7 @@ def add(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument(
         "--quick", action="store_true",
-        help="the reduced recipe: short rows, few steps, two methods; minutes on a laptop",
+        help="the reduced recipe: short rows, few steps, one method removed; minutes on a laptop",
     )  # fmt: skip
     command.add_argument(
         "--methods", metavar="A,B,...",
@@ -42,6 +42,10 @@ def add(command: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     command.add_argument("--subset-share", type=float, metavar="X", help="(default: 0.5, quick: 0.1)")
     command.add_argument("--subset-seeds", type=int, metavar="N", help="repetitions of each (default: 1)")
+    command.add_argument(
+        "--first-order", type=int, default=0, metavar="N",
+        help="also check influence against one small step on each of N random subsets (40 are telling)",
+    )  # fmt: skip
     command.add_argument(
         "--held-out", metavar="FILE",
         help='examples to measure on, rows with "messages" and "label" (default: half of the probe\'s labels, '
@@ -108,6 +112,7 @@ def run(options: argparse.Namespace) -> int:
             origin=field or None,
             positive=tuple(values.split(",")) if values else (),
             topic=options.topic,
+            first_order=options.first_order,
             judge_url=options.judge_url,
             judge_model=options.judge_model,
             judge_behaviour=options.judge_behaviour,

@@ -61,6 +61,13 @@ def report(evidence: Evidence) -> tuple[str, dict[str, str]]:
         for quantity in _quantities(evidence, "lds"):
             figures[f"lds-{quantity}.svg"] = _bars(lds[lds["quantity"] == quantity], "LDS (Spearman)")
             parts.append(f"![LDS: {QUANTITY[quantity]}]({{figures}}/lds-{quantity}.svg)")
+    first = evidence.results[evidence.results["measure"] == "first_order"]
+    for line in first.to_dict("records"):
+        parts.append(
+            f"First-order check: after one small step of gradient descent on each of {line['n']} random subsets, the "
+            f"concept's change on the queries has a Pearson correlation of {_interval(line)} with the summed "
+            f"{line['method']} (Taylor's theorem asks for 1)."
+        )
     labels = evidence.results[evidence.results["quantity"] == "labels"]
     if len(labels):
         parts += [
@@ -85,8 +92,9 @@ def report(evidence: Evidence) -> tuple[str, dict[str, str]]:
     if len(stability):
         parts += [
             "## Stability",
-            "Rank correlation of a ranking by redrawn queries (with replacement) with the ranking by all of them.",
-            _markdown(_pivot(stability, "measure")),
+            "Rank correlation of a ranking by redrawn queries (with replacement) with the ranking by all of them, "
+            "and of rankings that differ in the seed of the Fisher matrix's samples alone.",
+            _markdown(_pivot(stability)),
             _unstable(evidence.scores),
         ]
     return "\n\n".join(part for part in parts if part) + "\n", figures

@@ -23,7 +23,7 @@ import pandas as pd
 import torch
 
 from backend.concepts.examples import distinct, example_activations
-from backend.concepts.probe import MIN_EACH, fit_direction
+from backend.concepts.probe import MIN_EACH, Fit, fit_direction
 from backend.errors import ConceptError
 from backend.evidence import statistics
 from backend.evidence.first_order import Query, changes, identity_scores, learning_rate
@@ -33,6 +33,7 @@ from backend.evidence.statistics import NAN, Estimate
 from backend.evidence.training import Recipe, fine_tuned, shuffled
 from backend.influence.fitting import uniform
 from backend.influence.queries import Rows
+from backend.influence.vector_filter import vector_filter
 from backend.model.chat import ChatRenderer
 from backend.model.linear import linear_layers, resolve_weights
 from backend.model.load import LanguageModel
@@ -55,13 +56,13 @@ from backend.store.evidence import (
     write_unit,
 )
 from backend.store.rankings import ranking_id
-from backend.store.shards import TokenizedExample, read_tokens
+from backend.store.shards import TokenizedExample, read_activations, read_tokens
 from backend.types import METHODS, Concept, LabelledExample
 
 VERSION = 1
 """Counted up when units of an earlier version would not be the same."""
 RANDOM = "random"
-QUERY_DRAWS = 200
+QUERY_DRAWS, PROBE_DRAWS = 200, 50
 QUANTITIES = ("own", "text", "shown", "loss", "judge")
 
 
@@ -102,6 +103,7 @@ class ValidateOptions:
         origin: metadata field that tells where a row comes from.
         positive: its values for rows that show the behaviour.
         topic: metadata field within whose values rows are compared too.
+        first_order: random subsets for `first_order`, the cheap version of LDS; 0 leaves it out.
         judge_url, judge_model: an OpenAI-compatible endpoint that judges the answers.
         judge_behaviour: what they are judged for; None for the concept's name.
         quick: the reduced recipe.
@@ -121,6 +123,7 @@ class ValidateOptions:
     origin: str | None = None
     positive: tuple[str, ...] = ()
     topic: str | None = None
+    first_order: int = 0
     judge_url: str | None = None
     judge_model: str | None = None
     judge_behaviour: str | None = None
@@ -139,7 +142,7 @@ FULL: dict[str, Any] = {
 }
 QUICK: dict[str, Any] = {
     "methods": ("concept_influence", "vector_filter", "activation_similarity", "bm25"),
-    "removed": ("concept_influence", "vector_filter"),
+    "removed": ("concept_influence",),
     "seeds": 3,
     "subsets": 10,
     "subset_seeds": 1,
@@ -218,11 +221,16 @@ def validate(sources: Sources, concept: Concept, options: ValidateOptions, progr
     runs = plan(setting, scores, chosen)
     measured = _do(sources, setting, runs, chosen, lm, progress)
     about = _about(sources, concept, setting, chosen, lm)
+    checked: list[list[Any]] = []
+    if chosen.first_order:
+        e, _ = first_order(sources, concept, progress, chosen.first_order)
+        name = "concept_influence without curvature"
+        checked.append(["first_order", "shown", name, "", 1.0, e.value, e.low, e.high, e.p, e.n])
     frame = _run_frame(runs, measured)
     with progress.stage("Comparing the methods"):
         results = _results(frame, runs, scores, setting, chosen)
         steady = _stability(sources, setting, scores, chosen, progress)
-        results += steady["results"]
+        results += steady["results"] + checked
         evidence = Evidence(
             evidence_id=key(VERSION, about),
             concept_id=concept.concept_id,
@@ -393,10 +401,7 @@ def _setting(
     ranking, held = _halves(sources, concept, options)
     spread = sources.read(store_queries.spreads)
     layers = tuple(sources.manifest.configuration["layers"])
-    fit = next(
-        (p.fit for p in sources.read(workspace.probes) if concept.kind == "probe" and p.name == concept.name),
-        "logistic_regression",
-    )
+    fit = _fit(sources, concept)
 
     def directions(examples: Sequence[LabelledExample], layers: Sequence[int]) -> dict[int, np.ndarray]:
         manifest = sources.manifest
@@ -451,6 +456,12 @@ def _setting(
         labels=labels,
         topics=_topics(sources, options),
     )
+
+
+def _fit(sources: Sources, concept: Concept) -> Fit:
+    """How the concept's probe was fitted; what probes are usually fitted with, for an SAE feature."""
+    saved = {probe.name: probe.fit for probe in sources.read(workspace.probes)}
+    return saved[concept.name] if concept.kind == "probe" else "logistic_regression"
 
 
 def _halves(
@@ -707,7 +718,7 @@ def _about(
     """What the evidence is about, as JSON values."""
     names = (
         "removed", "shares", "seeds", "subsets", "subset_seeds", "subset_share", "answer_tokens", "origin",
-        "positive", "topic", "judge_url", "judge_model", "judge_behaviour", "quick",
+        "positive", "topic", "first_order", "judge_url", "judge_model", "judge_behaviour", "quick",
     )  # fmt: skip
     common = _common(sources, setting, options, lm, _precision(lm, options.recipe))
     return {
@@ -829,26 +840,75 @@ def _results(
 
 
 def _stability(
-    sources: Sources, setting: Setting, scores: dict[str, np.ndarray], options: ValidateOptions,
+    sources: Sources,
+    setting: Setting,
+    scores: dict[str, np.ndarray],
+    options: ValidateOptions,
     progress: Progress,
-) -> dict[str, Any]:  # fmt: skip
-    """How far rankings depend on which queries were drawn, where each query's own scores are cheap.
+) -> dict[str, Any]:
+    """How far rankings depend on what was drawn: queries, labelled examples, samples of the Fisher matrix.
 
-    That is concept influence from the gradient index: linear in the queries, which it scores in one sweep.
+    Queries are redrawn where that is cheap: for concept influence from the gradient index, which scores
+    every query alone in one sweep, and for the direction of vector filter, fitted anew to redrawn examples.
+    Candidates that differ in their seed alone tell what the samples of the Fisher matrix matter.
     """
-    results, intervals = [], {}
+    results: list[list[Any]] = []
+    intervals = {}
+
+    def add(quantity: str, candidate: Candidate, other: str, e: Estimate) -> None:
+        results.append(["stability", quantity, candidate.name, other, 1.0, e.value, e.low, e.high, e.p, e.n])
+
     for candidate in options.methods:
-        if candidate.method != "concept_influence" or candidate.options.own_answers:
-            continue
-        wanted, _ = _request(sources, setting, candidate)
-        if wanted.index is None or len(wanted.queries) < 3 or len({q.label for q in wanted.queries}) > 1:
-            continue
-        per_query = _per_query(sources, wanted, progress)
-        found = statistics.stability(statistics.resampled(per_query, QUERY_DRAWS), scores[candidate.name])
-        intervals[candidate.name] = (found.low, found.high)
-        e = found.spearman
-        results.append(["stability", "queries", candidate.name, "", 1.0, e.value, e.low, e.high, e.p, e.n])
+        redrawn = _redrawn(sources, setting, candidate, progress)
+        if redrawn is not None:
+            found = statistics.stability(redrawn, scores[candidate.name])
+            intervals[candidate.name] = (found.low, found.high)
+            add("queries", candidate, "", found.spearman)
+        for other in options.methods:
+            seeds = (candidate.options.seed, other.options.seed)
+            reseeded = replace(other.options, seed=seeds[0])
+            if seeds[0] < seeds[1] and candidate.method == other.method and reseeded == candidate.options:
+                matrix = statistics.agreement({name: scores[name] for name in (candidate.name, other.name)})
+                add("fisher", candidate, other.name, Estimate(float(matrix.iloc[0, 1]), n=len(setting.rows)))
     return {"results": results, "intervals": intervals}
+
+
+def _redrawn(
+    sources: Sources, setting: Setting, candidate: Candidate, progress: Progress
+) -> np.ndarray | None:
+    """Scores by redrawn queries, float64 [draws, rows]; None where they are not cheap."""
+    if candidate.method == "vector_filter" and setting.concept.kind == "probe":
+        return _by_redrawn_probes(sources, setting, candidate, progress)
+    if candidate.method != "concept_influence":
+        return None
+    wanted, _ = _request(sources, setting, candidate)
+    one_sign = all(query.label == 1 for query in wanted.queries)
+    if wanted.index is None or candidate.options.own_answers or len(wanted.queries) < 3 or not one_sign:
+        return None
+    return statistics.resampled(_per_query(sources, wanted, progress), QUERY_DRAWS)
+
+
+def _by_redrawn_probes(
+    sources: Sources, setting: Setting, candidate: Candidate, progress: Progress
+) -> np.ndarray:
+    """Vector filter by probes of labelled examples drawn with replacement: float64 [draws, rows]."""
+    wanted, _ = _request(sources, setting, candidate)
+    name, layer = wanted.concept.name, wanted.concept.layer
+    examples = setting.queries or sources.read(lambda cursor: workspace.labels(cursor, name))
+    manifest = sources.manifest
+    inputs = example_activations(
+        sources.layout, sources.database, examples, (layer,), manifest.fingerprints["model"],
+        manifest.configuration["max_tokens"], sources.model, progress,
+    )[layer]  # fmt: skip
+    labels = np.array([example.label for example in examples])
+    spread, fit = sources.read(store_queries.spreads)[layer], _fit(sources, setting.concept)
+    random = np.random.default_rng(0)
+    strata = [np.flatnonzero(labels == label) for label in (0, 1)]
+    directions = []
+    for _ in range(PROBE_DRAWS):
+        rows = np.concatenate([random.choice(part, len(part)) for part in strata])
+        directions.append(fit_direction(fit, inputs[rows], labels[rows], spread))
+    return vector_filter(read_activations(sources.layout, layer), np.stack(directions, axis=1)).T
 
 
 def _per_query(sources: Sources, wanted: Request, progress: Progress) -> np.ndarray:
