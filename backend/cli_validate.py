@@ -38,7 +38,7 @@ def add(command: argparse.ArgumentParser) -> None:
     command.add_argument("--seeds", type=int, metavar="N", help="repetitions of each run (default: 3)")
     command.add_argument(
         "--subsets", type=int, metavar="N",
-        help="random subsets for the linear datamodelling score (default: 30, quick: 10)",
+        help="random subsets for the linear datamodelling score (default: 30, quick: 8)",
     )  # fmt: skip
     command.add_argument("--subset-share", type=float, metavar="X", help="(default: 0.5, quick: 0.1)")
     command.add_argument("--subset-seeds", type=int, metavar="N", help="repetitions of each (default: 1)")
@@ -65,7 +65,7 @@ def add(command: argparse.ArgumentParser) -> None:
     recipe.add_argument("--learning-rate", type=float, metavar="X", help="default: 5e-4, quick: 2e-3")
     recipe.add_argument("--epochs", type=int, metavar="N", help="passes over the rows (default: 1)")
     recipe.add_argument(
-        "--max-steps", type=int, metavar="N", help="stop after N steps (default: never, quick: 12)"
+        "--max-steps", type=int, metavar="N", help="stop after N steps (default: never, quick: 10)"
     )
     recipe.add_argument("--batch", type=int, metavar="N", help="rows a step (default: 8, quick: 12)")
     recipe.add_argument("--max-tokens", type=int, metavar="N", help="of a row (default: 512, quick: 96)")

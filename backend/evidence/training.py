@@ -39,7 +39,7 @@ class Recipe:
         max_steps: stop after this many steps; None for all of the epochs.
         batch: rows a step. Each row counts alike: the loss is the mean of L(z) over them.
         max_tokens: rows are cut at this many tokens.
-        precision: of the frozen weights; ``auto`` is bfloat16 where the processor computes in it and new
+        precision: of the forward and backward passes; ``auto`` is bfloat16 where the processor computes in it and new
             LoRA weights are trained, else the model's own. What is trained is in float32 or wider.
     """
 
@@ -132,19 +132,33 @@ def fine_tuned(
     steps = _steps([keys[i] for i in usable], recipe, seed)
     report = Training()
     with trainable(lm, recipe.weights, recipe.rank, seed) as parameters:
-        optimiser = torch.optim.AdamW(parameters, lr=recipe.learning_rate, weight_decay=0.0)
+        # Small steps would be lost in bfloat16: they are taken on copies (Micikevicius et al. 2018).
+        masters = [parameter.detach().to(lm.wide_dtype, copy=True) for parameter in parameters]
+        optimiser = torch.optim.AdamW(masters, lr=recipe.learning_rate, weight_decay=0.0)
         head = LanguageModelHead(lm)
         for number, step in enumerate(steps):
             for group in optimiser.param_groups:
                 group["lr"] = recipe.learning_rate * (1 - number / len(steps))
-            optimiser.zero_grad(set_to_none=True)
             chosen = [usable[place] for place in step]
             report.losses.append(add_gradient(lm, head, cut, chosen))
-            optimiser.step()
+            _step(optimiser, masters, parameters)
             report.steps += 1
             report.rows += len(chosen)
             advance(len(chosen))
         yield report
+
+
+def _step(
+    optimiser: torch.optim.Optimizer, masters: Sequence[torch.Tensor], parameters: Sequence[torch.nn.Parameter]
+) -> None:
+    """One step of the masters along the parameters' gradients, and the parameters after them."""
+    for master, parameter in zip(masters, parameters, strict=True):
+        master.grad = None if parameter.grad is None else parameter.grad.to(master.dtype)
+        parameter.grad = None
+    optimiser.step()
+    with torch.no_grad():
+        for master, parameter in zip(masters, parameters, strict=True):
+            parameter.copy_(master)
 
 
 def add_gradient(lm: LanguageModel, head: LanguageModelHead, rows: Rows, chosen: Sequence[int]) -> float:

@@ -91,8 +91,8 @@ def _new_adapter(
             inject_adapter_in_model(settings, lm.model, adapter_name=_ADAPTER)
         parameters = [p for p in lm.model.parameters() if p.requires_grad]
         for parameter in parameters:
-            # Steps of a small learning rate would be lost in bfloat16.
-            parameter.data = parameter.data.to(lm.wide_dtype)
+            # PEFT makes them float32, and then converts every input that they read.
+            parameter.data = parameter.data.to(lm.dtype)
         yield parameters
     finally:
         _remove_adapter(lm.model)

@@ -144,14 +144,14 @@ QUICK: dict[str, Any] = {
     "methods": ("concept_influence", "vector_filter", "activation_similarity", "bm25"),
     "removed": ("concept_influence",),
     "seeds": 3,
-    "subsets": 10,
+    "subsets": 8,
     "subset_seeds": 1,
     "subset_share": 0.1,
-    "recipe": Recipe(rank=8, learning_rate=2e-3, max_steps=12, batch=12, max_tokens=96),
+    "recipe": Recipe(rank=8, learning_rate=2e-3, max_steps=10, batch=12, max_tokens=96),
     "answer_tokens": 24,
     "natural_rows": 12,
 }
-"""For a laptop: 96 tokens of a row, 144 rows a run."""
+"""For a laptop: 96 tokens of a row, 120 rows a run."""
 
 
 @dataclass(frozen=True)

@@ -93,12 +93,24 @@ def test_leaving_rows_out_leaves_the_order_of_the_rest():
     assert whole != keys and whole != [keys[i] for i in shuffled(keys, 4)]
 
 
-def test_lora_trains_low_rank_weights_alone_in_float32():
-    lm = private_copy(language_model(), torch.bfloat16)
+def test_lora_trains_low_rank_weights_alone():
+    lm = language_model()
     with trainable(lm, "lora", 4, seed=0) as parameters:
         assert len(parameters) == 2 * len(linear_layers(lm, 1, 4))
-        assert all(p.dtype == torch.float32 and 4 in p.shape for p in parameters)
+        assert all(4 in p.shape for p in parameters)
         assert sum(p.requires_grad for p in lm.model.parameters()) == len(parameters)
+
+
+@pytest.mark.parametrize("weights", ["lora", "all"])
+def test_small_steps_are_not_lost_in_bfloat16(weights):
+    rows, losses = some_rows(6), []
+    recipe = Recipe(weights=weights, rank=4, learning_rate=1e-4, batch=6, epochs=20)
+    for dtype in (torch.float32, torch.bfloat16):
+        lm = private_copy(language_model(), dtype)
+        before = mean_losses(lm, rows).mean()
+        with fine_tuned(lm, rows, list("abcdef"), recipe, 0):
+            losses.append(before - mean_losses(lm, rows).mean())
+    assert losses[0] > 0 and losses[1] == pytest.approx(losses[0], rel=0.5)
 
 
 def test_an_adapters_own_weights_are_trained_and_put_back():
