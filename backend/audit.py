@@ -17,6 +17,7 @@ from backend.concepts.heatmap import Heatmap, feature_heatmaps, influence_heatma
 from backend.concepts.probe import FITS, Fit, TrainedProbe, check_counts, train_probe
 from backend.errors import ConceptError, StoreError
 from backend.evidence.report import report
+from backend.evidence.statistics import Estimate
 from backend.export import with_metadata
 from backend.model.load import LanguageModel, ModelOptions, load_model
 from backend.pipeline.attribution import InfluenceOptions, forget_influence, token_influence
@@ -32,7 +33,7 @@ from backend.pipeline.rank import (
     scores_of,
     scores_of_many,
 )
-from backend.pipeline.validate import ValidateOptions, validate
+from backend.pipeline.validate import ValidateOptions, first_order, validate
 from backend.progress import Progress
 from backend.store import evidence as store_evidence
 from backend.store import groups as store_groups
@@ -516,6 +517,25 @@ class Audit:
         """
         found = self.concept(concept)
         return validate(self._sources(), found, options or ValidateOptions(), progress or self._progress)
+
+    def first_order(
+        self, concept: str, subsets: int = 40, size: int = 8, pool: int = 96, progress: Progress | None = None
+    ) -> tuple[Estimate, pd.DataFrame]:
+        """One small step on each of some random subsets, against influence without curvature.
+
+        Args:
+            subsets: how many.
+            size: rows of each.
+            pool: rows that they are drawn from.
+
+        Returns:
+            Pearson's correlation, and predicted and actual change of each subset.
+
+        Raises:
+            ConceptError: unknown concept, one without queries, or too few rows.
+        """
+        told = progress or self._progress
+        return first_order(self._sources(), self.concept(concept), told, subsets, size, pool)
 
     def evidence_list(self) -> pd.DataFrame:
         """Validations that are kept, latest first: evidence_id, concept_id, version, number, current."""

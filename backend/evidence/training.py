@@ -149,7 +149,9 @@ def fine_tuned(
 
 
 def _step(
-    optimiser: torch.optim.Optimizer, masters: Sequence[torch.Tensor], parameters: Sequence[torch.nn.Parameter]
+    optimiser: torch.optim.Optimizer,
+    masters: Sequence[torch.Tensor],
+    parameters: Sequence[torch.nn.Parameter],
 ) -> None:
     """One step of the masters along the parameters' gradients, and the parameters after them."""
     for master, parameter in zip(masters, parameters, strict=True):

@@ -90,7 +90,8 @@ class ValidateOptions:
     Attributes:
         methods: names of methods, or candidates with options of their own; ``random`` is always added.
         removed: names of those whose top rows are removed and retained in runs of their own (each costs
-            2 × shares × seeds runs); the others are compared by LDS, labels and agreement alone.
+            2 × shares × seeds runs, and random as many); the others are compared by LDS, labels and
+            agreement alone. None for all of them, empty for none.
         shares: of the rows that are removed or retained, between 0 and 1.
         seeds: repetitions, of the order of the rows, the first LoRA weights, and what is removed at random.
         subsets: random subsets for the linear datamodelling score (LDS); 0 leaves it out.
@@ -297,7 +298,7 @@ def plan(setting: Setting, scores: dict[str, np.ndarray], options: ValidateOptio
     runs = [Run("base", "", 0.0, 0, 0, ())]
     for seed in range(options.seeds):
         runs.append(Run("whole", "", 1.0, 0, seed, tuple(pool.tolist())))
-        for share in options.shares:
+        for share in options.shares if options.removed else ():
             count = max(1, round(share * len(pool)))
             for method in (RANDOM, *options.removed):
                 if method == RANDOM:
@@ -796,7 +797,7 @@ def _results(
         seeds = range(options.seeds)
         whole = np.array([value["whole", "", 1.0, 0, s] for s in seeds])
         add("whole", quantity, "", "base", 1.0, statistics.paired(whole - base))
-        for share in options.shares:
+        for share in options.shares if options.removed else ():
             for kind in ("removal", "retention"):
                 chance = np.array([value[kind, RANDOM, share, 0, s] for s in seeds])
                 for method in (RANDOM, *options.removed):

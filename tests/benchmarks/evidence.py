@@ -20,7 +20,6 @@ from pathlib import Path
 
 from backend import Audit, Candidate, InfluenceOptions, Recipe, ValidateOptions, read_labelled
 from backend.evidence.report import table, write_report
-from backend.pipeline.validate import first_order
 from backend.progress import for_this_terminal
 
 LEAST_PEARSON = 0.95
@@ -94,14 +93,7 @@ def main() -> None:
             quick = ValidateOptions(quick=True, origin=field, positive=(value,), topic="topic")
             told(audit, concept, quick, asked.report)
     elif asked.part == "first-order":
-        found, frame = first_order(
-            audit._sources(),
-            audit.concept(asked.concept),
-            for_this_terminal(),
-            40,
-            asked.subset_rows,
-            asked.pool,
-        )
+        found, frame = audit.first_order(asked.concept, 40, asked.subset_rows, asked.pool)
         slope = float(frame["actual"] @ frame["predicted"] / (frame["predicted"] @ frame["predicted"]))
         print(
             f"{asked.concept}: Pearson {found.value:.5f} ({found.low:.5f} to {found.high:.5f}) over {found.n} "

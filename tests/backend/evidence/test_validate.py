@@ -17,8 +17,7 @@ from backend.evidence.report import report, table, write_report
 from backend.evidence.training import Recipe
 from backend.model.load import fingerprint
 from backend.pipeline import validate as stage
-from backend.pipeline.validate import Candidate, ValidateOptions, first_order, split
-from backend.progress import Progress
+from backend.pipeline.validate import Candidate, ValidateOptions, split
 from backend.store.layout import Layout
 from tests.conftest import chat_rows
 
@@ -225,11 +224,29 @@ def test_held_out_rows_are_not_trained_on(audit):
     assert audit.validate("tone", few).about["n_pool"] == 300 - 2 - 4
 
 
-def test_steps_on_a_real_audit_agree_with_influence(audit):
-    found, frame = first_order(audit._sources(), audit.concept("tone"), Progress(), 12, 6, 30)
+def test_steps_on_an_audit_change_the_concept_as_influence_predicts(audit):
+    found, frame = audit.first_order("tone", 12, 6, 30)
     assert found.value > 0.99 and len(frame) == 12
-    again, _ = first_order(audit._sources(), audit.concept("tone"), Progress(), 12, 6, 30)
-    assert again == found
+    assert audit.first_order("tone", 12, 6, 30)[0] == found
+    with pytest.raises(ConceptError, match="too few for subsets of 400"):
+        audit.first_order("tone", 2, 400)
+
+
+def test_methods_may_be_compared_without_removing_anything(audit):
+    reseeded = tuple(
+        Candidate(f"seed {s}", "concept_influence", dataclasses.replace(EXACT, seed=s)) for s in (0, 1)
+    )
+    few = dataclasses.replace(SMALL, methods=(*reseeded, "vector_filter"), removed=(), first_order=3)
+    evidence = audit.validate("tone", few)
+    assert set(evidence.runs["kind"]) == {"base", "whole", "subset"}
+    found = evidence.results.set_index(["measure", "quantity", "method"])["estimate"]
+    # Without curvature nothing of a ranking is drawn.
+    assert found["stability", "fisher", "seed 0"] == pytest.approx(1)
+    assert 0 < found["stability", "queries", "vector_filter"] < 1
+    assert found["first_order", "shown", "concept_influence without curvature"] > 0.99
+    assert "Taylor" in report(evidence)[0]
+    own = evidence.scores.query("method == 'vector_filter'")
+    assert (own["percentile_low"] <= own["percentile_high"]).all() and own["percentile_low"].min() >= 0
 
 
 @pytest.mark.parametrize(
