@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from backend.pipeline.build import build
     from backend.pipeline.index import IndexOptions
     from backend.pipeline.options import BuildOptions
-    from backend.pipeline.validate import Candidate, ValidateOptions
+    from backend.pipeline.validation.options import Candidate, ValidateOptions
     from backend.progress import Progress, Stage
     from backend.store.evidence import Evidence
     from backend.store.filters import RowFilter
@@ -42,7 +42,7 @@ _HOME = {
     "Audit": "audit",
     "AuditError": "errors",
     "BuildOptions": "pipeline.options",
-    "Candidate": "pipeline.validate",
+    "Candidate": "pipeline.validation.options",
     "Columns": "data.conversation",
     "Concept": "types",
     "ConceptError": "errors",
@@ -63,7 +63,7 @@ _HOME = {
     "Stage": "progress",
     "StoreError": "errors",
     "TrainedProbe": "concepts.probe",
-    "ValidateOptions": "pipeline.validate",
+    "ValidateOptions": "pipeline.validation.options",
     "audit_names": "store.layout",
     "build": "pipeline.build",
     "read_labelled": "data.read",

@@ -33,7 +33,9 @@ from backend.pipeline.rank import (
     scores_of,
     scores_of_many,
 )
-from backend.pipeline.validate import ValidateOptions, first_order, validate
+from backend.pipeline.validate import validate
+from backend.pipeline.validation.first_order import first_order
+from backend.pipeline.validation.options import ValidateOptions
 from backend.progress import Progress
 from backend.store import evidence as store_evidence
 from backend.store import groups as store_groups

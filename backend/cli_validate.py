@@ -89,7 +89,7 @@ def run(options: argparse.Namespace) -> int:
     audit = _open(options.audit, options.cache, progress)
     from backend import read_labelled
     from backend.evidence.report import table, write_report
-    from backend.pipeline.validate import FULL, QUICK, ValidateOptions
+    from backend.pipeline.validation.options import FULL, QUICK, ValidateOptions
 
     names = ("weights", "rank", "learning_rate", "epochs", "max_steps", "batch", "max_tokens")
     given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
@@ -133,7 +133,7 @@ def candidate(text: str):
         AuditError: an option is unknown, or its value is not of its kind.
     """
     from backend.pipeline.attribution import InfluenceOptions
-    from backend.pipeline.validate import Candidate
+    from backend.pipeline.validation.options import Candidate
 
     method, *parts = text.split(":")
     chosen: dict = {}

@@ -162,7 +162,7 @@ def _method(evidence: Evidence) -> str:
         "see the rows that they share in the same order. Each model is measured at layer "
         f"{about['layer']} on {about['n_prompts']} held-out prompts by a probe of held-out examples, on "
         f"{about['n_shown']} given answers, and by its loss on {about['n_natural']} natural rows that no run "
-        f"trains on. Rows are ranked by {about['ranked_by']}."
+        f"trains on ({about['natural']}, and held-out answers without the behaviour). Rows are ranked by {about['ranked_by']}."
     )
 
 

@@ -17,7 +17,9 @@ from backend.evidence.report import report, table, write_report
 from backend.evidence.training import Recipe
 from backend.model.load import fingerprint
 from backend.pipeline import validate as stage
-from backend.pipeline.validate import Candidate, ValidateOptions, split
+from backend.pipeline.validation import runs
+from backend.pipeline.validation.options import Candidate, ValidateOptions
+from backend.pipeline.validation.setting import split
 from backend.store.layout import Layout
 from tests.conftest import chat_rows
 
@@ -119,7 +121,7 @@ def test_the_store_gives_back_what_was_found(done):
 
 def test_killed_between_runs_it_goes_on_where_it_was(audit, done, monkeypatch):
     trained = []
-    one = stage._one
+    one = runs.one_run
 
     def killed_after(count):
         def run(lm, setting, run, options):
@@ -131,10 +133,10 @@ def test_killed_between_runs_it_goes_on_where_it_was(audit, done, monkeypatch):
         return run
 
     for count in (3, 8):
-        monkeypatch.setattr(stage, "_one", killed_after(count))
+        monkeypatch.setattr(runs, "one_run", killed_after(count))
         with pytest.raises(KeyboardInterrupt):
             audit.validate("tone", SMALL)
-    monkeypatch.setattr(stage, "_one", killed_after(10_000))
+    monkeypatch.setattr(runs, "one_run", killed_after(10_000))
     evidence = audit.validate("tone", SMALL)
     # Nothing was done twice, and what came out is what a run without a break finds.
     assert len(trained) == len(set(trained)) == RUNS
