@@ -15,13 +15,15 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from backend.audit import Audit
+    from backend.concepts.features_of_text import TextFeatures
     from backend.concepts.heatmap import Heatmap, Segment
     from backend.concepts.probe import MIN_EACH, TrainedProbe
+    from backend.concepts.probe_report import ProbeReport
     from backend.data.conversation import Columns
     from backend.data.read import read_labelled, read_prompts, read_queries
     from backend.errors import AuditError, ConceptError, DataError, ModelError, StoreError
     from backend.evidence.training import Recipe
-    from backend.export import FORMATS, to_bytes
+    from backend.export import FORMATS
     from backend.model.load import ModelOptions
     from backend.pipeline.attribution import InfluenceOptions
     from backend.pipeline.build import build
@@ -29,8 +31,10 @@ if TYPE_CHECKING:
     from backend.pipeline.options import BuildOptions
     from backend.pipeline.validation.options import Candidate, ValidateOptions
     from backend.progress import Progress, Stage
+    from backend.store.compare import Agreement
     from backend.store.evidence import Evidence
     from backend.store.filters import RowFilter
+    from backend.store.flags import FlagChange
     from backend.store.layout import audit_names
     from backend.types import METHODS, Concept, Example, LabelledExample, Message
 
@@ -39,6 +43,7 @@ _HOME = {
     "FORMATS": "export",
     "METHODS": "types",
     "MIN_EACH": "concepts.probe",
+    "Agreement": "store.compare",
     "Audit": "audit",
     "AuditError": "errors",
     "BuildOptions": "pipeline.options",
@@ -49,6 +54,7 @@ _HOME = {
     "DataError": "errors",
     "Evidence": "store.evidence",
     "Example": "types",
+    "FlagChange": "store.flags",
     "Heatmap": "concepts.heatmap",
     "IndexOptions": "pipeline.index",
     "InfluenceOptions": "pipeline.attribution",
@@ -56,12 +62,14 @@ _HOME = {
     "Message": "types",
     "ModelError": "errors",
     "ModelOptions": "model.load",
+    "ProbeReport": "concepts.probe_report",
     "Progress": "progress",
     "Recipe": "evidence.training",
     "RowFilter": "store.filters",
     "Segment": "concepts.heatmap",
     "Stage": "progress",
     "StoreError": "errors",
+    "TextFeatures": "concepts.features_of_text",
     "TrainedProbe": "concepts.probe",
     "ValidateOptions": "pipeline.validation.options",
     "audit_names": "store.layout",
@@ -69,12 +77,12 @@ _HOME = {
     "read_labelled": "data.read",
     "read_prompts": "data.read",
     "read_queries": "data.read",
-    "to_bytes": "export",
 }
 __all__ = [
     "FORMATS",
     "METHODS",
     "MIN_EACH",
+    "Agreement",
     "Audit",
     "AuditError",
     "BuildOptions",
@@ -85,6 +93,7 @@ __all__ = [
     "DataError",
     "Evidence",
     "Example",
+    "FlagChange",
     "Heatmap",
     "IndexOptions",
     "InfluenceOptions",
@@ -92,12 +101,14 @@ __all__ = [
     "Message",
     "ModelError",
     "ModelOptions",
+    "ProbeReport",
     "Progress",
     "Recipe",
     "RowFilter",
     "Segment",
     "Stage",
     "StoreError",
+    "TextFeatures",
     "TrainedProbe",
     "ValidateOptions",
     "audit_names",
@@ -105,7 +116,6 @@ __all__ = [
     "read_labelled",
     "read_prompts",
     "read_queries",
-    "to_bytes",
 ]
 
 

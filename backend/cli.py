@@ -294,6 +294,19 @@ def _add_export(commands) -> None:
         "--where", action="append", default=[], metavar="FIELD=VALUE", type=_condition,
         help="only rows with this metadata value; may be repeated",
     )  # fmt: skip
+    export.add_argument(
+        "--schema", choices=["audit", "own"], default="audit",
+        help="columns: audit (prompt, response, flag, metadata; the default) or own (those of the input, as they were)",
+    )  # fmt: skip
+    export.add_argument("--concept", metavar="NAME", help="put the scores of this concept beside each row")
+    export.add_argument(
+        "--method", default="vector_filter", choices=METHODS, help="of these scores (default: vector_filter)"
+    )
+    export.add_argument(
+        "--exact-csv", action="store_true",
+        help="CSV that reads back as it was; without it, cells that a spreadsheet would take for a formula begin "
+        "with an apostrophe",
+    )  # fmt: skip
     _add_output(export)
 
 
@@ -326,6 +339,11 @@ def _add_server_options(command: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     command.add_argument(
         "--no-browser", action="store_true", help="print the address instead of opening a browser"
+    )
+    command.add_argument(
+        "--read-only",
+        action="store_true",
+        help="offer nothing that changes an audit: no flags, labels or names",
     )
 
 
@@ -454,7 +472,6 @@ def _rank(options: argparse.Namespace) -> int:
 def _export(options: argparse.Namespace) -> int:
     audit = _open(options.audit, options.cache, Progress())
     from backend import RowFilter
-    from backend.export import write
 
     metadata: dict[str, tuple[str, ...]] = {}
     known = set(audit.metadata_fields()["field"])
@@ -465,11 +482,14 @@ def _export(options: argparse.Namespace) -> int:
             )
         metadata[name] = (*metadata.get(name, ()), value)
     where = RowFilter(text=options.text, metadata=metadata, flag="" if options.all else options.flag)
-    table = audit.export_table(where)
-    write(table, options.format, options.out)
-    if options.out and options.out != "-":
-        print(f"{len(table):,} rows in {options.out}", file=sys.stderr)
-    elif not len(table):
+    out = Path(options.out) if options.out and options.out != "-" else None
+    told = audit.export(out, options.format, where, options.schema, options.concept, options.method,
+                        exact=options.exact_csv)  # fmt: skip
+    if out is not None:
+        print(
+            f"{told['rows']:,} rows in {out}, and how they came about in {out}.manifest.json", file=sys.stderr
+        )
+    elif not told["rows"]:
         print("concept-audit: no rows pass; flag some in the dashboard, or pass --all", file=sys.stderr)
     return 0
 
@@ -526,7 +546,7 @@ def _open(audit: str, cache: Path, progress: Progress):
 def _run_app(root: Path | None, options: argparse.Namespace) -> int:
     from backend.serve import serve
 
-    return serve(root, options.cache, options.address, options.port, options.no_browser)
+    return serve(root, options.cache, options.address, options.port, options.no_browser, options.read_only)
 
 
 def _started() -> Progress:

@@ -12,13 +12,17 @@ from backend.errors import AuditError
 
 CACHE_VARIABLE = "CONCEPT_AUDIT_CACHE"
 AUDIT_VARIABLE = "CONCEPT_AUDIT_NAME"
+READ_ONLY_VARIABLE = "CONCEPT_AUDIT_READ_ONLY"
 
 
-def serve(root: Path | None, cache: Path, address: str, port: int | None, headless: bool) -> int:
+def serve(
+    root: Path | None, cache: Path, address: str, port: int | None, headless: bool, read_only: bool = False
+) -> int:
     """Run the dashboard until it is stopped.
 
     Args:
         root: the audit to open first; the others of its directory can be chosen in the dashboard.
+        read_only: offer nothing that changes an audit.
 
     Returns:
         Streamlit's exit status.
@@ -28,13 +32,14 @@ def serve(root: Path | None, cache: Path, address: str, port: int | None, headle
         raise AuditError("the dashboard is not installed; install the project again with `pip install -e .`")
     script = Path(spec.submodule_search_locations[0]) / "main.py"
     command = [sys.executable, "-m", "streamlit", "run", str(script), "--server.address", address]
-    command += ["--browser.gatherUsageStats", "false"]
+    command += ["--browser.gatherUsageStats", "false", "--server.enableWebsocketCompression", "true"]
     if port is not None:
         command += ["--server.port", str(port)]
     if headless:
         command += ["--server.headless", "true"]
     environment = dict(os.environ)
     environment[CACHE_VARIABLE] = str((root.parent if root else cache).resolve())
+    environment[READ_ONLY_VARIABLE] = "1" if read_only else "0"
     if root:
         environment[AUDIT_VARIABLE] = root.resolve().name
     try:

@@ -1,13 +1,23 @@
-"""Plotly charts."""
+"""Plotly charts. Each colour keeps its contrast on a light and on a dark page."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
 ALL, PASSING, HERE = "#7d9ba0", "#2b8a94", "#d66014"
-"""Colours that keep their contrast on a light and on a dark page."""
+QUIET = {"displayModeBar": False}
+"""Configuration of charts without buttons."""
+NAME_LENGTH = 44
+
+
+def _figure(height: int, **layout) -> go.Figure:
+    figure = go.Figure()
+    figure.update_layout(height=height, margin=dict(l=8, r=8, t=8, b=8), showlegend=False, **layout)
+    return figure
 
 
 def score_histogram(
@@ -16,12 +26,15 @@ def score_histogram(
     passing: np.ndarray,
     filtered: bool,
     shown: tuple[float, float] | None,
+    brushed: tuple[float, float] | None = None,
+    threshold: float | None = None,
 ) -> go.Figure:
     """Histogram of scores: all rows, those that pass the filter, and the span of the rows on the page."""
     middles, width = (edges[:-1] + edges[1:]) / 2, edges[1] - edges[0]
-    hover = "%{customdata[0]:.3f} to %{customdata[1]:.3f}: %{y:,} rows<extra></extra>"
+    hover = "%{customdata[0]:.3g} to %{customdata[1]:.3g}: %{y:,} rows<extra></extra>"
     spans = np.stack([edges[:-1], edges[1:]], axis=1)
-    figure = go.Figure()
+    figure = _figure(230, barmode="overlay", dragmode="select", selectdirection="h")
+    figure.update_layout(showlegend=filtered, legend=dict(orientation="h", y=1.12, x=0))
     figure.add_bar(
         x=middles, y=everything, width=width * 0.94, name="All rows", customdata=spans, hovertemplate=hover,
         marker_color=ALL if filtered else PASSING, opacity=0.5 if filtered else 1.0,
@@ -36,46 +49,62 @@ def score_histogram(
             x0=shown[0], x1=shown[1], fillcolor=HERE, opacity=0.18, line_width=1, line_color=HERE,
             annotation_text="on this page", annotation_position="top left", annotation_font_size=11,
         )  # fmt: skip
-    figure.update_layout(
-        barmode="overlay", height=230, margin=dict(l=8, r=8, t=8, b=8), showlegend=filtered,
-        legend=dict(orientation="h", y=1.12, x=0), dragmode="select", selectdirection="h",
-    )  # fmt: skip
+    if brushed is not None:
+        figure.add_vrect(x0=brushed[0], x1=brushed[1], fillcolor=PASSING, opacity=0.12, line_width=1)
+    if threshold is not None:
+        figure.add_vline(x=threshold, line_dash="dash", line_color=HERE, annotation_text="threshold")
+    # Selected or not, bars look the same: the filter colours them.
+    figure.update_traces(selected=dict(marker=dict(opacity=1)), unselected=dict(marker=dict(opacity=1)))
     figure.update_xaxes(title="score (further right pushes more towards the concept)")
     figure.update_yaxes(title="rows", rangemode="tozero")
     return figure
 
 
-NAME_LENGTH = 44
+def counts_chart(edges: np.ndarray, counts: np.ndarray, across: str, up: str, height: int = 170) -> go.Figure:
+    """A plain histogram, on a logarithmic axis where counts differ much."""
+    figure = _figure(height)
+    middles = (edges[:-1] + edges[1:]) / 2
+    figure.add_bar(
+        x=middles, y=counts, width=(edges[1] - edges[0]) * 0.94, marker_color=PASSING,
+        customdata=np.stack([edges[:-1], edges[1:]], axis=1),
+        hovertemplate="%{customdata[0]:.3g} to %{customdata[1]:.3g}: %{y:,}<extra></extra>",
+    )  # fmt: skip
+    figure.update_xaxes(title=across)
+    positive = counts[counts > 0]
+    steep = len(positive) > 1 and positive.max() > 200 * np.median(positive)
+    figure.update_yaxes(title=up, type="log" if steep else "linear")
+    return figure
 
 
-def interval_chart(groups: pd.DataFrame) -> go.Figure:
-    """Means of groups with their intervals, the highest on top.
+def interval_chart(groups: pd.DataFrame, across: str = "mean score (further right pushes more towards the concept)",
+                   value: str = "mean") -> go.Figure:  # fmt: skip
+    """Estimates of groups with their intervals, the first on top.
 
     Args:
-        groups: name, n_rows, mean, low, high, in the order of the mean.
+        groups: name, `value`, low, high, and n_rows where it is known.
     """
-    figure = go.Figure()
+    rows = groups["n_rows"] if "n_rows" in groups else groups["inside"]
+    figure = _figure(90 + 24 * len(groups))
     figure.add_scatter(
-        x=groups["mean"], y=[_short(name) for name in groups["name"]], mode="markers",
-        marker=dict(color=PASSING, size=9), customdata=groups[["n_rows", "low", "high"]],
+        x=groups[value], y=[short(name) for name in groups["name"]], mode="markers",
+        marker=dict(color=PASSING, size=9), customdata=np.stack([rows, groups["low"], groups["high"]], axis=1),
         error_x=dict(
-            symmetric=False, array=groups["high"] - groups["mean"], arrayminus=groups["mean"] - groups["low"],
+            symmetric=False, array=groups["high"] - groups[value], arrayminus=groups[value] - groups["low"],
             color=ALL, thickness=1.5,
         ),
-        hovertemplate="%{y}<br>mean %{x:.4g} (%{customdata[1]:.4g} to %{customdata[2]:.4g})<br>"
+        hovertemplate="%{y}<br>%{x:.4g} (%{customdata[1]:.4g} to %{customdata[2]:.4g})<br>"
         "%{customdata[0]:,} rows<extra></extra>",
     )  # fmt: skip
-    figure.update_layout(height=90 + 24 * len(groups), margin=dict(l=8, r=8, t=8, b=8), showlegend=False)
     figure.update_yaxes(autorange="reversed", automargin=True, type="category")
-    figure.update_xaxes(title="mean score (further right pushes more towards the concept)", zeroline=True)
+    figure.update_xaxes(title=across, zeroline=True)
     return figure
 
 
 def beside_chart(groups: pd.DataFrame, across: str, up: str) -> go.Figure:
     """Each group's mean by one method against its mean by another; larger groups have larger marks."""
-    figure = go.Figure()
+    figure = _figure(340)
     figure.add_scatter(
-        x=groups["mean"], y=groups["beside_mean"], mode="markers", text=[_short(name) for name in groups["name"]],
+        x=groups["mean"], y=groups["beside_mean"], mode="markers", text=[short(name) for name in groups["name"]],
         marker=dict(
             size=5 + 12 * np.sqrt(groups["n_rows"] / groups["n_rows"].max()), color=PASSING, opacity=0.55,
             line=dict(width=0),
@@ -83,13 +112,67 @@ def beside_chart(groups: pd.DataFrame, across: str, up: str) -> go.Figure:
         customdata=groups[["n_rows"]],
         hovertemplate="%{text}<br>%{x:.4g} · %{y:.4g}<br>%{customdata[0]:,} rows<extra></extra>",
     )  # fmt: skip
-    figure.update_layout(height=340, margin=dict(l=8, r=8, t=8, b=8), showlegend=False)
     figure.update_xaxes(title=across, zeroline=True)
     figure.update_yaxes(title=up, zeroline=True)
     return figure
 
 
-def _short(name: str) -> str:
+def points_chart(points: pd.DataFrame, across: str, up: str, chosen: Sequence[int]) -> go.Figure:
+    """Rows by their scores in two rankings; those chosen stand out."""
+    figure = _figure(430, dragmode="select")
+    here = points["example_id"].isin(set(chosen)).to_numpy()
+    figure.add_scattergl(
+        x=points["a_score"], y=points["b_score"], mode="markers",
+        customdata=points[["example_id", "a_rank", "b_rank"]],
+        marker=dict(color=np.where(here, HERE, PASSING), size=np.where(here, 10, 6), opacity=0.7),
+        hovertemplate="row %{customdata[0]:,}<br>#%{customdata[1]:,} and #%{customdata[2]:,}<extra></extra>",
+    )  # fmt: skip
+    figure.update_xaxes(title=across, zeroline=True)
+    figure.update_yaxes(title=up, zeroline=True)
+    return figure
+
+
+def overlap_chart(depths: np.ndarray, overlap: np.ndarray, n_rows: int) -> go.Figure:
+    """Share of the first k rows that two rankings have in common, beside what chance gives."""
+    figure = _figure(300)
+    figure.update_layout(showlegend=True, legend=dict(orientation="h", y=1.15, x=0))
+    figure.add_scatter(
+        x=depths, y=overlap, mode="lines+markers", name="these two", line_color=PASSING,
+        hovertemplate="first %{x:,}: %{y:.0%} in common<extra></extra>",
+    )  # fmt: skip
+    figure.add_scatter(
+        x=depths, y=depths / max(n_rows, 1), mode="lines", name="by chance", line=dict(color=ALL, dash="dot"),
+        hovertemplate="first %{x:,}: %{y:.0%} by chance<extra></extra>",
+    )  # fmt: skip
+    figure.update_xaxes(title="first k rows", type="log")
+    figure.update_yaxes(title="in common", tickformat=".0%", range=[0, 1.04])
+    return figure
+
+
+def precision_recall_chart(
+    precision: np.ndarray, recall: np.ndarray, here: tuple[float, float], base: float
+) -> go.Figure:
+    """Precision against recall of held-out examples, with the point of the present threshold.
+
+    Args:
+        here: recall and precision at the threshold.
+        base: share of positive examples, the precision of a guess.
+    """
+    figure = _figure(230)
+    figure.add_scatter(
+        x=recall, y=precision, mode="lines", line=dict(color=PASSING, shape="hv"),
+        hovertemplate="recall %{x:.0%}, precision %{y:.0%}<extra></extra>",
+    )  # fmt: skip
+    figure.add_scatter(
+        x=[here[0]], y=[here[1]], mode="markers", marker=dict(color=HERE, size=13), hoverinfo="skip"
+    )
+    figure.add_hline(y=base, line_dash="dot", line_color=ALL)
+    figure.update_xaxes(title="recall", tickformat=".0%", range=[0, 1.03])
+    figure.update_yaxes(title="precision", tickformat=".0%", range=[0, 1.04])
+    return figure
+
+
+def short(name: str) -> str:
     """A name for an axis; Plotly reads a few tags in text, so their brackets are replaced."""
-    text = name.replace("<", "‹").replace(">", "›").replace("\n", "⏎")
+    text = name.replace("<", "‹").replace(">", "›").replace("\n", "⏎").replace("\0", "␀")
     return text if len(text) <= NAME_LENGTH else text[: NAME_LENGTH - 1] + "…"

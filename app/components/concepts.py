@@ -11,18 +11,18 @@ from app.components.url import select_by_id
 from backend import Audit
 
 
-def concept_picker(audit: Audit) -> str | None:
-    """A select box of probes and SAE features, bound to the URL as ``concept``; None if there are none."""
-    concepts = audit.concepts()
+def concept_picker(audit: Audit, key: str = "concept", label: str = "Concept") -> str | None:
+    """A select box of probes and SAE features, bound to the URL as `key`; None if there are none."""
+    concepts = audit.concepts(live_only=True)
     if concepts.empty:
         return None
     probes_first = concepts.sort_values("kind", kind="stable")
     names = {row.concept_id: concept_title(row) for row in probes_first.itertuples()}
     return select_by_id(
-        "Concept",
+        label,
         list(names),
         lambda concept_id: names.get(concept_id, concept_id),
-        key="concept",
+        key=key,
         on_change=first_page,
         help="A probe, or an SAE feature: type a few letters of a feature's tokens to find it",
     )

@@ -1,4 +1,7 @@
-"""Token heatmaps as HTML: one colour ramp for the page, text untouched, values on hover."""
+"""Token heatmaps as HTML: one colour ramp for the page, text untouched, values on hover.
+
+Colours are classes of one style sheet for the page, so that a token costs few bytes.
+"""
 
 from __future__ import annotations
 
@@ -6,13 +9,19 @@ import html
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+import streamlit as st
+
 from backend import Heatmap, Segment
 
 TOWARDS = (214, 96, 20)
 AWAY = (70, 90, 190)
+"""Orange and blue: told apart by people of any colour vision."""
 STRONGEST = 0.62
 """Opacity of the strongest colour: text keeps its contrast on it, in light and in dark."""
-INVISIBLE = 0.03
+LEVELS = 16
+SHORT_CONTEXT = 12
+"""Tokens shown on either side of the strongest, where the context is short."""
+TOLD = 5
 
 
 @dataclass(frozen=True)
@@ -29,14 +38,28 @@ class Ramp:
     reach: float
     signed: bool
 
-    def colour(self, value: float) -> str | None:
-        """CSS colour of a value, or None if it is too close to the centre to see."""
+    def level(self, value: float) -> int:
+        """How strong a value's colour is, from 0 (none) to `LEVELS`; negative for values below the centre."""
         distance = value - self.centre
-        strength = min(abs(distance) / self.reach, 1.0) * STRONGEST if self.reach else 0.0
-        if strength < INVISIBLE or (distance < 0 and not self.signed):
-            return None
-        red, green, blue = TOWARDS if distance > 0 else AWAY
-        return f"rgba({red},{green},{blue},{strength:.2f})"
+        if not self.reach or (distance < 0 and not self.signed):
+            return 0
+        return round(max(-1.0, min(distance / self.reach, 1.0)) * LEVELS)
+
+
+@dataclass(frozen=True)
+class Look:
+    """How the text of heatmaps is shown.
+
+    Attributes:
+        newlines: mark the ends of lines.
+        short: only what stands around the strongest token of a turn.
+    """
+
+    newlines: bool = True
+    short: bool = False
+
+
+FULL = Look()
 
 
 def ramp(heatmaps: Iterable[Heatmap], centre: float) -> Ramp:
@@ -48,14 +71,33 @@ def ramp(heatmaps: Iterable[Heatmap], centre: float) -> Ramp:
     return Ramp(middle, max((abs(value - middle) for value in values), default=0.0), signed)
 
 
-def turn_html(segments: Sequence[Segment], colours: Ramp) -> str:
-    """One assistant turn with its tokens coloured."""
-    return "".join(_segment(segment, colours) for segment in segments)
+def style_sheet() -> None:
+    """The classes of all heatmaps; once a page."""
+    rules = [".hm i{font-style:normal;border-radius:.2rem}", ".hm u{text-decoration:none;opacity:.45}"]
+    for name, colour in (("t", TOWARDS), ("a", AWAY)):
+        for level in range(1, LEVELS + 1):
+            shade = f"rgba({colour[0]},{colour[1]},{colour[2]},{STRONGEST * level / LEVELS:.2f})"
+            rules.append(f".hm .{name}{level}{{background:{shade}}}")
+    hidden = "position:absolute;width:1px;height:1px;overflow:hidden;clip-path:inset(50%);white-space:nowrap"
+    rules.append(f".hidden-words{{{hidden}}}")
+    st.html(f"<style>{''.join(rules)}</style>")
+
+
+def turn_html(segments: Sequence[Segment], colours: Ramp, look: Look = FULL) -> str:
+    """One assistant turn with its tokens coloured, and its strongest tokens in words for screen readers."""
+    shown, before, after = list(segments), "", ""
+    if look.short and shown:
+        peak = max(range(len(shown)), key=lambda i: abs(shown[i].value - colours.centre))
+        start, end = max(peak - SHORT_CONTEXT, 0), peak + SHORT_CONTEXT + 1
+        before, after = ("… " if start else ""), (" …" if end < len(shown) else "")
+        shown = shown[start:end]
+    coloured = "".join(_segment(segment, colours, look) for segment in shown)
+    return f'<span class="hm">{before}{coloured}{after}</span>{_in_words(shown, colours)}'
 
 
 def text_html(text: str) -> str:
-    """Plain text, safe to put into a page."""
-    return html.escape(text)
+    """Plain text, safe to put into a page; characters that HTML cannot hold are shown as a sign."""
+    return html.escape(text.replace("\0", "␀"))
 
 
 def legend_html(colours: Ramp) -> str:
@@ -70,7 +112,7 @@ def legend_html(colours: Ramp) -> str:
         else f"linear-gradient(90deg,transparent,{towards})"
     )
     return (
-        '<div style="display:flex;align-items:center;gap:.5rem;font-size:.8rem;opacity:.85">'
+        '<div style="display:flex;align-items:center;gap:.5rem;font-size:.8rem">'
         f"<span>{first}</span>"
         f'<span style="width:9rem;height:.7rem;border-radius:.35rem;border:1px solid rgba(128,128,128,.35);'
         f'background:{gradient}"></span>'
@@ -78,14 +120,22 @@ def legend_html(colours: Ramp) -> str:
     )
 
 
-def _segment(segment: Segment, colours: Ramp) -> str:
+def _segment(segment: Segment, colours: Ramp, look: Look) -> str:
     if segment.end_of_turn:
-        shown = '<span style="opacity:.55">■</span>'
-        title = f"end of turn {segment.value:+.4g}"
+        shown, title = "<u>■</u>", f"end of turn {segment.value:+.3g}"
     else:
-        shown = html.escape(segment.text).replace("\n", '<span style="opacity:.45">↵</span>\n')
-        title = f"{segment.value:+.4g}"
-    colour = colours.colour(segment.value)
-    if colour is None:
+        shown, title = text_html(segment.text), f"{segment.value:+.3g}"
+        if look.newlines:
+            shown = shown.replace("\n", "<u>↵</u>\n")
+    level = colours.level(segment.value)
+    if not level:
         return shown
-    return f'<span style="background:{colour};border-radius:.2rem" title="{title}">{shown}</span>'
+    return f'<i class={"t" if level > 0 else "a"}{abs(level)} title="{title}">{shown}</i>'
+
+
+def _in_words(segments: Sequence[Segment], colours: Ramp) -> str:
+    strongest = sorted(segments, key=lambda s: -abs(s.value - colours.centre))[:TOLD]
+    told = [
+        f"{s.text.strip()} {s.value:+.3g}" for s in strongest if colours.level(s.value) and s.text.strip()
+    ]
+    return f'<span class="hidden-words">Strongest tokens: {text_html(", ".join(told))}</span>' if told else ""

@@ -38,8 +38,13 @@ ENGINES = {"auto": "Index", "exact": "Exact"}
 
 def method_picker() -> str:
     """A select box of methods, bound to the URL."""
+    return select_method("method", "Method", "vector_filter")
+
+
+def select_method(key: str, label: str, default: str) -> str:
+    """A select box of methods, bound to the URL as `key`."""
     return select_by_id(
-        "Method", METHODS, NAMES.__getitem__, "method", default="vector_filter", on_change=first_page,
+        label, METHODS, NAMES.__getitem__, key, default=default, on_change=first_page,
         help="\n".join(f"* **{NAMES[m]}**: {MEANINGS[m]}" for m in METHODS), width=230,
     )  # fmt: skip
 

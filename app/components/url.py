@@ -1,7 +1,7 @@
-"""A select box whose value is in the URL by its id.
+"""Values that live in the URL by hand, where Streamlit's own binding does not fit.
 
-Streamlit's own binding writes the label that people read; for concepts the id is
-shorter, and stays when a label changes.
+Its binding writes the label that people read; for concepts the id is shorter, and
+stays when a label changes. And a span that is brushed in a chart has no widget.
 """
 
 from __future__ import annotations
@@ -9,6 +9,28 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import streamlit as st
+
+
+def in_url(key: str) -> str | None:
+    """The value of a query parameter that callbacks may change by `put`."""
+    kept, seen = f"{key}-value", f"{key}-seen"
+    there = st.query_params.get(key)
+    if there != st.session_state.get(seen):
+        # The URL has changed since the last run: a link, or the browser's back button.
+        st.session_state[seen] = st.session_state[kept] = there
+    value = st.session_state.get(kept)
+    if value != there:
+        st.session_state[seen] = value
+        if value is None:
+            del st.query_params[key]
+        else:
+            st.query_params[key] = value
+    return value
+
+
+def put(key: str, value: str | None) -> None:
+    """Change the value of `in_url` from a callback; None takes it out of the URL."""
+    st.session_state[f"{key}-value"] = value
 
 
 def select_by_id(
@@ -23,18 +45,17 @@ def select_by_id(
 ) -> str:
     """A select box of ids; `key` is the query parameter. An id in the URL that is not offered is ignored."""
     box, seen = f"{key}-box", f"{key}-seen"
-    in_url = st.query_params.get(key)
-    if in_url != st.session_state.get(seen):
-        # The URL has changed since the last run: a link, or the browser's back button.
-        st.session_state[seen] = in_url
-        if in_url in ids:
-            st.session_state[box] = in_url
+    there = st.query_params.get(key)
+    if there != st.session_state.get(seen):
+        st.session_state[seen] = there
+        if there in ids:
+            st.session_state[box] = there
     if st.session_state.get(box) not in ids:
         st.session_state[box] = default if default in ids else ids[0]
     chosen = st.selectbox(
         label, ids, format_func=format_func, key=box, on_change=on_change, help=help, width=width
     )
-    if chosen != in_url:
+    if chosen != there:
         st.query_params[key] = st.session_state[seen] = chosen
     return chosen
 

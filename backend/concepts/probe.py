@@ -144,6 +144,12 @@ def fit_direction(fit: Fit, inputs: np.ndarray, labels: np.ndarray, spread: np.n
     return logistic_regression(inputs, labels, spread)
 
 
+def boundary(inputs: np.ndarray, labels: np.ndarray, direction: np.ndarray) -> float:
+    """The score midway between the mean positive and the mean negative example."""
+    scores = inputs @ direction
+    return float((scores[labels == 1].mean() + scores[labels == 0].mean()) / 2)
+
+
 def _unit(vector: np.ndarray) -> np.ndarray:
     length = np.linalg.norm(vector)
     if not length:
@@ -170,10 +176,10 @@ def _cross_validate(
     activations: Activations, labels: np.ndarray, spread: Activations, fits: Sequence[Fit], seed: int
 ) -> dict[tuple[int, Fit], float]:
     """(layer, fit) → the mean AUROC of held-out folds."""
-    splits = _splits(labels, seed)
+    folds = splits(labels, seed)
     return {
         (layer, fit): float(
-            np.mean([_fold_auroc(fit, inputs, labels, spread[layer], train, test) for train, test in splits])
+            np.mean([_fold_auroc(fit, inputs, labels, spread[layer], train, test) for train, test in folds])
         )
         for layer, inputs in activations.items()
         for fit in fits
@@ -184,7 +190,7 @@ def _nested_auroc(
     activations: Activations, labels: np.ndarray, spread: Activations, fits: Sequence[Fit], seed: int
 ) -> float:
     areas = []
-    for train, test in _splits(labels, seed + 1):
+    for train, test in splits(labels, seed + 1):
         inner = {layer: inputs[train] for layer, inputs in activations.items()}
         layer, fit = _best(_cross_validate(inner, labels[train], spread, fits, seed))
         areas.append(_fold_auroc(fit, activations[layer], labels, spread[layer], train, test))
@@ -198,9 +204,10 @@ def _fold_auroc(
     return auroc(inputs[test] @ direction, labels[test])
 
 
-def _splits(labels: np.ndarray, seed: int) -> list[tuple[np.ndarray, np.ndarray]]:
+def splits(labels: np.ndarray, seed: int, repeats: int = REPEATS) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Stratified folds, several times over: places of the examples to train and to test on."""
     from sklearn.model_selection import RepeatedStratifiedKFold
 
     folds = min(FOLDS, int((labels == 1).sum()), int((labels == 0).sum()))
-    splitter = RepeatedStratifiedKFold(n_splits=folds, n_repeats=REPEATS, random_state=seed)
+    splitter = RepeatedStratifiedKFold(n_splits=folds, n_repeats=repeats, random_state=seed)
     return list(splitter.split(np.zeros(len(labels)), labels))

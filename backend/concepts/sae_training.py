@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from backend.concepts.sae import SparseAutoencoder, load_sae
+from backend.model.load import native_bfloat16
 from backend.progress import Stage
 
 BUFFER_TOKENS = 1 << 15
@@ -160,7 +161,8 @@ def train_sae(
     batches = feed.from_step(trainer.n_training_steps)
     while trainer.n_training_steps < steps:
         trainer.maybe_reset_sparsity()
-        output = trainer.step(torch.from_numpy(next(batches)))
+        with torch.autocast(device.type, torch.bfloat16, enabled=native_bfloat16(device)):
+            output = trainer.step(torch.from_numpy(next(batches)))
         trainer.n_training_steps += 1
         report = trainer.n_training_steps % REPORT_EVERY == 0
         stage.advance(1, _describe(output) if report else None)

@@ -48,6 +48,18 @@ def read_examples(
     return (_example(row, layout) for row in rows)
 
 
+def raw_rows(source: str | Path, split: str = "train") -> Iterator[Mapping[str, Any]]:
+    """The rows of a data set with their columns as they are, in the order of `read_examples`.
+
+    Values are in JSON's types.
+
+    Raises:
+        DataError: as `read_examples`.
+    """
+    for row in _rows(source, split):
+        yield {name: _as_json(value) for name, value in row.values.items()}
+
+
 def read_labelled(path: str | Path) -> list[LabelledExample]:
     """Read the examples of a probe: rows like those of `read_examples`, each with a ``label``.
 

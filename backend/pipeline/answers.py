@@ -13,7 +13,7 @@ from backend.model.generate import answers
 from backend.model.load import LanguageModel
 from backend.progress import Progress
 from backend.store.layout import Layout
-from backend.store.shards import TokenizedExample, read_tokens, write_answers
+from backend.store.shards import TokenizedExample, TokenizedText, read_tokens, write_answers
 from backend.types import LabelledExample
 
 ANSWER_TOKENS = 128
@@ -80,7 +80,16 @@ def answered(
     return Rows(ids, response)
 
 
-def last_response(row: TokenizedExample) -> int | None:
+def own_answer(lm: LanguageModel, row: TokenizedText) -> str | None:
+    """What the model itself would say in place of a row's last response; None if nothing stands before it."""
+    start = last_response(row)
+    if not start:
+        return None
+    (made,) = answers(lm, [row.input_ids[:start]], ANSWER_TOKENS)
+    return ChatRenderer(lm.tokenizer, lm.context).decode(made[0])
+
+
+def last_response(row: TokenizedExample | TokenizedText) -> int | None:
     """Where the last run of response tokens begins; None if there is none, or nothing before it."""
     response = np.flatnonzero(row.parts != PROMPT)
     if not len(response):

@@ -138,15 +138,6 @@ class Scores:
     retained: float = 1.0
 
 
-def native_bfloat16(device: torch.device) -> bool:
-    """Whether a device multiplies matrices in bfloat16 faster than in float32."""
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    if device.type == "cpu":
-        return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
-    return False
-
-
 def attribute(layout: Layout, lm: LanguageModel, run: Attribution, progress: Progress) -> Scores:
     """Compute an attribution, or go on computing it.
 

@@ -25,6 +25,7 @@ from backend.influence.vector_filter import vector_filter
 from backend.model.chat import ChatRenderer
 from backend.model.load import LanguageModel, default_layers, load_model
 from backend.model.load import fingerprint as model_fingerprint
+from backend.model.unembed import logit_effects
 from backend.pipeline.activations import TokenSample, activation_stage, count_tokens, feature_stage
 from backend.pipeline.options import LONGEST_ROW, BuildOptions, key
 from backend.pipeline.read import read_stage
@@ -32,6 +33,7 @@ from backend.progress import Progress
 from backend.store.assemble import SaeDirections, assemble
 from backend.store.layout import Layout, as_store_error
 from backend.store.manifest import Manifest, read_manifest
+from backend.store.schema import FORMAT as STORE_FORMAT
 from backend.store.shards import read_activations, token_blocks
 
 SHARDS_OF = {
@@ -190,7 +192,10 @@ class _Build:
 
     def _store(self) -> None:
         features = self._key("features") if self._sae else None
-        if not self._open("store", self._key("activations"), features) and self._layout.audit.exists():
+        if (
+            not self._open("store", STORE_FORMAT, self._key("activations"), features)
+            and self._layout.audit.exists()
+        ):
             self._progress.say(f"{self._layout.root}: built already; nothing left to do")
             return
         assemble(self._layout, self._key("store"), self._layers, self._directions(), self._progress)
@@ -200,10 +205,19 @@ class _Build:
         if self._sae is None:
             return None
         layer = self._sae_layer
+        directions = self._sae.directions()
+        token_text = ChatRenderer(self._lm.tokenizer, self._max_tokens).decode_token
+        with self._progress.stage(
+            "Tokens that the SAE features promote", len(directions), "features"
+        ) as stage:
+            promoted, suppressed = logit_effects(self._lm, directions, token_text, stage)
         return SaeDirections(
             layer=layer,
-            directions=self._sae.directions(),
-            token_text=ChatRenderer(self._lm.tokenizer, self._max_tokens).decode_token,
+            directions=directions,
+            fingerprint=self._sae_key(),
+            promoted=promoted,
+            suppressed=suppressed,
+            token_text=token_text,
             score=lambda v: vector_filter(read_activations(self._layout, layer), v),
             score_cells=self._options.score_cells,
         )

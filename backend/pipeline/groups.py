@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
+from backend.concepts.auroc import auroc, auroc_interval
+from backend.store import compare
 from backend.store import groups as store_groups
 
 RESAMPLES = 1000
@@ -52,3 +54,32 @@ def mean_interval(values: np.ndarray, seed: int = 0) -> tuple[float, float]:
     draws = np.random.default_rng(seed).integers(0, len(values), (RESAMPLES, len(values)))
     low, high = np.percentile(values[draws].mean(1), [2.5, 97.5])
     return float(low), float(high)
+
+
+def against_group(cursor, concept_id: str, group: str, parameters: list, k: int) -> pd.DataFrame:
+    """How well the stored rankings of a concept put a group of rows first.
+
+    Returns:
+        method, parameters, n_rows, n_positive, auroc, low, high (its 95% interval), average_precision,
+        precision_at_k and k, by AUROC, highest first; empty if the group has no row or every row.
+    """
+    scored = compare.in_group(cursor, concept_id, group, parameters)
+    found = []
+    for (_, method, told), ranked in scored.groupby(["ranking_id", "method", "parameters"], sort=False):
+        labels = ranked["inside"].to_numpy().astype(int)
+        positive = int(labels.sum())
+        if not 0 < positive < len(labels):
+            continue
+        area = auroc(ranked["score"].to_numpy(), labels)
+        low, high = auroc_interval(area, positive, len(labels) - positive)
+        precision = np.cumsum(labels) / np.arange(1, len(labels) + 1)
+        depth = min(k, len(labels))
+        found.append(
+            {
+                "method": method, "parameters": told, "n_rows": len(labels), "n_positive": positive, "auroc": area,
+                "low": low, "high": high, "average_precision": float(precision[labels == 1].mean()),
+                "precision_at_k": float(precision[depth - 1]), "k": depth,
+            }
+        )  # fmt: skip
+    table = pd.DataFrame(found)
+    return table if table.empty else table.sort_values("auroc", ascending=False, ignore_index=True)

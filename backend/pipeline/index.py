@@ -31,8 +31,8 @@ from backend.influence.targets import Projection
 from backend.model.batches import batches_by_length
 from backend.model.gradients import GradientPass, gradient_tokens_per_batch
 from backend.model.linear import LinearLayer, Weights, linear_layers, resolve_weights
-from backend.model.load import LanguageModel
-from backend.pipeline.attribution import as_rows, has_loss, native_bfloat16
+from backend.model.load import LanguageModel, native_bfloat16
+from backend.pipeline.attribution import as_rows, has_loss
 from backend.pipeline.curvature import CurvatureFit, curvature_of, fit_curvature
 from backend.progress import Progress, Stage
 from backend.store.index import IndexFiles, index_files, sweep

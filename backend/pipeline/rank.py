@@ -25,7 +25,7 @@ from backend.influence.targets import FeatureActivation, Projection
 from backend.influence.vector_filter import vector_filter
 from backend.model.chat import ChatRenderer
 from backend.model.linear import resolve_weights
-from backend.model.load import LanguageModel
+from backend.model.load import LanguageModel, native_bfloat16
 from backend.pipeline.answers import ANSWER_TOKENS, answer_stage, answered
 from backend.pipeline.attribution import (
     Attribution,
@@ -34,7 +34,6 @@ from backend.pipeline.attribution import (
     finish,
     has_query,
     identity_of,
-    native_bfloat16,
     write_dense_query,
 )
 from backend.pipeline.index import Target, index_scores, open_index, solved_query

@@ -26,6 +26,9 @@ MEMORY_LIMIT = "384MB"
 CELLS_AT_ONCE = 400_000
 VALUES_COUNTED = 1000
 TOP_TOKENS = 8
+HISTOGRAM_BINS = 24
+"""Of the activations of a feature, up to its highest."""
+LEVELS_PER_E = 64.0
 
 Scorer = Callable[[np.ndarray], np.ndarray]
 """Directions float32 [d_model, concepts] → scores float64 [rows, concepts]."""
@@ -38,6 +41,8 @@ class SaeDirections:
     Attributes:
         layer: where it reads the residual stream.
         directions: float32 [features, d_model], unit decoder directions.
+        fingerprint: of the SAE.
+        promoted, suppressed: of each feature, the tokens that its direction makes more, and less, likely.
         token_text: token id → its text.
         score: the method that ranks its features.
         score_cells: how many scores (rows × features) are computed now; beyond, on demand.
@@ -45,6 +50,9 @@ class SaeDirections:
 
     layer: int
     directions: np.ndarray
+    fingerprint: str
+    promoted: Sequence[Sequence[str]]
+    suppressed: Sequence[Sequence[str]]
     token_text: Callable[[int], str]
     score: Scorer
     score_cells: int
@@ -78,6 +86,7 @@ def assemble(
                 _insert_examples(con, layout, numbers, stage)
             _insert_layers(con, layout, layers)
             if sae is not None:
+                con.execute("INSERT INTO base.meta VALUES ('sae', ?)", [sae.fingerprint])
                 with progress.stage("Writing SAE features to the store", len(numbers), "shards") as stage:
                     _insert_features(con, layout, numbers, sae, stage)
                 _insert_rankings(con, build_id, sae, progress)
@@ -155,6 +164,8 @@ def _insert_features(
     con.execute(
         "CREATE TEMP TABLE totals (feature_id INTEGER, token_id INTEGER, total DOUBLE, firings BIGINT)"
     )
+    # Activations on a logarithmic scale, since a feature's highest is known only at the end.
+    con.execute("CREATE TEMP TABLE levels (feature_id INTEGER, level BIGINT, firings BIGINT)")
     con.execute("CREATE TEMP TABLE tokens (token_id INTEGER, occurrences BIGINT)")
     for number in numbers:
         shard, rows = str(layout.shard("features", number)), str(layout.shard("examples", number))
@@ -172,6 +183,11 @@ def _insert_features(
             """INSERT INTO totals SELECT feature_id, token_id, sum(activation), count(*)
                FROM read_parquet(?) GROUP BY feature_id, token_id""",
             [shard],
+        )
+        con.execute(
+            """INSERT INTO levels SELECT feature_id, floor(ln(activation) * $2)::BIGINT AS level, count(*)
+               FROM read_parquet($1) WHERE activation > 0 GROUP BY ALL""",
+            [shard, LEVELS_PER_E],
         )
         con.execute(
             """INSERT INTO tokens SELECT token_id, count(*) FROM (
@@ -207,22 +223,51 @@ def _insert_feature_table(con: duckdb.DuckDBPyConnection, sae: SaeDirections) ->
     n_tokens = con.execute("SELECT coalesce(sum(occurrences), 0) FROM tokens").fetchone()[0] or 1
     tokens_of = dict(top)
     fired = {feature: values for feature, *values in firing}
-    records = []
+    histograms = _histograms(con)
+    records, counts = [], []
     for feature in range(len(sae.directions)):
         highest, mean, firings = fired.get(feature, (0.0, 0.0, 0))
         texts = _distinct_texts([sae.token_text(t) for t in tokens_of.get(feature, [])])
-        label = " · ".join(t.strip() for t in texts[:3]) if texts else "never fires on this data"
+        label = _label(texts, sae.promoted[feature])
         found_in = n_examples.get(feature, 0)
         records.append((feature, label, float(firings / n_tokens), highest, mean, found_in, texts, sae.layer))
+        bins = histograms.get(feature, [])
+        counts.append([dict(bins).get(place, 0) for place in range(HISTOGRAM_BINS)])
     names = ("feature_id", "label", "density", "max", "mean", "n_examples", "top_tokens", "layer")
     columns = {name: list(values) for name, values in zip(names, zip(*records, strict=True), strict=True)}
     columns["top_tokens"] = pa.array(columns["top_tokens"], pa.list_(pa.string()))
     width = sae.directions.shape[1]
     columns["direction"] = pa.FixedSizeListArray.from_arrays(pa.array(sae.directions.reshape(-1)), width)
+    strings = pa.list_(pa.string())
+    columns["promoted"] = pa.array([list(tokens) for tokens in sae.promoted], strings)
+    columns["suppressed"] = pa.array([list(tokens) for tokens in sae.suppressed], strings)
+    columns["histogram"] = pa.array(counts, pa.list_(pa.int64()))
     found = pa.table(columns)  # noqa: F841 - DuckDB finds it by its name
     con.execute("INSERT INTO base.sae_features SELECT * FROM found ORDER BY feature_id")
     con.execute("DROP TABLE totals")
+    con.execute("DROP TABLE levels")
     con.execute("DROP TABLE tokens")
+
+
+def _label(tokens: Sequence[str], promoted: Sequence[str]) -> str:
+    """A short name: the tokens that a feature fires on, those first that it also makes more likely."""
+    also = {token.strip().lower() for token in promoted}
+    chosen = sorted(tokens, key=lambda token: token.strip().lower() not in also)[:3]
+    return " · ".join(token.strip() for token in chosen) or "never fires on this data"
+
+
+def _histograms(con: duckdb.DuckDBPyConnection) -> dict[int, list[tuple[int, int]]]:
+    """Feature → (bin, tokens) of its activations, in `HISTOGRAM_BINS` equal bins up to its highest."""
+    found = con.execute(
+        """SELECT feature_id, list((bin, n)) FROM (
+               SELECT feature_id, least(floor(exp((level + 0.5) / $2) / m * $1)::INTEGER, $1 - 1) AS bin, sum(firings) AS n
+               FROM levels JOIN (
+                   SELECT feature_id, max(max_activation) AS m FROM base.feature_activations GROUP BY feature_id
+               ) USING (feature_id) GROUP BY ALL
+           ) GROUP BY feature_id""",
+        [HISTOGRAM_BINS, LEVELS_PER_E],
+    ).fetchall()
+    return {feature: [(int(place), int(n)) for place, n in bins] for feature, bins in found}
 
 
 def _distinct_texts(texts: Sequence[str]) -> list[str]:

@@ -61,6 +61,7 @@ class Database:
         self._writing = False
         self._waiting_writers = 0
         self._attached_audit: tuple[int, int] | None = None
+        self._prepared = False
         self._mine = threading.local()
 
     def close(self) -> None:
@@ -154,20 +155,33 @@ class Database:
         fresh = not self._layout.workspace.exists()
         # A process that was killed may have left a log, which only a writer can put in order.
         log = self._layout.workspace.with_name(self._layout.workspace.name + ".wal")
-        if fresh or (log.exists() and not write):
+        if fresh or not self._prepared or (log.exists() and not write):
             self._attach_file("workspace", self._layout.workspace, read_only=False)
-            self._prepare_workspace(fresh)
+            self._prepare_workspace()
             self._detach()
         self._attach_file("workspace", self._layout.workspace, read_only=not write)
 
-    def _prepare_workspace(self, fresh: bool) -> None:
+    def _prepare_workspace(self) -> None:
+        """Make what is missing in a workspace: all of a new one, what has come since in an older one.
+
+        Raises:
+            StoreError: it was written by a later version.
+        """
         cursor = self._instance.cursor()
         try:
             cursor.execute("USE workspace")
-            if fresh:
-                cursor.execute(schema.WORKSPACE_TABLES)
-                cursor.execute("INSERT INTO base.meta VALUES ('format', ?)", [str(schema.FORMAT)])
+            cursor.execute(schema.WORKSPACE_TABLES)
+            found = cursor.execute("SELECT value FROM base.meta WHERE key = 'format'").fetchone()
+            if found is not None and int(found[0]) > schema.FORMAT:
+                self._detach()
+                raise StoreError(
+                    f"{self._layout.workspace}: written in format {found[0]}, this version reads up to "
+                    f"{schema.FORMAT}; use the version that wrote it"
+                )
+            if found is None or int(found[0]) < schema.FORMAT:
+                cursor.execute("INSERT OR REPLACE INTO base.meta VALUES ('format', ?)", [str(schema.FORMAT)])
                 cursor.execute(schema.WORKSPACE_VIEWS)
+            self._prepared = True
         finally:
             cursor.close()
 
@@ -187,6 +201,13 @@ class Database:
             self._instance.execute("DETACH audit")
             self._attached_audit = None
         self._attach_file("audit", self._layout.audit, read_only=True)
+        (found,) = self._instance.execute("SELECT value FROM audit.base.meta WHERE key = 'format'").fetchone()
+        if int(found) != schema.FORMAT:
+            self._instance.execute("DETACH audit")
+            raise StoreError(
+                f"{self._layout.audit}: written in format {found}, this version reads {schema.FORMAT}; run the same "
+                "`concept-audit build` (or `demo`) again, which writes the store anew from what it has found"
+            )
         self._attached_audit = identity
 
     def _attach_file(self, name: str, path: Path, read_only: bool) -> None:

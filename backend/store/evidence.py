@@ -104,7 +104,6 @@ def read_unit(path: Path) -> dict[str, Any] | None:
 
 def save_evidence(cursor: Cursor, build: str, version: int, evidence: Evidence) -> None:
     """Keep what a validation found; an earlier one with the same identity is replaced."""
-    cursor.execute(EVIDENCE_TABLES)
     for table in ("evidence", *_PARTS):
         cursor.execute(f"DELETE FROM base.{table} WHERE evidence_id = ?", [evidence.evidence_id])
     (number,) = cursor.execute("SELECT coalesce(max(number), 0) + 1 FROM base.evidence").fetchone()
@@ -133,8 +132,6 @@ def list_evidence(cursor: Cursor) -> pd.DataFrame:
 
     ``current`` tells whether the concept and the data are still those that it is about.
     """
-    if not _there(cursor):
-        return pd.DataFrame(columns=["evidence_id", "concept_id", "version", "number", "current"])
     return cursor.execute(
         """SELECT e.evidence_id, e.concept_id, e.version, e.number,
                   coalesce(c.version = e.version, false) AND e.build_id =
@@ -149,11 +146,9 @@ def read_evidence(cursor: Cursor, evidence_id: str) -> Evidence:
     Raises:
         ConceptError: there is none.
     """
-    found = None
-    if _there(cursor):
-        found = cursor.execute(
-            "SELECT concept_id, about FROM base.evidence WHERE evidence_id = ?", [evidence_id]
-        ).fetchone()
+    found = cursor.execute(
+        "SELECT concept_id, about FROM base.evidence WHERE evidence_id = ?", [evidence_id]
+    ).fetchone()
     if found is None:
         raise ConceptError(
             f"no evidence {evidence_id!r} in this audit; make some with `concept-audit validate`"
@@ -192,12 +187,3 @@ def ranking_scores(cursor: Cursor, ranking: int, n_rows: int) -> np.ndarray:
     ).fetchnumpy()
     scores[np.asarray(found["example_id"])] = np.asarray(found["score"])
     return scores
-
-
-def _there(cursor: Cursor) -> bool:
-    return bool(
-        cursor.execute(
-            """SELECT count(*) FROM information_schema.tables
-               WHERE table_catalog = 'workspace' AND table_schema = 'base' AND table_name = 'evidence'"""
-        ).fetchone()[0]
-    )

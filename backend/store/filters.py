@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
+
+TERM = re.compile(r'"([^"]+)"|([^\s"]+)')
 
 
 @dataclass(frozen=True)
@@ -12,11 +15,14 @@ class RowFilter:
     """Conditions that a row must all meet. The default lets every row through.
 
     Attributes:
-        text: occurs in the prompt or the response, whatever its case.
+        text: words that all occur in the prompt or the response, whatever their case and order;
+            what stands in double quotes occurs as it is.
         metadata: field → the values of it to keep, as text.
         flag: rows with any flag, with none, or with the flag of this name.
         scores: lowest and highest score, both included; for ranked rows only.
         example_ids: only these rows.
+        sources: files or data sets that rows were read from; empty for all.
+        tokens: least and most tokens of the row, both included.
     """
 
     text: str = ""
@@ -24,16 +30,25 @@ class RowFilter:
     flag: Literal["", "any", "none"] | str = ""
     scores: tuple[float, float] | None = None
     example_ids: tuple[int, ...] | None = None
+    sources: tuple[str, ...] = ()
+    tokens: tuple[int, int] | None = None
+
+    @property
+    def needs_rows(self) -> bool:
+        """Whether a row's own columns or its flag decide, and not its score alone."""
+        return self != RowFilter(scores=self.scores)
+
+    def words(self) -> list[str]:
+        """What has to occur, in lower case: single words, and whole phrases that stand in quotes."""
+        return [(phrase or word).lower() for phrase, word in TERM.findall(self.text) if phrase or word]
 
     def sql(self) -> tuple[str, list[Any]]:
         """A condition on ``e`` (examples), ``f`` (flags) and, for scores, ``s``; and its parameters."""
         conditions: list[str] = []
         parameters: list[Any] = []
-        if self.text:
-            conditions.append(
-                "(contains(lower(e.prompt), lower(?)) OR contains(lower(e.response), lower(?)))"
-            )
-            parameters += [self.text, self.text]
+        for word in self.words():
+            conditions.append("(contains(lower(e.prompt), ?) OR contains(lower(e.response), ?))")
+            parameters += [word, word]
         for name, values in self.metadata.items():
             if values:
                 conditions.append("list_contains(?::VARCHAR[], json_extract_string(e.metadata, ?))")
@@ -51,6 +66,12 @@ class RowFilter:
         if self.example_ids is not None:
             conditions.append("list_contains(?::BIGINT[], e.example_id)")
             parameters.append(list(self.example_ids))
+        if self.sources:
+            conditions.append("list_contains(?::VARCHAR[], e.source)")
+            parameters.append(list(self.sources))
+        if self.tokens is not None:
+            conditions.append("e.n_tokens BETWEEN ? AND ?")
+            parameters += [int(bound) for bound in self.tokens]
         return " AND ".join(conditions) or "true", parameters
 
 

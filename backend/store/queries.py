@@ -75,10 +75,12 @@ def spreads(cursor: Cursor) -> dict[int, np.ndarray]:
     return {layer: np.asarray(spread, np.float32) for layer, spread in found}
 
 
-def concepts(cursor: Cursor) -> pd.DataFrame:
+def concepts(cursor: Cursor, live_only: bool = False) -> pd.DataFrame:
     """Every concept but for its direction: concept_id, name, kind, layer, label, version, details."""
+    live = "(SELECT 'sae:' || feature_id FROM main.sae_features WHERE density > 0)"
     return cursor.execute(
-        """SELECT concept_id, name, kind, layer, label, version, details FROM main.concepts
+        f"""SELECT concept_id, name, kind, layer, label, version, details FROM main.concepts
+           WHERE kind = 'probe' OR NOT {bool(live_only)} OR concept_id IN {live}
            ORDER BY kind, TRY_CAST(substr(concept_id, 5) AS INTEGER), name"""
     ).df()
 
@@ -110,15 +112,27 @@ def concept(cursor: Cursor, wanted: str) -> Concept:
 def features(
     cursor: Cursor, search: str = "", order: str = "max_activation", live_only: bool = True
 ) -> pd.DataFrame:
-    """SAE features whose label or top tokens contain `search`, in the order of a key of `FEATURE_ORDER`."""
+    """SAE features whose label, top tokens or promoted tokens contain `search`, in the order of a key of `FEATURE_ORDER`."""
     return cursor.execute(
-        f"""SELECT feature_id, label, density, max_activation, mean_activation, n_examples, top_tokens, layer
+        f"""SELECT feature_id, label, density, max_activation, mean_activation, n_examples, top_tokens, promoted, layer
             FROM main.sae_features
             WHERE (density > 0 OR NOT ?) AND (? = '' OR contains(lower(label), lower(?))
-                OR len(list_filter(top_tokens, lambda t: contains(lower(t), lower(?)))) > 0)
+                OR len(list_filter(top_tokens || promoted, lambda t: contains(lower(t), lower(?)))) > 0)
             ORDER BY {FEATURE_ORDER[order]}, feature_id""",
         [live_only, search, search, search],
     ).df()
+
+
+def feature(cursor: Cursor, number: int) -> pd.Series:
+    """One SAE feature with all that is known of it.
+
+    Raises:
+        ConceptError: there is none of this number.
+    """
+    found = cursor.execute("SELECT * FROM main.sae_features WHERE feature_id = ?", [number]).df()
+    if found.empty:
+        raise ConceptError(f"SAE feature {number}: there is none of this number in this audit")
+    return found.iloc[0]
 
 
 def strongest_rows(cursor: Cursor, feature: int, limit: int) -> pd.DataFrame:
@@ -149,12 +163,55 @@ def rows(
         rank, score, percentile (with a ranking only), then the columns of the row and its flag.
     """
     source, condition, parameters = matching(ranking, where)
-    scored = "s.rank, s.score, s.percentile, " if ranking is not None else ""
+    told = "rank, score, percentile, " if ranking is not None else ""
+    wanted = "s.example_id, s.rank, s.score, s.percentile" if ranking is not None else "e.example_id"
     order = "s.rank" if ranking is not None else "e.example_id"
+    # The rows of the page are picked first: their texts are read for them alone.
     return cursor.execute(
-        f"SELECT {scored}{ROW_COLUMNS} FROM {source} WHERE {condition} ORDER BY {order} LIMIT ? OFFSET ?",
+        f"""WITH page AS MATERIALIZED (
+                SELECT {wanted} FROM {source} WHERE {condition} ORDER BY {order} LIMIT ? OFFSET ?)
+            SELECT {told}{ROW_COLUMNS}
+            FROM page JOIN main.examples e USING (example_id) LEFT JOIN base.flags f USING (content_hash)
+            ORDER BY {"page.rank" if ranking is not None else "e.example_id"}""",
         [*parameters, limit, offset],
     ).df()
+
+
+def rows_after(cursor: Cursor, ranking: int | None, where: RowFilter, after: int, limit: int) -> pd.DataFrame:
+    """The next rows in the order of the data that pass a filter: as `rows`, beyond example `after`."""
+    source, condition, parameters = matching(ranking, where)
+    wanted = "s.example_id, s.rank, s.score, s.percentile" if ranking is not None else "e.example_id"
+    one = wanted.split(",")[0]
+    told = "rank, score, percentile, " if ranking is not None else ""
+    return cursor.execute(
+        f"""WITH page AS MATERIALIZED (
+                SELECT {wanted} FROM {source} WHERE {condition} AND {one} > ? ORDER BY {one} LIMIT ?)
+            SELECT {told}{ROW_COLUMNS}
+            FROM page JOIN main.examples e USING (example_id) LEFT JOIN base.flags f USING (content_hash)
+            ORDER BY e.example_id""",
+        [*parameters, after, limit],
+    ).df()
+
+
+def chosen(cursor: Cursor, ranking: int | None, where: RowFilter) -> pd.DataFrame:
+    """Rows that pass a filter, in the order of the data: example_id; with a ranking, rank, score, percentile."""
+    source, condition, parameters = matching(ranking, where)
+    wanted = "s.example_id, s.rank, s.score, s.percentile" if ranking is not None else "e.example_id"
+    return cursor.execute(
+        f"SELECT {wanted} FROM {source} WHERE {condition} ORDER BY example_id", parameters
+    ).df()
+
+
+def flaggers(cursor: Cursor) -> list[dict[str, Any]]:
+    """Who flagged how many rows as what."""
+    found = cursor.execute(
+        """SELECT flag, flagged_by, count(*) AS n_rows, max(flagged_at) FROM main.flags WHERE example_id IS NOT NULL
+           GROUP BY flag, flagged_by ORDER BY flag, flagged_by"""
+    ).fetchall()
+    return [
+        {"flag": flag, "flagged_by": who, "rows": count, "latest": latest.isoformat(timespec="seconds")}
+        for flag, who, count, latest in found
+    ]
 
 
 def sample(cursor: Cursor, where: RowFilter, seed: str, limit: int) -> pd.DataFrame:
@@ -163,6 +220,36 @@ def sample(cursor: Cursor, where: RowFilter, seed: str, limit: int) -> pd.DataFr
     return cursor.execute(
         f"SELECT {ROW_COLUMNS} FROM {source} WHERE {condition} ORDER BY md5(content_hash || ?) LIMIT ?",
         [*parameters, seed, limit],
+    ).df()
+
+
+def unlabelled(
+    cursor: Cursor, probe: str, where: RowFilter, ranking: int | None, kind: str, boundary: float
+) -> pd.DataFrame:
+    """The next row to label: none or one, of those that have no label of this probe and were not skipped.
+
+    Args:
+        kind: ``likely`` (the highest score), ``unlikely`` (the lowest), ``uncertain`` (nearest to
+            `boundary`), or ``shuffled``.
+    """
+    condition, parameters = where.sql()
+    source = "main.examples e LEFT JOIN base.flags f USING (content_hash)"
+    order, more = "md5(e.content_hash || ?)", [probe]
+    if ranking is not None:
+        source += (
+            " JOIN (SELECT * FROM main.ranking_scores WHERE ranking_id = ?) s ON s.example_id = e.example_id"
+        )
+        order, more = {
+            "likely": ("s.rank", []),
+            "unlikely": ("s.rank DESC", []),
+            "uncertain": ("abs(s.score - ?)", [boundary]),
+        }[kind]
+    return cursor.execute(
+        f"""SELECT {ROW_COLUMNS} FROM {source} WHERE {condition}
+            AND NOT EXISTS (SELECT 1 FROM base.probe_examples x WHERE x.probe = ? AND x.content_hash = e.content_hash)
+            AND NOT EXISTS (SELECT 1 FROM base.probe_skips k WHERE k.probe = ? AND k.content_hash = e.content_hash)
+            ORDER BY {order}, e.example_id LIMIT 1""",
+        [*([] if ranking is None else [ranking]), *parameters, probe, probe, *more],
     ).df()
 
 
@@ -231,10 +318,17 @@ def decoded_metadata(frame: pd.DataFrame) -> list[dict[str, Any]]:
 
 
 def matching(ranking: int | None, where: RowFilter) -> tuple[str, str, list[Any]]:
-    """The rows that pass a filter, as a FROM clause, a condition and its parameters (the ranking's first)."""
+    """The rows that pass a filter, as a FROM clause, a condition and its parameters (the ranking's first).
+
+    ``s`` are the scores, where there is a ranking; ``e`` the rows and ``f`` their flags, where the filter
+    asks for them, or where there is no ranking.
+    """
     condition, parameters = where.sql()
-    examples = "main.examples e LEFT JOIN base.flags f USING (content_hash)"
     if ranking is None:
-        return examples, condition, parameters
-    source = f"main.ranking_scores s JOIN ({examples}) ON s.example_id = e.example_id"
+        return "main.examples e LEFT JOIN base.flags f USING (content_hash)", condition, parameters
+    source = "main.ranking_scores s"
+    if where.needs_rows:
+        source += " JOIN main.examples e ON e.example_id = s.example_id"
+    if where.flag:
+        source += " LEFT JOIN base.flags f ON f.content_hash = e.content_hash"
     return source, f"s.ranking_id = ? AND {condition}", [ranking, *parameters]

@@ -188,6 +188,12 @@ def read_answers(layout: Layout, example_ids: Sequence[int]) -> dict[int, str]:
     return found
 
 
+def answered_rows(layout: Layout) -> int:
+    """How many rows' prompts the model has answered itself."""
+    shards = [layout.shard("answers", number) for number in layout.shard_numbers("examples")]
+    return sum(pq.ParquetFile(shard).metadata.num_rows for shard in shards if shard.exists())
+
+
 def read_answer_activations(layout: Layout, layer: int) -> Iterator[np.ndarray]:
     """As `read_activations`, of the rows with the model's own answers; NaN where there is no prompt."""
     for number in layout.shard_numbers("answer_activations"):

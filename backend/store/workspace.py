@@ -13,8 +13,6 @@ import numpy as np
 import pandas as pd
 
 from backend.errors import ConceptError
-from backend.store import queries
-from backend.store.filters import RowFilter
 from backend.store.rankings import insert_scores, ranking_id
 from backend.store.shards import messages_from_json, messages_json
 from backend.types import PROBE_NAME, Concept, LabelledExample
@@ -62,10 +60,13 @@ def probes(cursor: Cursor) -> list[SavedProbe]:
         """SELECT name, version, layer, fit, direction, details, model_fingerprint
            FROM base.probes ORDER BY name"""
     ).fetchall()
-    return [
-        SavedProbe(name, version, layer, fit, np.asarray(v, np.float32), json.loads(details), model)
-        for name, version, layer, fit, v, details, model in found
-    ]
+    return [_saved(*values) for values in found]
+
+
+def _saved(name, version, layer, fit, direction, details, model) -> SavedProbe:
+    return SavedProbe(
+        name, version, layer, fit, np.asarray(direction, np.float32), json.loads(details), model
+    )
 
 
 def save_probe(
@@ -82,8 +83,15 @@ def save_probe(
     Returns:
         the probe's version, counting its trainings from 1.
     """
-    before = cursor.execute("SELECT version FROM base.probes WHERE name = ?", [name]).fetchone()
-    version = before[0] + 1 if before else 1
+    version = cursor.execute(
+        """SELECT coalesce(max(version), 0) + 1 FROM (
+               SELECT version FROM base.probes WHERE name = $1
+               UNION ALL SELECT version FROM base.probe_versions WHERE name = $1)""",
+        [name],
+    ).fetchone()[0]
+    cursor.execute(
+        "INSERT OR REPLACE INTO base.probe_versions SELECT * FROM base.probes WHERE name = ?", [name]
+    )
     _drop_rankings(cursor, f"probe:{name}")
     cursor.execute(
         "INSERT OR REPLACE INTO base.probes VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
@@ -96,7 +104,55 @@ def delete_probe(cursor: Cursor, name: str) -> None:
     """Remove a probe with its labels and rankings."""
     _drop_rankings(cursor, f"probe:{name}")
     cursor.execute("DELETE FROM base.probes WHERE name = ?", [name])
+    cursor.execute("DELETE FROM base.probe_versions WHERE name = ?", [name])
     cursor.execute("DELETE FROM base.probe_examples WHERE probe = ?", [name])
+    cursor.execute("DELETE FROM base.probe_skips WHERE probe = ?", [name])
+
+
+def rename_probe(cursor: Cursor, name: str, new: str) -> None:
+    """Give a probe, trained or not yet, another name; its rankings are computed anew when asked for.
+
+    Raises:
+        ConceptError: there is no such probe, or one of the new name.
+    """
+    known = label_counts(cursor)["probe"].tolist()
+    if name not in known:
+        raise ConceptError(f"probe {name!r}: there is none of this name")
+    if new in known:
+        raise ConceptError(f"probe {new!r} is there already; choose another name, or delete that one first")
+    _drop_rankings(cursor, f"probe:{name}")
+    for table, column in (("probes", "name"), ("probe_versions", "name"), ("probe_examples", "probe"),
+                          ("probe_skips", "probe")):  # fmt: skip
+        cursor.execute(f"UPDATE base.{table} SET {column} = ? WHERE {column} = ?", [new, name])
+
+
+def probe_versions(cursor: Cursor, name: str) -> list[SavedProbe]:
+    """Earlier trainings of a probe, the latest first."""
+    found = cursor.execute(
+        """SELECT name, version, layer, fit, direction, details, model_fingerprint
+           FROM base.probe_versions WHERE name = ? ORDER BY version DESC""",
+        [name],
+    ).fetchall()
+    return [_saved(*values) for values in found]
+
+
+def set_threshold(cursor: Cursor, name: str, threshold: float) -> None:
+    """Keep, with a trained probe, the score from which on a row counts as showing the behaviour."""
+    (details,) = cursor.execute("SELECT details FROM base.probes WHERE name = ?", [name]).fetchone()
+    kept = json.dumps({**json.loads(details), "threshold": threshold})
+    cursor.execute("UPDATE base.probes SET details = ? WHERE name = ?", [kept, name])
+
+
+def skip(cursor: Cursor, probe: str, content_hashes: Sequence[str]) -> None:
+    """Offer these texts no more for labelling."""
+    cursor.executemany(
+        "INSERT OR REPLACE INTO base.probe_skips VALUES (?, ?)", [[probe, one] for one in content_hashes]
+    )
+
+
+def unskip(cursor: Cursor, probe: str, content_hash: str) -> None:
+    """Offer a text again."""
+    cursor.execute("DELETE FROM base.probe_skips WHERE probe = ? AND content_hash = ?", [probe, content_hash])
 
 
 def label(cursor: Cursor, probe: str, examples: Sequence[LabelledExample]) -> None:
@@ -130,45 +186,16 @@ def labels(cursor: Cursor, probe: str) -> list[LabelledExample]:
 
 
 def label_counts(cursor: Cursor) -> pd.DataFrame:
-    """Probes with labels: probe, positives, negatives, trained."""
+    """Probes with labels: probe, positives, negatives, skipped, trained."""
     return cursor.execute(
         """SELECT coalesce(x.probe, p.name) AS probe, coalesce(x.positives, 0) AS positives,
-                  coalesce(x.negatives, 0) AS negatives, p.name IS NOT NULL AS trained
+                  coalesce(x.negatives, 0) AS negatives,
+                  (SELECT count(*) FROM base.probe_skips k WHERE k.probe = coalesce(x.probe, p.name)) AS skipped,
+                  p.name IS NOT NULL AS trained
            FROM (SELECT probe, count(*) FILTER (label = 1) AS positives, count(*) FILTER (label = 0) AS negatives
                  FROM base.probe_examples GROUP BY probe) x
            FULL JOIN base.probes p ON p.name = x.probe ORDER BY 1"""
     ).df()
-
-
-def set_flags(cursor: Cursor, content_hashes: Sequence[str], flag: str, note: str, by: str) -> None:
-    """Flag texts; every row with that content shows the flag."""
-    now = _now()
-    cursor.executemany(
-        "INSERT OR REPLACE INTO base.flags VALUES (?, ?, ?, ?, ?)",
-        [[content_hash, flag, note, by, now] for content_hash in dict.fromkeys(content_hashes)],
-    )
-
-
-def flag_matching(
-    cursor: Cursor, ranking: int | None, where: RowFilter, flag: str | None, note: str, by: str
-) -> None:
-    """Flag every row that passes a filter, or take its flag off where `flag` is None."""
-    source, condition, parameters = queries.matching(ranking, where)
-    hashes = f"SELECT DISTINCT e.content_hash FROM {source} WHERE {condition}"
-    if flag is None:
-        cursor.execute(f"DELETE FROM base.flags WHERE content_hash IN ({hashes})", parameters)
-    else:
-        cursor.execute(
-            f"INSERT OR REPLACE INTO base.flags SELECT content_hash, ?, ?, ?, ? FROM ({hashes})",
-            [flag, note, by, _now(), *parameters],
-        )
-
-
-def clear_flags(cursor: Cursor, content_hashes: Sequence[str]) -> None:
-    """Take the flags off texts."""
-    cursor.execute(
-        "DELETE FROM base.flags WHERE list_contains(?::VARCHAR[], content_hash)", [list(content_hashes)]
-    )
 
 
 def save_ranking(
@@ -240,6 +267,55 @@ def cache_projections(cursor: Cursor, direction: str, values: Mapping[str, np.nd
     cursor.executemany(
         "INSERT OR REPLACE INTO base.token_projections VALUES (?, ?, ?)",
         [[content_hash, direction, array.tolist()] for content_hash, array in values.items()],
+    )
+
+
+def save_view(cursor: Cursor, name: str, page: str, query: str, by: str) -> None:
+    """Keep a view under a name: a page's path and its query string. An earlier one of that name goes."""
+    cursor.execute(
+        "INSERT OR REPLACE INTO base.saved_views VALUES (?, ?, ?, ?, ?)", [name, page, query, by, _now()]
+    )
+
+
+def saved_views(cursor: Cursor) -> pd.DataFrame:
+    """Views that have a name: name, page, query, saved_by, saved_at."""
+    return cursor.execute(
+        "SELECT name, page, query, saved_by, saved_at FROM base.saved_views ORDER BY name"
+    ).df()
+
+
+def delete_view(cursor: Cursor, name: str) -> None:
+    """Forget a named view."""
+    cursor.execute("DELETE FROM base.saved_views WHERE name = ?", [name])
+
+
+def label_feature(cursor: Cursor, feature: int, label: str | None, by: str) -> None:
+    """Give an SAE feature a label of one's own; None takes it off, and the automatic one shows again."""
+    (sae,) = cursor.execute("SELECT value FROM audit.base.meta WHERE key = 'sae'").fetchone()
+    if label is None:
+        cursor.execute("DELETE FROM base.feature_labels WHERE sae = ? AND feature_id = ?", [sae, feature])
+    else:
+        cursor.execute(
+            "INSERT OR REPLACE INTO base.feature_labels VALUES (?, ?, ?, ?, ?)",
+            [sae, feature, label, by, _now()],
+        )
+
+
+def own_answers(cursor: Cursor, model: str, hashes: Sequence[str]) -> dict[str, str]:
+    """What a model itself answers, where it was asked for single rows: content_hash → text."""
+    found = cursor.execute(
+        """SELECT content_hash, answer FROM base.own_answers
+           WHERE model_fingerprint = ? AND list_contains(?::VARCHAR[], content_hash)""",
+        [model, list(hashes)],
+    ).fetchall()
+    return dict(found)
+
+
+def keep_own_answers(cursor: Cursor, model: str, texts: Mapping[str, str]) -> None:
+    """Keep what a model itself answers: content_hash → text."""
+    cursor.executemany(
+        "INSERT OR REPLACE INTO base.own_answers VALUES (?, ?, ?)",
+        [[h, model, text] for h, text in texts.items()],
     )
 
 

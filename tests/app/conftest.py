@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from backend import BuildOptions, ModelOptions, build
 from backend.concepts.sae_training import SaeTraining
+from tests.app.browser import FLAGS, PATIENCE, chromium, dashboard
 
 SCRIPT = "<script>window.harmed = true</script><img src=x onerror='window.harmed = true'> and **bold** $x$"
 FORMULA = '=HYPERLINK("http://example.invalid","click")'
@@ -45,3 +47,34 @@ def app_cache(tmp_path_factory, model_directory, rows, write_rows) -> Path:
 def cache_copy(app_cache, tmp_path) -> Path:
     """A copy of the cache that a test may write to."""
     return Path(shutil.copytree(app_cache, tmp_path / "cache"))
+
+
+@pytest.fixture(scope="session")
+def browser():
+    playwright = pytest.importorskip("playwright.sync_api", reason="needs the test extra")
+    with playwright.sync_playwright() as engine:
+        try:
+            launched = engine.chromium.launch(executable_path=chromium(), args=FLAGS)
+        except playwright.Error as error:
+            pytest.skip(
+                f"no Chromium: install it, or run `playwright install chromium` ({error.message[:80]})"
+            )
+        yield launched
+        launched.close()
+
+
+@pytest.fixture
+def address(cache_copy) -> Iterator[str]:
+    """A running dashboard."""
+    with dashboard(cache_copy, "small") as url:
+        yield url
+
+
+@pytest.fixture
+def page(browser):
+    context = browser.new_context(viewport={"width": 1400, "height": 1000}, accept_downloads=True)
+    page = context.new_page()
+    page.set_default_timeout(PATIENCE)
+    page.on("dialog", lambda dialog: pytest.fail(f"a dialog opened: {dialog.message}"))
+    yield page
+    context.close()

@@ -3,112 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import shutil
-import socket
-import subprocess
-import sys
-import time
-import urllib.request
-from collections.abc import Iterator
-from pathlib import Path
 
 import pandas as pd
 import pytest
-from playwright import sync_api as playwright
 
-import app
 from backend import Audit, IndexOptions, LabelledExample, Message
+from tests.app.browser import PATIENCE, cards, coloured_tokens, settle
 from tests.app.conftest import FORMULA
-
-FLAGS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-sync",
-]
-PATIENCE = 60_000
-
-
-def _chromium() -> str | None:
-    """Chromium or Chrome of the system; None leaves the choice to Playwright."""
-    names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-    return next((found for name in names if (found := shutil.which(name))), None)
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with playwright.sync_playwright() as engine:
-        try:
-            launched = engine.chromium.launch(executable_path=_chromium(), args=FLAGS)
-        except playwright.Error as error:
-            pytest.skip(
-                f"no Chromium: install it, or run `playwright install chromium` ({error.message[:80]})"
-            )
-        yield launched
-        launched.close()
-
-
-@pytest.fixture
-def address(cache_copy) -> Iterator[str]:
-    """A running dashboard."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "streamlit", "run", str(Path(app.__file__).parent / "main.py")]
-    command += ["--server.headless", "true", "--server.port", str(port), "--server.address", "127.0.0.1"]
-    environment = {**os.environ, "CONCEPT_AUDIT_CACHE": str(cache_copy), "CONCEPT_AUDIT_NAME": "small"}
-    server = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    url = f"http://127.0.0.1:{port}"
-    try:
-        _wait_until_healthy(url, server)
-        yield url
-    finally:
-        server.terminate()
-        server.wait(timeout=20)
-
-
-def _wait_until_healthy(url: str, server: subprocess.Popen) -> None:
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        assert server.poll() is None, "the dashboard ended by itself"
-        try:
-            if urllib.request.urlopen(f"{url}/_stcore/health", timeout=1).status == 200:
-                return
-        except OSError:
-            time.sleep(0.2)
-    raise AssertionError("the dashboard did not start within a minute")
-
-
-@pytest.fixture
-def page(browser):
-    context = browser.new_context(viewport={"width": 1400, "height": 1000}, accept_downloads=True)
-    page = context.new_page()
-    page.set_default_timeout(PATIENCE)
-    page.on("dialog", lambda dialog: pytest.fail(f"a dialog opened: {dialog.message}"))
-    yield page
-    context.close()
-
-
-def settle(page) -> None:
-    """Wait until the page's script has run to its end, and see that nothing failed."""
-    page.wait_for_selector("h1")
-    page.wait_for_timeout(400)
-    page.wait_for_selector('[data-testid="stApp"][data-test-script-state="notRunning"]')
-    page.wait_for_timeout(200)
-    assert page.locator('[data-testid="stException"]').count() == 0, page.locator(
-        '[data-testid="stException"]'
-    ).first.inner_text()
-
-
-def cards(page):
-    return page.locator('[class*="st-key-row-"]')
-
-
-def coloured_tokens(page):
-    return page.locator('[class*="st-key-row-"] span[style*="rgba("]')
 
 
 def search(page, text: str) -> None:
@@ -126,7 +28,7 @@ def flag_first(page) -> int:
     card.get_by_text(re.compile(r"row \d")).first.wait_for()
     number = int(re.search(r"row ([\d,]+)", card.inner_text())[1].replace(",", ""))
     card.get_by_role("button", name="Remove").click()
-    page.wait_for_selector(f'.st-key-row-{number} >> text="flagged: remove"')
+    page.wait_for_selector(f'[class*="-{number}"] >> text="flagged: remove"')
     settle(page)
     return number
 
@@ -186,7 +88,7 @@ def test_labelling_in_the_browser_makes_a_probe_and_its_ranking(page, address):
 
 
 def test_the_csv_holds_exactly_the_flagged_rows_and_hostile_text_does_no_harm(page, address, tmp_path):
-    page.goto(f"{address}/audit?concept=sae:0")
+    page.goto(f"{address}/audit?concept=sae:3")
     settle(page)
     flagged = [flag_first(page)]
     for text in ("HYPERLINK", "<script>"):
@@ -196,8 +98,10 @@ def test_the_csv_holds_exactly_the_flagged_rows_and_hostile_text_does_no_harm(pa
         flagged.append(flag_first(page))
     assert page.evaluate("window.harmed") is None
     assert page.locator("img[src='x']").count() == 0
+    page.goto(f"{address}/export")
+    settle(page)
     with page.expect_download() as download:
-        page.get_by_role("button", name="3 flagged (CSV)").click()
+        page.get_by_role("button", name="Download 3 rows").click()
     path = tmp_path / "flagged.csv"
     download.value.save_as(path)
     table = pd.read_csv(path)
@@ -217,7 +121,7 @@ def test_every_page_renders_in_light_and_dark(browser, address, scheme):
     context = browser.new_context(color_scheme=scheme)
     page = context.new_page()
     page.set_default_timeout(PATIENCE)
-    for path in ("", "concepts", "probe_lab", "audit", "export"):
+    for path in ("", "concepts", "probe_lab", "audit", "compare", "groups", "evidence", "export"):
         page.goto(f"{address}/{path}")
         settle(page)
         colour = page.locator('[data-testid="stApp"]').evaluate("e => getComputedStyle(e).backgroundColor")
@@ -231,10 +135,10 @@ def test_influence_is_computed_on_demand_and_shown_by_token(page, address):
     offer = page.locator(".st-key-offer")
     offer.get_by_text("has not been computed yet").wait_for(timeout=PATIENCE)
     offer.get_by_role("button", name="Compute").click()
-    card = page.locator("[class*=st-key-row-]").first
+    card = cards(page).first
     card.get_by_text("of which the prompt").wait_for(timeout=PATIENCE)
     assert "#1" in card.inner_text() and offer.count() == 0
-    assert page.locator('[class*=st-key-row-] span[style*="rgba("]').count() > 5
+    assert coloured_tokens(page).count() > 5
     page.get_by_text("Activation", exact=True).click()
     page.get_by_text("activation of the feature at each token").wait_for(timeout=PATIENCE)
     page.reload()

@@ -8,9 +8,15 @@ import json
 import pandas as pd
 import pytest
 
-from backend.export import to_bytes, with_metadata
+from backend.export import with_metadata, write_records
 
 DANGEROUS = ["=1+1", "+1", "-1", "@cmd", "\t=1", "\r=1", "\n=1"]
+
+
+def to_bytes(table: pd.DataFrame, format: str, exact: bool = False) -> bytes:
+    out = io.BytesIO()
+    write_records(lambda: table.to_dict("records"), format, out, exact, list(table.columns))
+    return out.getvalue()
 
 
 def frame(texts: list[str], metadata: list[dict] | None = None) -> pd.DataFrame:
@@ -83,3 +89,23 @@ def test_mixed_types_of_a_field_fit_into_parquet():
 
 def test_no_rows_are_a_table_with_a_header():
     assert to_bytes(with_metadata(frame([]), ["score", "text"]), "csv").decode() == "score,text\n"
+
+
+def test_exact_csv_reads_back_as_it_was():
+    texts = ["=1+1", "-5", "'quoted", "plain"]
+    back = pd.read_csv(io.BytesIO(to_bytes(with_metadata(frame(texts), ["text"]), "csv", exact=True)))
+    assert back["text"].tolist() == texts
+
+
+def test_parquet_keeps_types_that_only_later_batches_show():
+    import io as buffers
+
+    from backend.export import BATCH
+
+    rows = [{"n": None, "m": 1, "tags": None} for _ in range(BATCH)]
+    rows += [{"n": 1.5, "m": "one", "tags": ["a"], "late": True}]
+    out = buffers.BytesIO()
+    assert write_records(lambda: rows, "parquet", out) == BATCH + 1
+    back = pd.read_parquet(out)
+    assert back["n"].iloc[-1] == 1.5 and back["m"].tolist()[-2:] == ["1", "one"]
+    assert list(back["tags"].iloc[-1]) == ["a"] and back["late"].iloc[-1]

@@ -15,9 +15,8 @@ from backend.evidence.training import Recipe, fine_tuned, shuffled
 from backend.influence.queries import Rows
 from backend.model.chat import ChatRenderer
 from backend.model.linear import resolve_weights
-from backend.model.load import LanguageModel
+from backend.model.load import LanguageModel, native_bfloat16
 from backend.model.trainable import private_copy
-from backend.pipeline.attribution import native_bfloat16
 from backend.pipeline.options import key
 from backend.pipeline.rank import Sources
 from backend.pipeline.validation.options import RANDOM, VERSION, ValidateOptions

@@ -131,8 +131,8 @@ def interrupt(monkeypatch, stage: str, report: int) -> None:
 @pytest.mark.parametrize(
     ("stage", "report", "kept", "opened"),
     [
-        ("Reading", 290, 256, ["Reading", "Running", "Training", "Finding", "Writing", "Ranking"]),
-        ("Training", 35, 30, ["Training", "Finding", "Writing", "Ranking"]),
+        ("Reading", 290, 256, ["Reading", "Running", "Training", "Finding", "Tokens", "Writing", "Ranking"]),
+        ("Training", 35, 30, ["Training", "Finding", "Tokens", "Writing", "Ranking"]),
     ],
 )
 def test_an_interrupted_build_goes_on_without_doing_again_what_was_done(

@@ -155,7 +155,8 @@ def test_features_are_searched_by_token(built):
     token = audit.features()["top_tokens"][0][0]
     found = audit.features(token.strip())
     assert len(found) and all(
-        any(token.strip().lower() in t.lower() for t in tops) for tops in found["top_tokens"]
+        any(token.strip().lower() in t.lower() for t in [*tops, *promoted])
+        for tops, promoted in zip(found["top_tokens"], found["promoted"], strict=True)
     )
     assert audit.features("no such token 123").empty
     for order in ("telling", "max_activation", "density", "rarest", "feature_id"):

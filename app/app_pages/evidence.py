@@ -1,0 +1,20 @@
+"""Evidence: how far the methods agree with what is known of the rows."""
+
+from __future__ import annotations
+
+import streamlit as st
+
+from app.components import evidence
+from app.components.ranked import chosen_concept
+from app.components.session import current_audit
+
+audit = current_audit()
+st.title("Evidence")
+st.caption(
+    "A ranking is an opinion. Here it is held against what the data say of themselves: a column that tells where a row "
+    "came from, the labels of a probe, the flags that people set."
+)
+concept = chosen_concept(audit)
+target = evidence.choose_target(audit)
+evidence.against_labels(audit, concept, target)
+evidence.agreement(audit, concept)

@@ -1,0 +1,1 @@
+"""The parts of `Audit`, each about one thing that people do with an audit."""
