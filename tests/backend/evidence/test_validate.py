@@ -13,6 +13,7 @@ import pandas as pd
 import pytest
 
 from backend import Audit, AuditError, ConceptError, InfluenceOptions, LabelledExample, Message
+from backend.cli_validate import candidate
 from backend.evidence.report import report, table, write_report
 from backend.evidence.training import Recipe
 from backend.model.load import fingerprint
@@ -342,3 +343,14 @@ def test_the_command_line_validates_and_reports(audit, tmp_path, capsys):
     assert "--share 2: must be" in capsys.readouterr().err
     assert main(["validate", str(audit.root), "--concept", "tone", "--methods", "bm25:magic"]) == 1
     assert "'magic' is unknown; choose from contrast" in capsys.readouterr().err
+
+
+def test_options_of_a_method_follow_its_name():
+    found = candidate("concept_influence:contrast:unit-normalised:damping=0.5:layer=2:seed=1")
+    assert found.method == "concept_influence" and found.name.startswith("concept_influence:contrast")
+    assert found.options == InfluenceOptions(
+        contrast=True, unit_normalised=True, damping=0.5, layer=2, seed=1
+    )
+    assert candidate("bm25").options == InfluenceOptions()
+    with pytest.raises(AuditError, match="'much' is not a value for damping"):
+        candidate("concept_influence:damping=much")
