@@ -12,7 +12,7 @@ from backend.model.activations import response_activations
 from backend.model.generate import answers
 from backend.model.load import LanguageModel
 
-QUANTITIES = ("own", "text", "shown", "loss", "judge")
+QUANTITIES = ("own", "text", "shown", "preference", "loss", "judge")
 """What is measured of a model; see `Measured`."""
 
 
@@ -25,6 +25,7 @@ class HeldOut:
         direction: float32 [d_model], unit; fitted on other data than the rankings and the training rows.
         prompts: token ids up to where an answer begins, one int array [tokens] a prompt.
         shown: conversations that show the behaviour, to read with their given answers.
+        plain: conversations that do not.
         natural: rows whose loss must not suffer.
     """
 
@@ -32,6 +33,7 @@ class HeldOut:
     direction: np.ndarray
     prompts: list[np.ndarray]
     shown: Rows
+    plain: Rows
     natural: Rows
 
 
@@ -42,12 +44,15 @@ class Measured:
     Attributes:
         own: f of the model's own greedy answers, read by the model itself. [prompts]
         shown: f of given answers that show the behaviour, which needs no generation. [shown]
+        preference: L of given answers without the behaviour, on average, less L of each one with it, in
+            nats: what the model would rather say, without the chance of a greedy answer. [shown]
         loss: mean negative log-likelihood of natural rows, in nats. [natural]
         answers: token ids of the own answers.
     """
 
     own: list[float]
     shown: list[float]
+    preference: list[float]
     loss: list[float]
     answers: list[list[int]]
 
@@ -66,6 +71,7 @@ def measure(lm: LanguageModel, held_out: HeldOut, answer_tokens: int) -> Measure
     return Measured(
         own=projections(lm, own, held_out.layer, held_out.direction).tolist(),
         shown=projections(lm, held_out.shown, held_out.layer, held_out.direction).tolist(),
+        preference=(np.nanmean(mean_losses(lm, held_out.plain)) - mean_losses(lm, held_out.shown)).tolist(),
         loss=mean_losses(lm, held_out.natural).tolist(),
         answers=[made[i].tolist() for i in range(len(made))],
     )

@@ -19,6 +19,7 @@ QUANTITY = {
     "own": "concept in the model's own answers",
     "text": "concept in these answers, as the untrained model reads them",
     "shown": "concept on given answers that show the behaviour",
+    "preference": "preference for given answers that show the behaviour over those that do not (nats)",
     "loss": "loss on natural rows (nats)",
     "judge": "judge's score of the own answers (0 to 1)",
 }
@@ -161,7 +162,8 @@ def _method(evidence: Evidence) -> str:
         f"tokens) on {about['n_pool']} of {about['n_rows']} rows, with {about['seeds']} seeds; runs of one seed "
         "see the rows that they share in the same order. Each model is measured at layer "
         f"{about['layer']} on {about['n_prompts']} held-out prompts by a probe of held-out examples, on "
-        f"{about['n_shown']} given answers, and by its loss on {about['n_natural']} natural rows that no run "
+        f"{about['n_shown']} given answers, by which answers it would rather give, and by its loss on "
+        f"{about['n_natural']} natural rows that no run "
         f"trains on ({about['natural']}, and held-out answers without the behaviour). Rows are ranked by {about['ranked_by']}."
     )
 

@@ -31,7 +31,7 @@ CREATE TABLE IF NOT EXISTS base.evidence (
 CREATE TABLE IF NOT EXISTS base.evidence_runs (
     evidence_id VARCHAR NOT NULL, kind VARCHAR NOT NULL, method VARCHAR NOT NULL, share DOUBLE NOT NULL,
     number INTEGER NOT NULL, seed INTEGER NOT NULL, n_rows INTEGER NOT NULL, own DOUBLE, text DOUBLE,
-    shown DOUBLE, loss DOUBLE, judge DOUBLE);
+    shown DOUBLE, preference DOUBLE, loss DOUBLE, judge DOUBLE);
 CREATE TABLE IF NOT EXISTS base.evidence_results (
     evidence_id VARCHAR NOT NULL, measure VARCHAR NOT NULL, quantity VARCHAR NOT NULL, method VARCHAR NOT NULL,
     other VARCHAR NOT NULL, share DOUBLE NOT NULL, estimate DOUBLE, low DOUBLE, high DOUBLE, p DOUBLE,
@@ -41,7 +41,7 @@ CREATE TABLE IF NOT EXISTS base.evidence_scores (
     label TINYINT, percentile_low DOUBLE, percentile_high DOUBLE);
 """
 RUN_COLUMNS = [
-    "kind", "method", "share", "number", "seed", "n_rows", "own", "text", "shown", "loss", "judge",
+    "kind", "method", "share", "number", "seed", "n_rows", "own", "text", "shown", "preference", "loss", "judge",
 ]  # fmt: skip
 RESULT_COLUMNS = [
     "measure", "quantity", "method", "other", "share", "estimate", "low", "high", "p", "n",
@@ -63,8 +63,8 @@ class Evidence:
         concept_id: of the concept that it is about.
         about: concept, model, data, recipe and options, JSON values.
         runs: one line for each run: `RUN_COLUMNS`. ``kind`` is ``base`` (not trained), ``whole``, ``removal``,
-            ``retention`` or ``subset``; ``own``, ``text``, ``shown``, ``loss``, ``judge`` are means over the
-            held-out prompts or rows.
+            ``retention`` or ``subset``; ``own``, ``text``, ``shown``, ``preference``, ``loss``, ``judge`` are
+            means over the held-out prompts or rows; see `backend.evidence.measures.Measured`.
         results: one line for each finding: `RESULT_COLUMNS`.
         scores: one line for each method and row: `SCORE_COLUMNS`.
     """

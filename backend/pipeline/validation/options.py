@@ -10,7 +10,7 @@ from backend.evidence.training import Recipe
 from backend.pipeline.attribution import InfluenceOptions
 from backend.types import METHODS, LabelledExample
 
-VERSION = 1
+VERSION = 2
 """Counted up when units of an earlier version would not be the same."""
 RANDOM = "random"
 

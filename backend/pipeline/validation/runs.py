@@ -122,6 +122,7 @@ def one_run(lm: LanguageModel, setting: Setting, run: Run, options: ValidateOpti
         "own": measured.own,
         "text": text.tolist(),
         "shown": measured.shown,
+        "preference": measured.preference,
         "loss": measured.loss,
         "answers": [renderer.decode(ids) for ids in made],
         "training": asdict(training) if training else None,
@@ -173,6 +174,8 @@ def shared_by_runs(
         "model": lm.fingerprint,
         "data": sources.manifest.stages["read"]["key"],
         "layer": held.layer,
-        "held_out": digest([held.direction, *held.prompts, *held.shown.ids, *held.natural.ids]),
+        "held_out": digest(
+            [held.direction, *held.prompts, *held.shown.ids, *held.plain.ids, *held.natural.ids]
+        ),
         "answer_tokens": options.answer_tokens,
     }

@@ -119,7 +119,7 @@ def setting_of(
         concept=replace(concept, direction=ranked_by[concept.layer]) if here else concept,
         queries=tuple(ranking) if here else None,
         directions=ranked_by,
-        held_out=HeldOut(concept.layer, measured_by, prompts, positives, natural),
+        held_out=HeldOut(concept.layer, measured_by, prompts, positives, negatives, natural),
         prompts=texts,
         rows=rows,
         ids=pool,

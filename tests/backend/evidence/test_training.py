@@ -74,7 +74,9 @@ def test_the_model_is_as_it_was_after_a_run_that_failed():
 
 def test_a_seed_decides_a_run():
     lm = language_model()
-    held_out = HeldOut(LAYER, direction(), [some_rows(1, 7).ids[0]], some_rows(3, 8), some_rows(3, 9))
+    held_out = HeldOut(
+        LAYER, direction(), [some_rows(1, 7).ids[0]], some_rows(3, 8), some_rows(2, 10), some_rows(3, 9)
+    )
     recipe = Recipe(rank=4, learning_rate=1e-2, batch=3)
 
     def run(seed: int, keys: str = "abcdef"):

@@ -77,7 +77,7 @@ def test_every_run_and_finding_is_there(done):
     assert evidence.runs["kind"].value_counts().to_dict() == {
         "base": 1, "whole": 2, "removal": 4, "retention": 4, "subset": 4,
     }  # fmt: skip
-    assert np.isfinite(evidence.runs[["own", "text", "shown", "loss"]].to_numpy()).all()
+    assert np.isfinite(evidence.runs[["own", "text", "shown", "preference", "loss"]].to_numpy()).all()
     pool = evidence.about["n_pool"]
     sizes = evidence.runs.set_index(["kind", "method", "seed"])["n_rows"]
     assert sizes["whole", "", 0] == pool == 300 - 4
