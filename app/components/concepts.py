@@ -16,8 +16,13 @@ def concept_picker(audit: Audit, key: str = "concept", label: str = "Concept") -
     concepts = audit.concepts(live_only=True)
     if concepts.empty:
         return None
-    probes_first = concepts.sort_values("kind", kind="stable")
-    names = {row.concept_id: concept_title(row) for row in probes_first.itertuples()}
+    names = {
+        concept_id: concept_title(kind, concept_id, name, words)
+        for kind, concept_id, name, words in sorted(
+            zip(*(concepts[c].tolist() for c in ("kind", "concept_id", "name", "label")), strict=True),
+            key=lambda row: row[0],
+        )
+    }
     return select_by_id(
         label,
         list(names),
@@ -28,11 +33,11 @@ def concept_picker(audit: Audit, key: str = "concept", label: str = "Concept") -
     )
 
 
-def concept_title(row) -> str:
-    """A concept in one line, from a row of `Audit.concepts`."""
-    if row.kind == "sae_feature":
-        return f"Feature {row.concept_id.removeprefix('sae:')}: {row.label}"
-    return f"Probe: {row.name}"
+def concept_title(kind: str, concept_id: str, name: str, label: str) -> str:
+    """A concept in one line."""
+    if kind == "sae_feature":
+        return f"Feature {concept_id.removeprefix('sae:')}: {label}"
+    return f"Probe: {name}"
 
 
 def probe_quality(details: str | dict) -> str:

@@ -37,7 +37,12 @@ def bulk_flags(audit: Audit, view: View) -> None:
     """A popover that says how many rows it would flag, and does so."""
     if read_only():
         return
-    with st.popover("Flag many", icon=":material/checklist:", disabled=not view.total):
+    opened = st.popover(
+        "Flag many", icon=":material/checklist:", disabled=not view.total, key="bulk", on_change="rerun"
+    )
+    if not opened.open:
+        return  # counting takes a while on large data
+    with opened:
         how = st.radio("Rows", list(CHOICES), format_func=CHOICES.get, key="bulk-how", horizontal=True)
         top, where = None, view.where
         if how == "top":
@@ -98,18 +103,21 @@ def undo_button(audit: Audit) -> None:
     told = st.session_state.pop("said", None)
     if told:
         st.toast(told)
-    log = audit.flag_log(LOG_SHOWN)
-    mine = (
-        log[(log.made_by == (person() or log.made_by)) & ~log.undone & log.undoes.isna()] if len(log) else log
-    )
+    mine = audit.undoable_flags(person())
     last = mine.iloc[0] if len(mine) else None
     st.button(
         "Undo", icon=":material/undo:", key="undo", shortcut="U", disabled=last is None, on_click=_undo,
         args=(None if last is None else int(last.event_id),),
         help="Nothing to undo" if last is None else f"Undo: {_action(last)}",
     )  # fmt: skip
-    with st.popover("Log", icon=":material/history:", disabled=not len(log)):
+    opened = st.popover("Log", icon=":material/history:", key="flag-log", on_change="rerun")
+    if not opened.open:
+        return
+    log = audit.flag_log(LOG_SHOWN)
+    with opened:
         st.caption("Who flagged what and when. Any change can be undone; nothing is ever taken from the log.")
+        if log.empty:
+            st.caption("Nobody has flagged a row yet.")
         for change in log.itertuples():
             with st.container(horizontal=True, vertical_alignment="center"):
                 st.text(

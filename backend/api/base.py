@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import getpass
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from backend.progress import Progress
 from backend.store import queries, workspace
 from backend.store.database import database
 from backend.store.filters import RowFilter
+from backend.store.index import index_files
 from backend.store.layout import Layout
 from backend.store.manifest import Manifest, read_manifest
 from backend.store.rankings import ranking_id
@@ -25,6 +27,8 @@ from backend.types import Concept
 
 EVERY_ROW = RowFilter()
 DEFAULTS = InfluenceOptions()
+MOST_REMEMBERED = 400
+STAMP = "the state of the files that a memory is of"
 
 
 class OpenAudit:
@@ -51,6 +55,8 @@ class OpenAudit:
         self._database = database(self._layout)
         self._lm: LanguageModel | None = None
         self._model_guard = threading.Lock()
+        self._memory: dict[Hashable, Any] = {}
+        self._build_memory: dict[Hashable, Any] = {}
 
     @property
     def root(self) -> Path:
@@ -66,17 +72,22 @@ class OpenAudit:
         return read_manifest(self._layout.manifest)
 
     @property
+    def _made(self) -> Manifest:
+        """The manifest, remembered; not to be changed."""
+        return self._remembered("manifest", lambda: read_manifest(self._layout.manifest), of_build=True)
+
+    @property
     def layers(self) -> tuple[int, ...]:
         """Layers whose mean response activations are kept; probes live at one of them."""
-        return tuple(self.manifest.configuration["layers"])
+        return tuple(self._made.configuration["layers"])
 
     def overview(self) -> queries.Overview:
         """Counts of rows, tokens, duplicates, concepts and flags."""
-        return self._read(queries.overview)
+        return self._kept("overview", queries.overview)
 
     def metadata_fields(self) -> pd.DataFrame:
         """Metadata fields with their most frequent values: field, n_rows, n_values, top_values."""
-        return self._read(queries.metadata_fields)
+        return self._kept_of_build("metadata_fields", queries.metadata_fields)
 
     def concepts(self, live_only: bool = False) -> pd.DataFrame:
         """Every concept: concept_id, name, kind, layer, label, version, details (JSON).
@@ -84,7 +95,7 @@ class OpenAudit:
         Args:
             live_only: leave out SAE features that never fire on the data.
         """
-        return self._read(lambda cursor: queries.concepts(cursor, live_only))
+        return self._kept(("concepts", live_only), lambda cursor: queries.concepts(cursor, live_only))
 
     def concept(self, name: str) -> Concept:
         """The concept with this name or id (``probe:flattery``, ``flattery``, ``sae:17``).
@@ -92,14 +103,14 @@ class OpenAudit:
         Raises:
             ConceptError: there is none, or it is a probe of another model or of a layer not kept here.
         """
-        concept = self._read(lambda cursor: queries.concept(cursor, name))
+        concept = self._kept(("concept", name), lambda cursor: queries.concept(cursor, name))
         if concept.kind == "probe":
             self._check_probe(concept)
         return concept
 
     def probes(self) -> list[workspace.SavedProbe]:
         """Every trained probe with what its training reported."""
-        return self._read(workspace.probes)
+        return self._kept("probes", workspace.probes)
 
     def model(self) -> LanguageModel:
         """The model that the audit was made with.
@@ -128,16 +139,25 @@ class OpenAudit:
         return lm
 
     def _sources(self) -> Sources:
-        return Sources(self._layout, self._database, self.manifest, self.model)
+        return Sources(self._layout, self._database, self._made, self.model)
 
     def _request(self, concept: Concept, method: str, options: InfluenceOptions) -> tuple[int, Request]:
         wanted = request(self._sources(), concept, method, options)
-        build = self._read(queries.build_id)
+        build = self._kept_of_build("build", queries.build_id)
         version, parameters = concept.version, wanted.parameters
         return ranking_id(build, concept.concept_id, version, method, parameters), wanted
 
     def _stored(self, ranking: int) -> bool:
         return self._read(lambda cursor: queries.ranking_stored(cursor, ranking))
+
+    def _searched(self, where: RowFilter) -> RowFilter:
+        """The filter with its words looked up in the texts, once for all queries that it goes into."""
+        words = where.words()
+        if not words or where.found is not None:
+            return where
+        return replace(
+            where, found=self._database.found(self._kept_of_build("build", queries.build_id), words)
+        )
 
     def _tracked(self, layer: int) -> int:
         if layer not in self.layers:
@@ -149,7 +169,7 @@ class OpenAudit:
 
     def _check_probe(self, concept: Concept) -> None:
         made_for = next(p for p in self.probes() if p.name == concept.name).model_fingerprint
-        if made_for != self.manifest.fingerprints["model"] or concept.layer not in self.layers:
+        if made_for != self._made.fingerprints["model"] or concept.layer not in self.layers:
             raise ConceptError(
                 f"probe {concept.name!r} was trained at layer {concept.layer} of the model {made_for}, and this "
                 f"audit keeps layers {', '.join(map(str, self.layers))} of "
@@ -160,9 +180,55 @@ class OpenAudit:
         with self._database.reading() as cursor:
             return query(cursor)
 
+    def _kept(self, key: Hashable, query: Callable):
+        """As `_read`, but remembered until a file of the audit changes, whoever changes it.
+
+        Args:
+            key: tells this query, with its parameters, from every other.
+        """
+        return self._remembered(key, lambda: self._read(query))
+
+    def _kept_of_build(self, key: Hashable, query: Callable):
+        """As `_kept`, for what people cannot change: it is remembered until the audit is built anew."""
+        return self._remembered(key, lambda: self._read(query), of_build=True)
+
+    def _remembered(self, key: Hashable, compute: Callable[[], Any], of_build: bool = False):
+        known = self._build_memory if of_build else self._memory
+        stamp = self._stamp(of_build)
+        if stamp != known.get(STAMP) or len(known) > MOST_REMEMBERED:
+            known = {STAMP: stamp}
+            if of_build:
+                self._build_memory = known
+            else:
+                self._memory = known
+        if key not in known:
+            known[key] = compute()
+        found = known[key]
+        # The columns of a frame may be changed by who asked; what is remembered stays as it was.
+        return found.copy(deep=False) if isinstance(found, pd.DataFrame) else found
+
+    def _stamp(self, of_build: bool) -> tuple:
+        """Changes whenever somebody writes to the audit."""
+        workspace = self._layout.workspace
+        paths = [self._layout.manifest, self._layout.audit]
+        if not of_build:
+            index = index_files(self._layout).description
+            paths += [workspace, workspace.with_name(f"{workspace.name}.wal"), index]
+        states: list[tuple[int, int, int] | None] = []
+        for path in paths:
+            try:
+                state = path.stat()
+                states.append((state.st_ino, state.st_mtime_ns, state.st_size))
+            except FileNotFoundError:
+                states.append(None)
+        return tuple(states)
+
     def _write(self, change: Callable):
-        with self._database.writing() as cursor:
-            return change(cursor)
+        try:
+            with self._database.writing() as cursor:
+                return change(cursor)
+        finally:
+            self._memory = {}
 
     def _change(self, change: Callable):
         """A change that a person makes.

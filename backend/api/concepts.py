@@ -33,7 +33,10 @@ class Concepts(OpenAudit):
             search: in the label, the top tokens, or the tokens that the feature promotes.
             live_only: leave out features that never fire on the data.
         """
-        return self._read(lambda cursor: queries.features(cursor, search, order, live_only))
+        return self._kept(
+            ("features", search, order, live_only),
+            lambda cursor: queries.features(cursor, search, order, live_only),
+        )
 
     def feature(self, feature: int) -> pd.Series:
         """One SAE feature, with promoted, suppressed (tokens) and histogram (of its activations) besides.
@@ -41,19 +44,27 @@ class Concepts(OpenAudit):
         Raises:
             ConceptError: there is none of this number.
         """
-        return self._read(lambda cursor: queries.feature(cursor, feature))
+        return self._kept(("feature", feature), lambda cursor: queries.feature(cursor, feature))
 
     def strongest_rows(self, feature: int, limit: int) -> pd.DataFrame:
         """The rows in which an SAE feature fires highest."""
-        return self._read(lambda cursor: queries.strongest_rows(cursor, feature, limit))
+        return self._kept(
+            ("strongest", feature, limit), lambda cursor: queries.strongest_rows(cursor, feature, limit)
+        )
 
     def rows_by_quantile(self, feature: int, each: int) -> pd.DataFrame:
         """Rows in which an SAE feature fires, by quarters of its strength there; see `rows_by_quantile` of the store."""
-        return self._read(lambda cursor: store_features.rows_by_quantile(cursor, feature, each))
+        return self._kept(
+            ("quantiles", feature, each),
+            lambda cursor: store_features.rows_by_quantile(cursor, feature, each),
+        )
 
     def similar_features(self, direction: np.ndarray, limit: int, besides: int | None = None) -> pd.DataFrame:
         """The SAE features nearest to a direction: feature_id, label, n_examples, cosine."""
-        return self._read(lambda cursor: store_features.similar_features(cursor, direction, limit, besides))
+        key = ("similar", direction.tobytes(), limit, besides)
+        return self._kept(
+            key, lambda cursor: store_features.similar_features(cursor, direction, limit, besides)
+        )
 
     def separating_features(
         self, kind: str, name: str = "", value: str = "", limit: int = 12
@@ -65,7 +76,8 @@ class Concepts(OpenAudit):
                 rows whose field `name` has this `value`).
         """
         group, parameters = store_features.group_of(kind, name, value)
-        return self._read(lambda cursor: store_features.separating(cursor, group, parameters, limit))
+        key = ("separating", kind, name, value, limit)
+        return self._kept(key, lambda cursor: store_features.separating(cursor, group, parameters, limit))
 
     def spread_features(self, limit: int) -> list[str]:
         """Concept ids of the SAE features whose strength differs most between rows."""
@@ -77,14 +89,14 @@ class Concepts(OpenAudit):
         Raises:
             ConceptError: the audit has no SAE, or the text is empty.
         """
-        layer = self.manifest.configuration["sae_layer"]
+        layer = self._made.configuration["sae_layer"]
         if layer is None:
             raise ConceptError(
                 f"{self.name}: built without an SAE (--sae none), so there are no features to look for"
             )
         if not text.strip():
             raise ConceptError("the text is empty: type a sentence")
-        limit = self.manifest.configuration["max_tokens"]
+        limit = self._made.configuration["max_tokens"]
         return features_of_text(self.model(), self._autoencoder(), layer, text, limit)
 
     def label_feature(self, feature: int, label: str | None, by: str = "") -> None:
@@ -100,20 +112,20 @@ class Concepts(OpenAudit):
 
     def lengths(self, bins: int = 30) -> tuple[np.ndarray, np.ndarray]:
         """Histogram of the rows' tokens: edges and counts."""
-        return self._read(lambda cursor: store_features.lengths(cursor, bins))
+        return self._kept_of_build(("lengths", bins), lambda cursor: store_features.lengths(cursor, bins))
 
     def longest_row(self) -> int:
         """Tokens of the longest row; 0 if there are no rows."""
-        return self._read(store_features.longest)
+        return self._kept_of_build("longest", store_features.longest)
 
     def sources(self) -> pd.DataFrame:
         """Where the rows came from: source, n_rows."""
-        return self._read(store_features.sources)
+        return self._kept_of_build("sources", store_features.sources)
 
     def _autoencoder(self) -> SparseAutoencoder:
         with _sae_guard:
             if self._sae is None:
-                made = self.manifest.configuration["sae"]
+                made = self._made.configuration["sae"]
                 source = str(self._layout.sae) if made == "train" else made
                 self._sae = load_sae(source, self.model().device)
             return self._sae

@@ -39,7 +39,7 @@ class Flags(Rankings):
             top: only the first so many of them, by rank.
             how: in words, how they were chosen, for the log.
         """
-        ranking = self.ranking(concept, method, options) if concept else None
+        ranking, where = self.ranking(concept, method, options) if concept else None, self._searched(where)
         who, told = by or user_name(), how or (f"first {top:,} that match" if top else "all that match")
         return self._change(
             lambda cursor: flags.flag_matching(cursor, ranking, where, flag, note, who, told, top)
@@ -55,11 +55,16 @@ class Flags(Rankings):
 
     def flag_log(self, limit: int = 100) -> pd.DataFrame:
         """The latest changes of flags, newest first: event_id, action, n_texts, how, note, undone, made_by, made_at."""
-        return self._read(lambda cursor: flags.log(cursor, limit))
+        return self._kept(("log", limit), lambda cursor: flags.log(cursor, limit))
+
+    def undoable_flags(self, by: str = "") -> pd.DataFrame:
+        """The latest change that somebody has made and not undone, as a row of `flag_log`; empty if there is none."""
+        who = by or user_name()
+        return self._kept(("undoable", who), lambda cursor: flags.undoable(cursor, who))
 
     def latest_flag_change(self) -> tuple[int, str]:
         """The number of the latest change of flags, and who made it."""
-        return self._read(flags.latest)
+        return self._kept("latest", flags.latest)
 
     def save_view(self, name: str, page: str, query: str, by: str = "") -> None:
         """Keep a view under a name: a page's path and its query string."""
@@ -69,7 +74,7 @@ class Flags(Rankings):
 
     def saved_views(self) -> pd.DataFrame:
         """Views that have a name: name, page, query, saved_by, saved_at."""
-        return self._read(workspace.saved_views)
+        return self._kept("views", workspace.saved_views)
 
     def delete_view(self, name: str) -> None:
         """Forget a named view."""

@@ -39,11 +39,11 @@ class Probes(Rankings):
 
     def labels(self, probe: str) -> list[LabelledExample]:
         """The labelled examples of a probe."""
-        return self._read(lambda cursor: workspace.labels(cursor, probe))
+        return self._kept(("labels", probe), lambda cursor: workspace.labels(cursor, probe))
 
     def label_counts(self) -> pd.DataFrame:
         """Probes begun or trained: probe, positives, negatives, trained."""
-        return self._read(workspace.label_counts)
+        return self._kept("label_counts", workspace.label_counts)
 
     def train_probe(
         self,
@@ -112,7 +112,7 @@ class Probes(Rankings):
 
     def probe_versions(self, name: str) -> list[workspace.SavedProbe]:
         """Earlier trainings of a probe, the latest first."""
-        return self._read(lambda cursor: workspace.probe_versions(cursor, name))
+        return self._kept(("versions", name), lambda cursor: workspace.probe_versions(cursor, name))
 
     def restore_probe(self, name: str, version: int) -> None:
         """Make an earlier training the present one again, as a new version; the present one is kept.

@@ -16,12 +16,13 @@ from backend.export import with_metadata
 from backend.pipeline.attribution import InfluenceOptions
 from backend.pipeline.groups import against_group, group_table
 from backend.pipeline.index import IndexOptions, build_index, open_index, warm_index
-from backend.pipeline.rank import finished, scores_of, scores_of_many
+from backend.pipeline.rank import Request, finished, scores_of, scores_of_many
 from backend.progress import Progress
 from backend.store import compare, queries, workspace
 from backend.store import features as store_features
 from backend.store.filters import RowFilter
 from backend.store.index import index_files
+from backend.types import Concept
 
 STALE_SECONDS = 120.0
 RANK_COLUMNS = ["rank", "example_id", "score", "percentile", "prompt", "response"]
@@ -47,8 +48,9 @@ class Rankings(Concepts):
             method: one of `METHODS`.
             options: how influence is computed, for the methods that need to know.
         """
-        ranking = self.ranking(concept, method, options)
-        return self._read(lambda cursor: queries.rows(cursor, ranking, where, top, offset))
+        ranking, where = self.ranking(concept, method, options), self._searched(where)
+        key = ("rank", ranking, repr(where), top, offset)
+        return self._kept(key, lambda cursor: queries.rows(cursor, ranking, where, top, offset))
 
     def rank_table(self, concept: str, method: str = "vector_filter", top: int | None = None,
                    where: RowFilter = EVERY_ROW, options: InfluenceOptions = DEFAULTS) -> pd.DataFrame:  # fmt: skip
@@ -57,6 +59,7 @@ class Rankings(Concepts):
 
     def rows(self, where: RowFilter = EVERY_ROW, limit: int | None = None, offset: int = 0) -> pd.DataFrame:
         """Rows in the order of the data."""
+        where = self._searched(where)
         return self._read(lambda cursor: queries.rows(cursor, None, where, limit, offset))
 
     def sample(self, where: RowFilter, seed: str, limit: int) -> pd.DataFrame:
@@ -69,22 +72,25 @@ class Rankings(Concepts):
     ) -> int:  # fmt: skip
         """How many rows pass a filter; with a concept, of those that it ranks."""
         ranking = self.ranking(concept, method, options) if concept else None
-        return self._read(lambda cursor: queries.count_rows(cursor, ranking, where))
+        where = self._searched(where)
+        key = ("count", ranking, repr(where))
+        return self._kept(key, lambda cursor: queries.count_rows(cursor, ranking, where))
 
     def histogram(
         self, concept: str, method: str = "vector_filter", where: RowFilter = EVERY_ROW, bins: int = 60,
         options: InfluenceOptions = DEFAULTS,
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # fmt: skip
         """Bin edges, counts of all rows, and counts of the rows that pass the filter."""
-        ranking = self.ranking(concept, method, options)
-        return self._read(lambda cursor: queries.histogram(cursor, ranking, where, bins))
+        ranking, where = self.ranking(concept, method, options), self._searched(where)
+        key = ("histogram", ranking, repr(where), bins)
+        return self._kept(key, lambda cursor: queries.histogram(cursor, ranking, where, bins))
 
     def score_summary(
         self, concept: str, method: str = "vector_filter", options: InfluenceOptions = DEFAULTS
     ) -> dict[str, float]:
         """Mean, deviation and count of a ranking's scores."""
         ranking = self.ranking(concept, method, options)
-        return self._read(lambda cursor: queries.score_summary(cursor, ranking))
+        return self._kept(("summary", ranking), lambda cursor: queries.score_summary(cursor, ranking))
 
     def ranking(
         self,
@@ -102,8 +108,8 @@ class Rankings(Concepts):
             ModelError: the model has no weights to attribute to, or a row does not fit into memory.
         """
         found = self.concept(concept)
-        ranking, wanted = self._request(found, method, options)
-        if self._stored(ranking):
+        ranking, wanted, stored = self._asked(found, method, options)
+        if stored:
             return ranking
         scores = scores_of(self._sources(), wanted, ranking, progress or self._progress)
         build = self._read(queries.build_id)
@@ -119,7 +125,16 @@ class Rankings(Concepts):
         Raises:
             ConceptError: as `ranking`.
         """
-        return self._stored(self._request(self.concept(concept), method, options)[0])
+        return self._asked(self.concept(concept), method, options)[2]
+
+    def _asked(self, concept: Concept, method: str, options: InfluenceOptions) -> tuple[int, Request, bool]:
+        """A ranking's id and what it depends on, and whether it is in the store; remembered."""
+
+        def settle() -> tuple[int, Request, bool]:
+            ranking, wanted = self._request(concept, method, options)
+            return ranking, wanted, self._stored(ranking)
+
+        return self._remembered(("asked", concept.concept_id, method, repr(options)), settle)
 
     def rank_many(
         self, concepts: Sequence[str], method: str = "concept_influence", options: InfluenceOptions = DEFAULTS,
@@ -178,27 +193,32 @@ class Rankings(Concepts):
         """What the stored rankings of a concept say of rows: method, parameters, example_id, score, rank, percentile."""
         found = self.concept(concept).concept_id
         ids = [int(i) for i in example_ids]
-        return self._read(lambda cursor: compare.scores_elsewhere(cursor, found, ids))
+        return self._kept(
+            ("elsewhere", found, tuple(ids)), lambda cursor: compare.scores_elsewhere(cursor, found, ids)
+        )
 
     # Two rankings beside each other; a ranking is (concept, method, options)
 
     def agreement(self, one: tuple, other: tuple, where: RowFilter = EVERY_ROW) -> compare.Agreement:
         """Rank correlation and overlap of the first rows of two rankings, among the rows that pass a filter."""
-        a, b = self.ranking(*one), self.ranking(*other)
-        return self._read(lambda cursor: compare.agreement(cursor, a, b, where))
+        a, b, where = self.ranking(*one), self.ranking(*other), self._searched(where)
+        return self._kept(
+            ("agreement", a, b, repr(where)), lambda cursor: compare.agreement(cursor, a, b, where)
+        )
 
     def points(
         self, one: tuple, other: tuple, where: RowFilter = EVERY_ROW, limit: int = 2000
     ) -> pd.DataFrame:
         """At most `limit` rows with the scores, ranks and percentiles (a_… and b_…) that two rankings give them."""
-        a, b = self.ranking(*one), self.ranking(*other)
-        return self._read(lambda cursor: compare.points(cursor, a, b, where, limit))
+        a, b, where = self.ranking(*one), self.ranking(*other), self._searched(where)
+        key = ("points", a, b, repr(where), limit)
+        return self._kept(key, lambda cursor: compare.points(cursor, a, b, where, limit))
 
     def disagreements(
         self, one: tuple, other: tuple, where: RowFilter = EVERY_ROW, higher: str = "either", limit: int = 10
     ) -> pd.DataFrame:
         """Rows on which two rankings differ most by percentile; `higher` is ``a``, ``b`` or ``either``."""
-        a, b = self.ranking(*one), self.ranking(*other)
+        a, b, where = self.ranking(*one), self.ranking(*other), self._searched(where)
         return self._read(lambda cursor: compare.disagreements(cursor, a, b, where, higher, limit))
 
     # What is known of the rows
@@ -246,7 +266,10 @@ class Rankings(Concepts):
 
     def index(self) -> dict[str, Any] | None:
         """The description of the gradient index, if there is one that fits this audit."""
-        manifest = self.manifest
+        return self._remembered("index", self._index)
+
+    def _index(self) -> dict[str, Any] | None:
+        manifest = self._made
         try:
             return open_index(self._layout, manifest.fingerprints["model"], manifest.stages["read"]["key"])
         except StoreError:
@@ -269,4 +292,4 @@ class Rankings(Concepts):
         Raises:
             ConceptError: as `ranking`.
         """
-        return self._request(self.concept(concept), method, options)[1].index is not None
+        return self._asked(self.concept(concept), method, options)[1].index is not None

@@ -31,7 +31,8 @@ class Rows(Rankings):
         if not ids:
             return {}
         if found.kind == "sae_feature":
-            return feature_heatmaps(self._layout, found, ids)
+            key = ("heatmaps", concept, tuple(ids))
+            return self._remembered(key, lambda: feature_heatmaps(self._layout, found, ids), of_build=True)
         return probe_heatmaps(self._layout, self._database, found, ids, self.model)
 
     def influence_heatmaps(
@@ -123,7 +124,7 @@ class Rows(Rankings):
         """What the model itself answers to rows' prompts, where it has been asked already: example id → text."""
         ids = [int(i) for i in example_ids]
         texts = read_texts(self._layout, ids)
-        model = self.manifest.fingerprints["model"]
+        model = self._made.fingerprints["model"]
         hashes = [row.content_hash for row in texts.values()]
         known = self._read(lambda cursor: workspace.own_answers(cursor, model, hashes))
         single = {i: known[row.content_hash] for i, row in texts.items() if row.content_hash in known}
@@ -148,6 +149,6 @@ class Rows(Rankings):
             raise ConceptError(
                 f"row {example_id}: it has no prompt before its response, so there is nothing to answer"
             )
-        model = self.manifest.fingerprints["model"]
+        model = self._made.fingerprints["model"]
         self._write(lambda cursor: workspace.keep_own_answers(cursor, model, {row.content_hash: text}))
         return text

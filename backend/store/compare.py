@@ -63,7 +63,9 @@ def agreement(cursor: Cursor, one: int, other: int, where: RowFilter) -> Agreeme
     ).fetchone()
     correlation = float("nan") if correlation is None else float(correlation)
     scale = np.geomspace(1, max(count, 1), DEPTHS).round().astype(np.int64)
-    depths = np.unique([*(d for d in ROUND_DEPTHS if d <= count), *scale]) if count else np.array([], np.int64)
+    depths = (
+        np.unique([*(d for d in ROUND_DEPTHS if d <= count), *scale]) if count else np.array([], np.int64)
+    )
     within = dict(
         cursor.execute(
             """SELECT k, count(p.deeper) FROM (SELECT unnest(?::BIGINT[]) AS k) d

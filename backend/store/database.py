@@ -9,11 +9,12 @@ threads share one instance, since DuckDB attaches a file only once.
 from __future__ import annotations
 
 import atexit
+import hashlib
 import re
 import threading
 import time
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -21,9 +22,11 @@ import duckdb
 
 from backend.errors import StoreError
 from backend.store import schema
+from backend.store.filters import RowFilter
 from backend.store.layout import Layout, as_store_error
 
 LOCK_PATIENCE_SECONDS = 8.0
+SEARCHES_KEPT = 32
 
 _open: weakref.WeakValueDictionary[Path, Database] = weakref.WeakValueDictionary()
 _open_guard = threading.Lock()
@@ -62,6 +65,7 @@ class Database:
         self._waiting_writers = 0
         self._attached_audit: tuple[int, int] | None = None
         self._prepared = False
+        self._found: list[str] = []
         self._mine = threading.local()
 
     def close(self) -> None:
@@ -120,6 +124,29 @@ class Database:
                 self._writing = False
                 self._detach()
                 self._turn.notify_all()
+
+    def found(self, build: str, words: Sequence[str]) -> str:
+        """The name of a table with the ids of the rows in which all these words occur.
+
+        Texts do not change while a build stands, and reading them takes longer than anything else a page
+        does: they are searched once, and the result is kept in memory for the queries that follow.
+
+        Args:
+            words: in lower case, as from `RowFilter.words`.
+        """
+        digest = hashlib.blake2b("\0".join([build, *words]).encode("utf-8", "surrogatepass"), digest_size=12)
+        name = f"memory.main.found_{digest.hexdigest()}"
+        with self.reading() as cursor:
+            if name not in self._found:
+                condition, parameters = RowFilter(text=" ".join(f'"{word}"' for word in words)).sql()
+                cursor.execute(
+                    f"CREATE TABLE IF NOT EXISTS {name} AS SELECT example_id FROM audit.main.examples e WHERE {condition}",
+                    parameters,
+                )
+                self._found.append(name)
+                if len(self._found) > SEARCHES_KEPT:
+                    cursor.execute(f"DROP TABLE IF EXISTS {self._found.pop(0)}")
+        return name
 
     def _refuse_nesting(self) -> None:
         if getattr(self._mine, "lease", False):

@@ -23,6 +23,8 @@ class RowFilter:
         example_ids: only these rows.
         sources: files or data sets that rows were read from; empty for all.
         tokens: least and most tokens of the row, both included.
+        found: the table with the ids of the rows that have the words of `text`, where it has been searched
+            for already (`Database.found`).
     """
 
     text: str = ""
@@ -32,21 +34,29 @@ class RowFilter:
     example_ids: tuple[int, ...] | None = None
     sources: tuple[str, ...] = ()
     tokens: tuple[int, int] | None = None
+    found: str | None = None
 
     @property
     def needs_rows(self) -> bool:
-        """Whether a row's own columns or its flag decide, and not its score alone."""
-        return self != RowFilter(scores=self.scores)
+        """Whether a row's own columns or its flag decide, and not its score and its number alone."""
+        text = self.text if self.found is None else ""
+        return bool(text or any(self.metadata.values()) or self.flag or self.sources or self.tokens)
 
     def words(self) -> list[str]:
         """What has to occur, in lower case: single words, and whole phrases that stand in quotes."""
         return [(phrase or word).lower() for phrase, word in TERM.findall(self.text) if phrase or word]
 
-    def sql(self) -> tuple[str, list[Any]]:
-        """A condition on ``e`` (examples), ``f`` (flags) and, for scores, ``s``; and its parameters."""
+    def sql(self, row: str = "e.example_id") -> tuple[str, list[Any]]:
+        """A condition on ``e`` (examples), ``f`` (flags) and, for scores, ``s``; and its parameters.
+
+        Args:
+            row: the column with the number of the row.
+        """
         conditions: list[str] = []
         parameters: list[Any] = []
-        for word in self.words():
+        if self.found is not None:
+            conditions.append(f"{row} IN (SELECT example_id FROM {self.found})")
+        for word in self.words() if self.found is None else ():
             conditions.append("(contains(lower(e.prompt), ?) OR contains(lower(e.response), ?))")
             parameters += [word, word]
         for name, values in self.metadata.items():
@@ -64,7 +74,7 @@ class RowFilter:
             conditions.append("s.score BETWEEN ? AND ?")
             parameters += [float(bound) for bound in self.scores]
         if self.example_ids is not None:
-            conditions.append("list_contains(?::BIGINT[], e.example_id)")
+            conditions.append(f"list_contains(?::BIGINT[], {row})")
             parameters.append(list(self.example_ids))
         if self.sources:
             conditions.append("list_contains(?::VARCHAR[], e.source)")

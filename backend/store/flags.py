@@ -120,14 +120,21 @@ def undo(cursor: Cursor, event_id: int, by: str) -> FlagChange:
     return FlagChange(event.event_id, event.n_texts, found[1] - event.n_texts)
 
 
+LOG = """SELECT event_id, action, n_texts, how, note, undoes,
+             event_id IN (SELECT undoes FROM base.flag_log WHERE undoes IS NOT NULL) AS undone, made_by, made_at
+         FROM base.flag_log"""
+
+
 def log(cursor: Cursor, limit: int) -> pd.DataFrame:
     """The latest changes, newest first: event_id, action, n_texts, how, note, undoes, undone, made_by, made_at."""
+    return cursor.execute(f"{LOG} ORDER BY event_id DESC LIMIT ?", [limit]).df()
+
+
+def undoable(cursor: Cursor, by: str) -> pd.DataFrame:
+    """The latest change that somebody has made and not undone, as a row of `log`; empty if there is none."""
     return cursor.execute(
-        """SELECT event_id, action, n_texts, how, note, undoes,
-                  event_id IN (SELECT undoes FROM base.flag_log WHERE undoes IS NOT NULL) AS undone,
-                  made_by, made_at
-           FROM base.flag_log ORDER BY event_id DESC LIMIT ?""",
-        [limit],
+        f"SELECT * FROM ({LOG}) WHERE made_by = ? AND NOT undone AND undoes IS NULL ORDER BY event_id DESC LIMIT 1",
+        [by],
     ).df()
 
 

@@ -274,7 +274,7 @@ def histogram(
         return np.linspace(0, 1, bins + 1), np.zeros(bins, np.int64), np.zeros(bins, np.int64)
     width = (high - low) / bins or 1.0
     source, _, _ = matching(ranking, where)
-    condition, parameters = where.sql()
+    condition, parameters = where.sql("s.example_id")
     counted = cursor.execute(
         f"""SELECT least(floor((s.score - ?) / ?)::INTEGER, ?) AS bin, count(*), count(*) FILTER ({condition})
             FROM {source} WHERE s.ranking_id = ? GROUP BY bin""",
@@ -323,7 +323,7 @@ def matching(ranking: int | None, where: RowFilter) -> tuple[str, str, list[Any]
     ``s`` are the scores, where there is a ranking; ``e`` the rows and ``f`` their flags, where the filter
     asks for them, or where there is no ranking.
     """
-    condition, parameters = where.sql()
+    condition, parameters = where.sql("e.example_id" if ranking is None else "s.example_id")
     if ranking is None:
         return "main.examples e LEFT JOIN base.flags f USING (content_hash)", condition, parameters
     source = "main.ranking_scores s"

@@ -51,6 +51,7 @@ FEATURES = pa.schema(
 ANSWERS = pa.schema([("example_id", pa.int64()), ("answer", pa.string()), ("n_tokens", pa.int32())])
 TEXT_COLUMNS = ["example_id", "content_hash", "text", "input_ids", "starts", "ends", "parts"]
 TOKENS_PER_BLOCK = 4096
+FEATURE_GROUP = 8192
 TOKEN_COLUMNS = ["example_id", "content_hash", "input_ids", "parts"]
 
 
@@ -247,10 +248,14 @@ def _read_block(layout: Layout, number: int, start: int, size: int) -> np.ndarra
 
 
 def write_features(layout: Layout, number: int, columns: dict[str, np.ndarray]) -> None:
-    """Write the SAE features that fire at each token; the columns are those of `FEATURES`."""
-    table = pa.Table.from_pydict(columns, FEATURES)
+    """Write the SAE features that fire at each token; the columns are those of `FEATURES`.
+
+    By feature, in small row groups, so that one feature's firings are read without the others'.
+    """
+    order = np.argsort(columns["feature_id"], kind="stable")
+    table = pa.Table.from_pydict({name: values[order] for name, values in columns.items()}, FEATURES)
     with whole(layout.shard("features", number)) as path:
-        pq.write_table(table, path, compression="zstd")
+        pq.write_table(table, path, compression="zstd", row_group_size=FEATURE_GROUP)
 
 
 def messages_json(messages: Sequence[Message]) -> str:

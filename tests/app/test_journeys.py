@@ -156,7 +156,7 @@ def test_brush_flag_undo_flag_and_export(page, url, concept, tmp_path):
     flag_top()
     first = row_of(cards(page).first)
     page.get_by_role("button", name="Log").click()
-    page.get_by_text("undone", exact=True).wait_for()
+    page.get_by_text("undone", exact=True).first.wait_for()
     page.keyboard.press("Escape")
     page.goto(f"{url}/export")
     settle(page)

@@ -1,0 +1,89 @@
+"""Two rankings side by side, and rankings against groups of rows, checked with SciPy and scikit-learn."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy.stats import spearmanr
+from sklearn.metrics import average_precision_score, roc_auc_score
+
+from backend import InfluenceOptions, RowFilter
+from backend.store.compare import spearman_interval
+
+A = ("sae:3", "vector_filter", InfluenceOptions())
+B = ("sae:3", "activation_similarity", InfluenceOptions())
+
+
+def both(audit, where=RowFilter()):  # noqa: B008 - never changed
+    one = audit.rank(*A[:2], where=where).set_index("example_id").sort_index()
+    other = audit.rank(*B[:2], where=where).set_index("example_id").sort_index()
+    return one, other
+
+
+@pytest.mark.parametrize("where", [RowFilter(), RowFilter(text="money")])
+def test_agreement_is_spearmans_and_the_overlap_of_the_first_rows(audit, where):
+    one, other = both(audit, where)
+    found = audit.agreement(A, B, where)
+    assert found.n_rows == len(one)
+    assert found.spearman == pytest.approx(spearmanr(one["rank"], other["rank"]).statistic, abs=1e-9)
+    for depth, overlap in zip(found.depths, found.overlap, strict=True):
+        shared = set(one["rank"].nsmallest(depth).index) & set(other["rank"].nsmallest(depth).index)
+        assert overlap == pytest.approx(len(shared) / depth)
+    assert {10, 50} <= set(found.depths) and found.overlap[-1] == 1
+
+
+def test_the_interval_of_a_rank_correlation_covers_it_about_as_often_as_it_says():
+    rng = np.random.default_rng(0)
+    rho, n, hits = 0.5, 60, 0
+    truth = 6 / np.pi * np.arcsin(rho / 2)  # Spearman's for a bivariate normal
+    for _ in range(300):
+        x = rng.normal(size=n)
+        y = rho * x + np.sqrt(1 - rho**2) * rng.normal(size=n)
+        low, high = spearman_interval(float(spearmanr(x, y).statistic), n)
+        hits += low <= truth <= high
+    assert 0.92 < hits / 300 < 0.98
+
+
+def test_disagreements_come_by_the_gap_of_percentiles(audit):
+    one, other = both(audit)
+    gap = (one["percentile"] - other["percentile"]).abs().sort_values(ascending=False)
+    rows = audit.disagreements(A, B, limit=5)
+    mine = (rows["a_percentile"] - rows["b_percentile"]).abs()
+    assert mine.tolist() == pytest.approx(gap.to_numpy()[:5])
+    up = audit.disagreements(A, B, higher="a", limit=5)
+    assert (up["a_percentile"] >= up["b_percentile"]).all()
+    points = audit.points(A, B, limit=20)
+    assert len(points) == 20 and points["a_score"].tolist() == one.loc[points["example_id"], "score"].tolist()
+
+
+def test_rankings_are_held_against_a_group_as_scikit_learn_does(audit):
+    audit.rank("sae:3")
+    audit.rank("sae:3", "bm25")
+    table = audit.against_group("sae:3", "metadata", "topic", "money", k=25).set_index("method")
+    assert set(table.index) == {"vector_filter", "bm25"}
+    rows = audit.rank("sae:3", "bm25")
+    labels = rows["metadata"].str.contains("money").astype(int).to_numpy()
+    assert table.n_positive["bm25"] == labels.sum()
+    assert table.auroc["bm25"] == pytest.approx(roc_auc_score(labels, rows["score"]))
+    assert table.precision_at_k["bm25"] == pytest.approx(labels[:25].mean())
+    vector = audit.rank("sae:3")
+    truth = vector["metadata"].str.contains("money").astype(int)
+    assert table.average_precision["vector_filter"] == pytest.approx(
+        average_precision_score(truth, vector["score"]), abs=0.02
+    )
+    assert audit.against_group("sae:3", "flagged").empty
+
+
+def test_the_matrix_of_methods_is_symmetric(audit):
+    audit.rank("sae:3")
+    audit.rank("sae:3", "bm25")
+    audit.rank("sae:3", "activation_similarity")
+    names, matrix = audit.agreement_matrix("sae:3")
+    assert len(names) == 3 and np.allclose(matrix, matrix.T) and np.allclose(np.diag(matrix), 1)
+
+
+def test_other_rankings_of_the_rows_on_screen(audit):
+    ranks = audit.rank("sae:3", "bm25").set_index("example_id")["rank"]
+    found = audit.scores_elsewhere("sae:3", [4, 9])
+    mine = found[found["method"] == "bm25"].set_index("example_id")["rank"]
+    assert mine.to_dict() == {4: ranks[4], 9: ranks[9]}

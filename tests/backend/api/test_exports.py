@@ -1,0 +1,102 @@
+"""Taking rows away: exactly the rows, in whose columns, and how they came about."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+
+import pandas as pd
+import pytest
+
+from backend import Audit, RowFilter, StoreError
+from backend.api import exports
+from tests.conftest import write_jsonl
+
+MONEY = RowFilter(metadata={"topic": ("money",)})
+
+
+def lines(path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+
+
+def test_the_cleaned_data_are_the_inputs_own_lines(audit, rows, tmp_path):
+    flagged = audit.rows(MONEY)
+    audit.flag_matching(MONEY, "remove")
+    copies = set(flagged["content_hash"])
+    kept = audit.rows(RowFilter(flag="none"))["example_id"].tolist()
+    told = audit.export(tmp_path / "clean.jsonl", "jsonl", RowFilter(flag="none"), schema="own")
+    assert lines(tmp_path / "clean.jsonl") == [rows[i] for i in kept]
+    assert told["rows"] == 300 - audit.count(RowFilter(flag="any")) and len(copies)
+
+
+def test_scores_stand_beside_the_inputs_own_columns(audit, rows, tmp_path):
+    audit.export(tmp_path / "money.jsonl", "jsonl", MONEY, "own", "sae:3")
+    ranked = audit.rank("sae:3", where=MONEY).set_index("example_id").sort_index()
+    found = lines(tmp_path / "money.jsonl")
+    assert [row["audit_rank"] for row in found] == ranked["rank"].tolist()
+    assert [row["audit_score"] for row in found] == ranked["score"].tolist()
+    assert [{k: v for k, v in row.items() if not k.startswith("audit_")} for row in found] == [
+        rows[i] for i in ranked.index
+    ]
+
+
+@pytest.mark.parametrize("format", ["csv", "jsonl", "parquet"])
+def test_rows_come_in_batches_and_all_of_them(audit, tmp_path, monkeypatch, format):
+    monkeypatch.setattr(exports, "ROWS_AT_ONCE", 7)
+    out = tmp_path / f"all.{format}"
+    audit.export(out, format, concept="sae:3")
+    read = {"csv": pd.read_csv, "jsonl": lambda p: pd.read_json(p, lines=True), "parquet": pd.read_parquet}[
+        format
+    ](out)
+    expected = audit.rank("sae:3").sort_values("example_id")
+    assert read["example_id"].tolist() == expected["example_id"].tolist()
+    assert read["rank"].tolist() == expected["rank"].tolist()
+    assert read["score"].tolist() == pytest.approx(expected["score"].tolist())
+    assert read["response"].tolist() == expected["response"].tolist() and set(read["topic"]) == {
+        "rivers",
+        "money",
+    }
+
+
+def test_the_manifest_says_how_it_came_about(audit, tmp_path):
+    audit.flag_matching(MONEY, "remove", by="Ada")
+    out = tmp_path / "flagged.csv"
+    audit.export(out, "csv", RowFilter(flag="any", scores=(-1.0, 9.0)), concept="sae:3", by="Grace")
+    told = json.loads((tmp_path / "flagged.csv.manifest.json").read_text("utf-8"))
+    assert told["sha256"] == hashlib.sha256(out.read_bytes()).hexdigest()
+    assert told["filters"] == {"flag": "any", "scores": [-1.0, 9.0]}
+    assert told["concept"] == {
+        "concept_id": "sae:3",
+        "name": "feature 3",
+        "version": 1,
+        "layer": audit.concept("sae:3").layer,
+    }
+    assert (
+        told["method"] == "vector_filter"
+        and told["exported_by"] == "Grace"
+        and told["rows"] == len(pd.read_csv(out))
+    )
+    assert told["flags"][0]["flagged_by"] == "Ada" and told["fingerprints"] == audit.manifest.fingerprints
+
+
+def test_input_that_has_changed_is_refused_by_name(built, rows, tmp_path):
+    import shutil
+
+    copied = shutil.copytree(built, tmp_path / "audit")
+    manifest = json.loads((copied / "manifest.json").read_text())
+    data = write_jsonl(tmp_path / "rows.jsonl", rows[:-1])
+    manifest["configuration"]["data"] = str(data)
+    (copied / "manifest.json").write_text(json.dumps(manifest))
+    audit = Audit(copied)
+    with pytest.raises(StoreError, match="has changed since"):
+        audit.export(tmp_path / "own.jsonl", "jsonl", schema="own")
+    data.unlink()
+    with pytest.raises(StoreError, match="--schema audit"):
+        audit.export(tmp_path / "own.jsonl", "jsonl", schema="own")
+    assert not (tmp_path / "own.jsonl").exists()
+
+
+def test_an_export_without_rows_has_its_columns(audit, tmp_path):
+    out = tmp_path / "none.csv"
+    assert audit.export(out, "csv", RowFilter(text="no row says this"))["rows"] == 0
+    assert out.read_text().startswith("example_id,flag,note,prompt,response")

@@ -1,0 +1,284 @@
+"""Server time and bytes of what people do in the app.
+
+python tests/benchmarks/app.py generate --out DIR --rows 100000 --concepts 200
+python tests/benchmarks/app.py time --audit AUDIT [--times 20]
+python tests/benchmarks/app.py bytes --audit AUDIT            # what a page of 25 rows with heatmaps sends
+python tests/benchmarks/app.py heatmaps --audit AUDIT         # of a probe never seen before
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import sys
+import time
+from pathlib import Path
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+import app
+from backend import Audit
+from backend.model.chat import CONTENT, PROMPT
+from backend.store import schema
+from backend.store.layout import ROWS_PER_SHARD, Layout
+from backend.store.manifest import Manifest
+from backend.store.rankings import insert_scores, ranking_id
+from backend.store.shards import EXAMPLES, FEATURES
+
+MAIN = str(Path(app.__file__).parent / "main.py")
+WORDS = 4000
+PROMPT_WORDS, RESPONSE_WORDS = 20, 60
+FIRING = 6
+LIMITS = "limits: 150 ms on the demo, 300 ms at 100,000 rows x 200 concepts, 1,000 ms at 1,000,000 x 50"
+
+
+def shard_table(rng: np.random.Generator, words: np.ndarray, first: int, size: int) -> pa.Table:
+    """Rows of random words, a token each."""
+    length = PROMPT_WORDS + RESPONSE_WORDS
+    chosen = rng.zipf(1.3, (size, length)) % WORDS
+    records: dict[str, list] = {name: [] for name in EXAMPLES.names}
+    parts = np.r_[np.full(PROMPT_WORDS, PROMPT), np.full(RESPONSE_WORDS, CONTENT)].astype(np.uint8)
+    for i in range(size):
+        tokens = words[chosen[i]]
+        ends = np.cumsum([len(w) + 1 for w in tokens])
+        prompt, response = " ".join(tokens[:PROMPT_WORDS]), " ".join(tokens[PROMPT_WORDS:])
+        turns = [{"role": "user", "content": prompt}, {"role": "assistant", "content": response}]
+        values = (
+            first + i, f"{first + i:032x}", "synthetic.jsonl", first + i + 1, json.dumps(turns), prompt, response,
+            json.dumps({"topic": f"topic {(first + i) % 12}", "origin": "ab"[(first + i) % 7 == 0]}), False, length,
+            RESPONSE_WORDS, " ".join(tokens) + " ", chosen[i], np.r_[0, ends[:-1]], ends, parts,
+        )  # fmt: skip
+        for name, value in zip(EXAMPLES.names, values, strict=True):
+            records[name].append(value)
+    return pa.table(records, schema=EXAMPLES)
+
+
+def generate(out: Path, rows: int, concepts: int) -> None:
+    """An audit of random words, with SAE features as concepts and all their rankings."""
+    layout, rng = Layout(out), np.random.default_rng(0)
+    for kind in ("examples", "features"):
+        layout.shards(kind).mkdir(parents=True, exist_ok=True)
+    letters = np.array(list("abcdefghijklmnopqrstuvwxyz"))
+    words = np.array(["".join(rng.choice(letters, rng.integers(3, 9))) for _ in range(WORDS)])
+    for number, first in enumerate(range(0, rows, ROWS_PER_SHARD)):
+        size = min(ROWS_PER_SHARD, rows - first)
+        pq.write_table(
+            shard_table(rng, words, first, size), layout.shard("examples", number), compression="zstd"
+        )
+        fired = size * FIRING
+        features = {
+            "example_id": np.repeat(np.arange(first, first + size), FIRING),
+            "token_position": rng.integers(PROMPT_WORDS, PROMPT_WORDS + RESPONSE_WORDS, fired).astype(
+                np.int32
+            ),
+            "token_id": np.zeros(fired, np.int32),
+            "feature_id": rng.integers(0, concepts, fired).astype(np.int32),
+            "activation": rng.gamma(2, 1, fired).astype(np.float32),
+        }
+        pq.write_table(pa.table(features, schema=FEATURES), layout.shard("features", number))
+        if number % 400 == 0:
+            print(f"{first:,} rows", flush=True)
+    con = duckdb.connect(str(layout.audit))
+    con.execute("SET temp_directory = ?", [str(out / "spill")])
+    con.execute(schema.AUDIT_TABLES)
+    con.execute(
+        "INSERT INTO base.meta VALUES ('format', ?), ('build_id', 'synthetic'), ('sae', 's')",
+        [str(schema.FORMAT)],
+    )
+    con.execute(
+        f"""INSERT INTO base.examples SELECT {", ".join(EXAMPLES.names[:4])}, prompt, response, n_tokens, metadata,
+            messages, n_response_tokens, truncated, NULL FROM read_parquet(?) ORDER BY example_id""",
+        [str(layout.shards("examples") / "*.parquet")],
+    )
+    con.execute("INSERT INTO base.metadata_fields VALUES ('topic', ?, 12, ?), ('origin', ?, 2, ['a', 'b'])",
+                [rows, [f"topic {i}" for i in range(12)], rows])  # fmt: skip
+    con.execute(
+        """INSERT INTO base.feature_activations SELECT feature_id, example_id, max(activation), avg(activation),
+           arg_max(token_position, activation) FROM read_parquet(?) GROUP BY 1, 2 ORDER BY 1, 2""",
+        [str(layout.shards("features") / "*.parquet")],
+    )
+    con.execute(
+        """INSERT INTO base.sae_features SELECT f, 'feature ' || f, 0.01, 9.0, 1.0, 100, ['a', 'b'], 12,
+           list_transform(range(64), lambda i: 0.125::FLOAT), ['c'], ['d'], [1, 2, 3] FROM range(?) t(f)""",
+        [concepts],
+    )
+    for concept in range(concepts):
+        one = ranking_id("synthetic", f"sae:{concept}", 1, "vector_filter", {})
+        con.execute(
+            "INSERT INTO base.rankings VALUES (?, ?, 1, 'vector_filter', '{}')", [one, f"sae:{concept}"]
+        )
+        insert_scores(con, np.array([one]), rng.normal(size=(rows, 1)))
+        if concept % 20 == 0:
+            print(f"{concept} concepts", flush=True)
+    con.execute(schema.AUDIT_VIEWS)
+    con.execute("CHECKPOINT")
+    con.close()
+    configuration = {
+        "data": "synthetic.jsonl", "model": "none", "dtype": "float32", "layers": [12], "max_tokens": 1024,
+        "sae": "train", "sae_layer": 12, "split": "train", "cache": str(out.parent), "trust_remote_code": False,
+    }  # fmt: skip
+    stages = {
+        s: {"key": s, "done": True, "report": {}} for s in ("read", "activations", "sae", "features", "store")
+    }
+    Manifest(configuration, {"data": "d", "model": "m", "sae": "s"}, stages).write(layout.manifest)
+
+
+def opened(audit: Path, concept: str):
+    """The Audit page in Streamlit's harness."""
+    from streamlit.testing.v1 import AppTest
+
+    for name in list(logging.root.manager.loggerDict):
+        if name.startswith("streamlit"):
+            logging.getLogger(name).setLevel(logging.ERROR)
+    os.environ["CONCEPT_AUDIT_CACHE"], os.environ["CONCEPT_AUDIT_NAME"] = str(audit.parent), audit.name
+    page = AppTest.from_file(MAIN, default_timeout=300)
+    page.query_params["concept"] = concept
+    page.run()
+    return page.switch_page("app_pages/ranking.py").run()
+
+
+def timings(root: Path, times: int) -> None:
+    """Seconds of the script for each interaction, without model work: rows of an SAE feature."""
+    audit = Audit(root)
+    features = [f"sae:{f}" for f in audit.features(order="telling")["feature_id"][: times + 2]]
+    page = opened(root, features[0])
+    assert not page.exception, page.exception
+    low, high = np.quantile(audit.rank(features[0], top=2000)["score"], [0.2, 0.8])
+    audit_words = audit.rows(limit=50)["response"].str.split().explode().tolist()
+
+    def state(key: str, values):
+        def act(i: int) -> None:
+            page.session_state[key] = values[i % len(values)]
+            page.run()
+
+        return act
+
+    def flag(i: int) -> None:
+        next(b for b in page.button if b.key and b.key.startswith("remove-")).click().run()
+
+    spans = [f"{low:.6g}..{high:.6g}", None]
+    topic = audit.metadata_fields().iloc[0]
+    acts = {
+        "next page": state("page", list(range(1, times + 2))),
+        "text filter": state("find", audit_words[:: max(len(audit_words) // times, 1)]),
+        "no text": state("find", [""]),
+        "metadata filter": state(f"where_{topic.field}", [[v] for v in topic.top_values[:times]]),
+        "no metadata": state(f"where_{topic.field}", [[]]),
+        "brush": state("scores-value", spans),
+        "no brush": state("scores-value", [None]),
+        "flags filter": state("flag", ["none", ""]),
+        "flag a row": flag,
+        "undo": lambda i: next(b for b in page.button if b.key == "undo").click().run(),
+        "open another concept": state("concept-box", features[1:]),
+        "one row alone": state("row-value", [str(i * 7) for i in range(times)]),
+    }  # fmt: skip
+    every: list[float] = []
+    print(f"{audit.overview().n_rows:,} rows, {len(audit.concepts()):,} concepts; {LIMITS}")
+    for name, act in acts.items():
+        seconds = []
+        for i in range(1 if name.startswith("no ") else times):
+            started = time.perf_counter()
+            act(i)
+            seconds.append(time.perf_counter() - started)
+            assert not page.exception, page.exception
+        if not name.startswith("no "):
+            every += seconds
+            p50, p95 = np.quantile(seconds, [0.5, 0.95]) * 1000
+            print(f"{name:22} median {p50:6.0f} ms   p95 {p95:6.0f} ms", flush=True)
+    print(
+        f"{'all':22} median {np.median(every) * 1000:6.0f} ms   p95 {np.quantile(every, 0.95) * 1000:6.0f} ms"
+    )
+
+
+def sent_bytes(root: Path) -> None:
+    """What the server sends for a page of 25 rows with heatmaps: on the wire, and as the browser sees it."""
+    from playwright import sync_api
+
+    from tests.app.browser import FLAGS, chromium, coloured_tokens, dashboard, settle
+
+    probes = Audit(root).probes()
+    concepts = [
+        *(f"probe:{p.name}" for p in probes[:1]),
+        f"sae:{Audit(root).features(order='telling')['feature_id'][0]}",
+    ]
+    with dashboard(root.parent, root.name) as url, sync_api.sync_playwright() as engine:
+        browser = engine.chromium.launch(executable_path=chromium(), args=FLAGS)
+        for concept in concepts:
+            for warm in (False, True):
+                context = browser.new_context(viewport={"width": 1400, "height": 1000})
+                page = context.new_page()
+                page.goto(f"{url}/audit?concept={concept}" if warm else url)
+                settle(page)
+                if warm:
+                    coloured_tokens(page).first.wait_for()
+                session = context.new_cdp_session(page)
+                session.send("Network.enable")
+                frames: list[int] = []
+                session.on(
+                    "Network.webSocketFrameReceived",
+                    lambda e, f=frames: f.append(len(e["response"]["payloadData"]) * 3 // 4),
+                )
+                wire = []
+                session.on("Network.dataReceived", lambda e, w=wire: w.append(e["encodedDataLength"]))
+                page.goto(f"{url}/audit?concept={concept}&size=25")
+                settle(page)
+                coloured_tokens(page).first.wait_for()
+                page.wait_for_timeout(1500)
+                print(
+                    f"{concept}: {sum(frames) / 1024:,.0f} KiB in {len(frames)} messages before compression",
+                    flush=True,
+                )
+                context.close()
+        browser.close()
+
+
+def heatmap_seconds(root: Path) -> None:
+    """Heatmaps of 10 rows of about 150 tokens, for a probe that has none yet, and again."""
+    audit = Audit(root)
+    audit.model()
+    rows = audit.rows(limit=400)
+    rows = rows.iloc[(rows["n_tokens"] - 150).abs().argsort()[:10]]
+    rng = np.random.default_rng(int(time.time()))
+    from backend.concepts.heatmap import probe_heatmaps
+    from backend.types import Concept
+
+    for layer in audit.layers:
+        direction = rng.normal(size=audit.model().d_model).astype(np.float32)
+        concept = Concept("probe:new", "new", "probe", layer, direction / np.linalg.norm(direction))
+        for when in ("first", "again"):
+            started = time.perf_counter()
+            probe_heatmaps(audit._layout, audit._database, concept, rows["example_id"].tolist(), audit.model)
+            print(f"layer {layer}, {when}: {time.perf_counter() - started:.3f} s "
+                  f"({int(rows['n_tokens'].sum()):,} tokens; limit 3 s)", flush=True)  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("part", choices=["generate", "time", "bytes", "heatmaps"])
+    parser.add_argument("--audit", type=Path)
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--rows", type=int, default=100_000)
+    parser.add_argument("--concepts", type=int, default=200)
+    parser.add_argument("--times", type=int, default=20)
+    options = parser.parse_args()
+    if options.part == "generate":
+        generate(options.out, options.rows, options.concepts)
+    elif options.part == "time":
+        timings(options.audit, options.times)
+    elif options.part == "bytes":
+        sent_bytes(options.audit)
+    else:
+        heatmap_seconds(options.audit)
+
+
+if __name__ == "__main__":
+    main()
