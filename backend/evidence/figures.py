@@ -151,8 +151,9 @@ def matrix(names: Sequence[str], values: np.ndarray) -> str:
                 f'<rect x="{LEFT + cell * j}" y="{top + cell * i}" width="{cell}" height="{cell}" '
                 f'fill="{colour}" fill-opacity="{share:.2f}" stroke="#fff"/>'
             )
-            told = f"{value:.2f}" if math.isfinite(value) else "–"
-            parts.append(_text(LEFT + cell * j + cell / 2, top + cell * i + cell / 2 + 4, told, "middle"))
+            told = f"{value:.2f}".replace("-", "−") if math.isfinite(value) else "–"
+            middle = (LEFT + cell * j + cell / 2, top + cell * i + cell / 2 + 4)
+            parts.append(_text(*middle, told, "middle", "#fff" if share > 0.7 else "#222"))
     return _svg(max(WIDTH, LEFT + cell * len(names) + 10), top + cell * len(names) + 10, parts)
 
 
@@ -186,8 +187,8 @@ def _grid(ticks: Sequence[float], x, top: float, bottom: float) -> list[str]:
     return parts
 
 
-def _text(x: float, y: float, text: str, anchor: str = "start") -> str:
-    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(text)}</text>'
+def _text(x: float, y: float, text: str, anchor: str = "start", colour: str = "#222") -> str:
+    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" fill="{colour}">{escape(text)}</text>'
 
 
 def _svg(width: int, height: int, parts: Sequence[str]) -> str:
