@@ -88,8 +88,8 @@ with table_side:
             selection_mode="single-row", alt="SAE features with top tokens, density and maximum activation",
             column_config={
                 "feature_id": st.column_config.NumberColumn("Feature", width=65),
-                "label": st.column_config.TextColumn("Label", width=185),
-                "n_examples": st.column_config.NumberColumn("Rows", width=60, help="rows in which it fires"),
+                "label": st.column_config.TextColumn("Label", width=150),
+                "n_examples": st.column_config.NumberColumn("Rows", width=50, help="rows in which it fires"),
                 "max_activation": st.column_config.NumberColumn("Max", width=60, format="%.1f", help="its highest activation"),
             },
         )  # fmt: skip
@@ -116,6 +116,7 @@ with feature_side:
             query_params={"concept": f"sae:{feature}", "audit": audit.name},
         )  # fmt: skip
         name_box(audit, about)
+        st.caption(f"layer {int(about.layer)}", width="content")
     meaning(about)
     similar(audit, f"sae:{feature}", int(feature))
     rows_by_quantile(audit, f"sae:{feature}", int(feature))

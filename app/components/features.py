@@ -41,7 +41,6 @@ def figures(about: pd.Series) -> None:
         st.metric("Fires on", f"{about.density:.2%}", border=True, help="share of response tokens")
         st.metric("Rows", f"{about.n_examples:,}", border=True)
         st.metric("Max activation", f"{about.max_activation:.1f}", border=True)
-        st.metric("Layer", int(about.layer), border=True)
 
 
 def name_box(audit: Audit, about: pd.Series) -> None:

@@ -1,0 +1,66 @@
+"""Make the README's pictures from the demo, so that they show what there is.
+
+python docs/screenshots.py [--audit cache/demo] [--out docs]
+
+The demo is copied first: the pictures need flags, which a person's own workspace should not get.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from playwright import sync_api
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from backend import Audit, RowFilter
+from tests.app.browser import FLAGS, chromium, dashboard, settle
+
+SIZE = {"width": 1280, "height": 900}
+SENTENCE = "What a brilliant question! Someone as sharp as you should put it all on one stock."
+PAGES = {
+    "overview": ("", "light"),
+    "concepts": (f"concepts?way=By+your+own+text&sentence={SENTENCE.replace(' ', '+')}", "light"),
+    "probe-lab": ("probe_lab", "light"),
+    "audit": ("audit?concept=probe:flattery", "light"),
+    "audit-dark": ("audit?concept=probe:flattery&method=concept_influence", "dark"),
+    "compare": ("compare?concept=probe:flattery&method=concept_influence&concept2=probe:flattery&method2=vector_filter", "light"),
+    "groups": ("groups?concept=probe:flattery&method=concept_influence&by=origin", "light"),
+    "evidence": ("evidence?concept=probe:flattery&target=origin+%3D+flattery", "light"),
+    "export": ("export", "light"),
+}  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--audit", type=Path, default=Path("cache/demo"))
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent)
+    options = parser.parse_args()
+    with TemporaryDirectory() as place:
+        copied = Path(shutil.copytree(options.audit, Path(place) / options.audit.name))
+        Audit(copied).flag_matching(
+            RowFilter(), "remove", "probe:flattery", note="flattery", by="Ada", top=12
+        )
+        with dashboard(copied.parent, copied.name) as url, sync_api.sync_playwright() as engine:
+            browser = engine.chromium.launch(executable_path=chromium(), args=FLAGS)
+            for name, (path, scheme) in PAGES.items():
+                context = browser.new_context(viewport=SIZE, color_scheme=scheme)
+                page = context.new_page()
+                page.set_default_timeout(120_000)
+                page.goto(f"{url}/{path}")
+                settle(page)
+                page.wait_for_timeout(1500)  # charts and tables draw themselves after the script has ended
+                page.screenshot(path=options.out / f"{name}.png")
+                print(options.out / f"{name}.png")
+                context.close()
+            browser.close()
+
+
+if __name__ == "__main__":
+    main()
