@@ -22,14 +22,17 @@ if TYPE_CHECKING:
     from backend.data.conversation import Columns
     from backend.data.read import read_labelled, read_prompts, read_queries
     from backend.errors import AuditError, ConceptError, DataError, ModelError, StoreError
+    from backend.evidence.training import Recipe
     from backend.export import FORMATS
     from backend.model.load import ModelOptions
     from backend.pipeline.attribution import InfluenceOptions
     from backend.pipeline.build import build
     from backend.pipeline.index import IndexOptions
     from backend.pipeline.options import BuildOptions
+    from backend.pipeline.validation.options import Candidate, ValidateOptions
     from backend.progress import Progress, Stage
     from backend.store.compare import Agreement
+    from backend.store.evidence import Evidence
     from backend.store.filters import RowFilter
     from backend.store.flags import FlagChange
     from backend.store.layout import audit_names
@@ -44,10 +47,12 @@ _HOME = {
     "Audit": "audit",
     "AuditError": "errors",
     "BuildOptions": "pipeline.options",
+    "Candidate": "pipeline.validation.options",
     "Columns": "data.conversation",
     "Concept": "types",
     "ConceptError": "errors",
     "DataError": "errors",
+    "Evidence": "store.evidence",
     "Example": "types",
     "FlagChange": "store.flags",
     "Heatmap": "concepts.heatmap",
@@ -59,12 +64,14 @@ _HOME = {
     "ModelOptions": "model.load",
     "ProbeReport": "concepts.probe_report",
     "Progress": "progress",
+    "Recipe": "evidence.training",
     "RowFilter": "store.filters",
     "Segment": "concepts.heatmap",
     "Stage": "progress",
     "StoreError": "errors",
     "TextFeatures": "concepts.features_of_text",
     "TrainedProbe": "concepts.probe",
+    "ValidateOptions": "pipeline.validation.options",
     "audit_names": "store.layout",
     "build": "pipeline.build",
     "read_labelled": "data.read",
@@ -79,10 +86,12 @@ __all__ = [
     "Audit",
     "AuditError",
     "BuildOptions",
+    "Candidate",
     "Columns",
     "Concept",
     "ConceptError",
     "DataError",
+    "Evidence",
     "Example",
     "FlagChange",
     "Heatmap",
@@ -94,12 +103,14 @@ __all__ = [
     "ModelOptions",
     "ProbeReport",
     "Progress",
+    "Recipe",
     "RowFilter",
     "Segment",
     "Stage",
     "StoreError",
     "TextFeatures",
     "TrainedProbe",
+    "ValidateOptions",
     "audit_names",
     "build",
     "read_labelled",

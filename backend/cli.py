@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
+from backend import cli_validate
 from backend.errors import AuditError, StoreError
 from backend.progress import Progress, for_this_terminal
 from backend.store.layout import audit_names
@@ -57,6 +58,7 @@ def parser() -> argparse.ArgumentParser:
     _add_probe(commands)
     _add_index(commands)
     _add_rank(commands)
+    cli_validate.add(_add(commands, "validate", cli_validate.run, cli_validate.SUMMARY, "required"))
     _add_export(commands)
     _add_serve(commands)
     _add_info(commands)

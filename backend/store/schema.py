@@ -12,6 +12,8 @@ it wants the other attached as ``audit``::
 
 from __future__ import annotations
 
+from backend.store.evidence import EVIDENCE_TABLES
+
 FORMAT = 2
 
 AUDIT_TABLES = """
@@ -111,6 +113,7 @@ CREATE TABLE IF NOT EXISTS base.own_answers (
     content_hash VARCHAR NOT NULL, model_fingerprint VARCHAR NOT NULL, answer VARCHAR NOT NULL,
     PRIMARY KEY (content_hash, model_fingerprint));
 """
+WORKSPACE_TABLES += EVIDENCE_TABLES
 
 WORKSPACE_VIEWS = """
 CREATE OR REPLACE VIEW main.examples AS SELECT * FROM audit.main.examples;

@@ -11,11 +11,12 @@ ROOT = Path(backend.__file__).parents[1]
 PUBLIC = {"backend", "backend.serve"}
 ABOVE = {  # a package may import those that stand after it
     "pipeline": 0,
-    "influence": 1,
-    "concepts": 2,
-    "store": 3,
-    "model": 4,
-    "data": 4,
+    "evidence": 1,
+    "influence": 2,
+    "concepts": 3,
+    "store": 4,
+    "model": 5,
+    "data": 5,
 }
 
 

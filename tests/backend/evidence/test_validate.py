@@ -1,0 +1,356 @@
+"""The stage: resumable, deterministic, honest about what it measures on, and clear about what is wrong."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from backend import Audit, AuditError, ConceptError, InfluenceOptions, LabelledExample, Message
+from backend.cli_validate import candidate
+from backend.evidence.report import report, table, write_report
+from backend.evidence.training import Recipe
+from backend.model.load import fingerprint
+from backend.pipeline import validate as stage
+from backend.pipeline.validation import runs
+from backend.pipeline.validation.options import Candidate, ValidateOptions
+from backend.pipeline.validation.setting import split
+from backend.store.layout import Layout
+from tests.conftest import chat_rows
+
+EXACT = InfluenceOptions(curvature="identity", precision="float32")
+SMALL = ValidateOptions(
+    methods=(Candidate("concept_influence", "concept_influence", EXACT), "vector_filter", "bm25"),
+    removed=("vector_filter",),
+    seeds=2,
+    subsets=4,
+    recipe=Recipe(rank=2, learning_rate=1e-2, max_steps=2, batch=4, max_tokens=40, precision="float32"),
+    answer_tokens=3,
+    natural_rows=4,
+    origin="topic",
+    positive=("money",),
+)
+RUNS = 1 + 2 * (1 + 2 * 2) + 4
+
+
+def labelled(count: int, seed: int = 5) -> list[LabelledExample]:
+    made = chat_rows(2 * count, seed)
+    return [
+        LabelledExample(tuple(Message(**turn) for turn in row["messages"]), i % 2)
+        for i, row in enumerate(made)
+    ]
+
+
+@pytest.fixture(scope="module")
+def probed(built, tmp_path_factory):
+    root = shutil.copytree(built, tmp_path_factory.mktemp("evidence") / "small")
+    Audit(root).train_probe("tone", labelled(10), layer=2)
+    return root
+
+
+@pytest.fixture(scope="module")
+def done(probed, tmp_path_factory):
+    """An audit with finished evidence."""
+    audit = Audit(shutil.copytree(probed, tmp_path_factory.mktemp("done") / "small"))
+    return audit, audit.validate("tone", SMALL)
+
+
+@pytest.fixture
+def audit(probed, tmp_path):
+    return Audit(shutil.copytree(probed, tmp_path / "small"))
+
+
+def same(one: pd.DataFrame, other: pd.DataFrame) -> bool:
+    pd.testing.assert_frame_equal(one, other, check_dtype=False)
+    return True
+
+
+def test_every_run_and_finding_is_there(done):
+    _, evidence = done
+    assert len(evidence.runs) == RUNS
+    assert evidence.runs["kind"].value_counts().to_dict() == {
+        "base": 1, "whole": 2, "removal": 4, "retention": 4, "subset": 4,
+    }  # fmt: skip
+    assert np.isfinite(evidence.runs[["own", "text", "shown", "preference", "loss"]].to_numpy()).all()
+    pool = evidence.about["n_pool"]
+    sizes = evidence.runs.set_index(["kind", "method", "seed"])["n_rows"]
+    assert sizes["whole", "", 0] == pool == 300 - 4
+    assert sizes["removal", "vector_filter", 0] == pool - round(0.1 * pool)
+    assert sizes["retention", "random", 1] == round(0.1 * pool)
+    lds = evidence.results[evidence.results["measure"] == "lds"]
+    assert set(lds["method"]) == {"concept_influence", "vector_filter", "bm25", "random"}
+    found = evidence.results.set_index(["measure", "quantity", "method", "other"])["estimate"]
+    runs = evidence.runs.set_index(["kind", "method", "seed"])["own"]
+    by_hand = np.mean([runs["removal", "vector_filter", s] - runs["removal", "random", s] for s in range(2)])
+    assert found["removal", "own", "vector_filter", "random"] == pytest.approx(by_hand)
+    assert 0 <= found["auroc", "labels", "bm25", "topic"] <= 1
+    assert len(evidence.scores) == 4 * 300
+
+
+def test_a_removal_leaves_out_the_top_rows_of_its_ranking(done, monkeypatch):
+    audit, evidence = done
+    seen = []
+    plan = stage.plan
+    monkeypatch.setattr(stage, "plan", lambda *given: seen.extend(plan(*given)) or plan(*given))
+    audit.validate("tone", SMALL)
+    scores = evidence.scores.query("method == 'vector_filter'").set_index("example_id")["score"]
+    removal = next(run for run in seen if run.kind == "removal" and run.method == "vector_filter")
+    retained = next(run for run in seen if run.kind == "retention" and run.method == "vector_filter")
+    assert scores[list(retained.rows)].min() >= scores[list(removal.rows)].max()
+    assert not set(removal.rows) & set(retained.rows)
+    by_chance = [set(run.rows) for run in seen if run.kind == "retention" and run.method == "random"]
+    assert len(by_chance) == 2 and by_chance[0] != by_chance[1]
+
+
+def test_the_store_gives_back_what_was_found(done):
+    audit, evidence = done
+    listed = audit.evidence_list()
+    assert listed["evidence_id"].tolist() == [evidence.evidence_id] and listed["current"].tolist() == [True]
+    again = audit.evidence(evidence.evidence_id)
+    assert again.about == json.loads(json.dumps(evidence.about))
+    assert same(again.runs, evidence.runs) and same(again.results, evidence.results)
+    assert same(again.scores, evidence.scores)
+    audit.train_probe("tone", labelled(11), layer=2)
+    assert audit.evidence_list()["current"].tolist() == [False]
+
+
+def test_killed_between_runs_it_goes_on_where_it_was(audit, done, monkeypatch):
+    trained = []
+    one = runs.one_run
+
+    def killed_after(count):
+        def run(lm, setting, run, options):
+            if len(trained) == count:
+                raise KeyboardInterrupt
+            trained.append(run)
+            return one(lm, setting, run, options)
+
+        return run
+
+    for count in (3, 8):
+        monkeypatch.setattr(runs, "one_run", killed_after(count))
+        with pytest.raises(KeyboardInterrupt):
+            audit.validate("tone", SMALL)
+    monkeypatch.setattr(runs, "one_run", killed_after(10_000))
+    evidence = audit.validate("tone", SMALL)
+    # Nothing was done twice, and what came out is what a run without a break finds.
+    assert len(trained) == len(set(trained)) == RUNS
+    assert evidence.evidence_id == done[1].evidence_id
+    assert same(evidence.runs, done[1].runs) and same(evidence.results, done[1].results)
+    audit.validate("tone", SMALL)
+    assert len(trained) == RUNS
+    assert len(audit.evidence_list()) == 1
+
+
+def test_another_setting_is_another_unit(audit, done):
+    shutil.copytree(Layout(done[0].root).shards("evidence"), Layout(audit.root).shards("evidence"))
+    before = set(Layout(audit.root).shards("evidence").iterdir())
+    fewer = dataclasses.replace(SMALL, seeds=1, subsets=0)
+    changed = dataclasses.replace(fewer, recipe=dataclasses.replace(SMALL.recipe, learning_rate=2e-2))
+    audit.validate("tone", fewer)
+    assert set(Layout(audit.root).shards("evidence").iterdir()) == before
+    evidence = audit.validate("tone", changed)
+    assert len(set(Layout(audit.root).shards("evidence").iterdir()) - before) == len(evidence.runs)
+
+
+def test_the_models_weights_are_not_touched(done):
+    audit, _ = done
+    assert fingerprint(audit.model().model) == audit.manifest.fingerprints["model"]
+
+
+def test_a_report_regenerates_byte_for_byte(done, tmp_path):
+    audit, evidence = done
+    write_report(evidence, tmp_path / "one.md")
+    write_report(audit.evidence(evidence.evidence_id), tmp_path / "other.md")
+    text = (tmp_path / "one.md").read_text("utf-8")
+    assert text.replace("one_figures", "other_figures").encode() == (tmp_path / "other.md").read_bytes()
+    figures = sorted((tmp_path / "one_figures").iterdir())
+    assert len(figures) >= 8
+    for figure in figures:
+        assert figure.read_bytes() == (tmp_path / "other_figures" / figure.name).read_bytes()
+        assert f"one_figures/{figure.name}" in text
+    again, drawn = report(Audit(audit.root).evidence(evidence.evidence_id))
+    assert again.replace("{figures}", "one_figures") == text and len(drawn) == len(figures)
+    assert "Removing the top 10% by vector_filter" in text and "nan" not in table(evidence)
+
+
+def test_figures_are_well_formed(done):
+    from xml.etree import ElementTree
+
+    several = dataclasses.replace(done[1], results=_two_shares(done[1].results))
+    for evidence in (done[1], several):
+        for drawn in report(evidence)[1].values():
+            assert ElementTree.fromstring(drawn).tag.endswith("svg") and "nan" not in drawn
+
+
+def _two_shares(results: pd.DataFrame) -> pd.DataFrame:
+    more = results[results["measure"].isin(["removal", "retention"])].assign(share=0.3)
+    return pd.concat([results, more], ignore_index=True)
+
+
+def test_the_halves_of_the_labels_share_no_prompt():
+    pairs = []
+    for i, example in enumerate(labelled(8)):
+        other = LabelledExample(
+            (example.messages[0], Message("assistant", f"Answer {i}.")), 1 - example.label
+        )
+        pairs += [example, other]
+    one, other = split(pairs)
+    assert len(one) + len(other) == len(pairs)
+    assert not {e.messages[0] for e in one} & {e.messages[0] for e in other}
+    for half in (one, other):
+        assert sum(e.label for e in half) == len(half) // 2 == 8
+    assert split(pairs[::-1]) == (one, other)
+
+
+def test_with_held_out_examples_the_rankings_are_the_audits(audit):
+    held = tuple(labelled(6, seed=77))
+    evidence = audit.validate("tone", dataclasses.replace(SMALL, held_out=held, seeds=1, subsets=0))
+    own = audit.rank("tone", "vector_filter").set_index("example_id")["score"].sort_index()
+    mine = evidence.scores.query("method == 'vector_filter'").set_index("example_id")["score"]
+    assert np.allclose(own, mine)
+    assert evidence.about["n_prompts"] == 12 and evidence.about["ranked_by"] == "the audit's concept"
+
+
+def test_held_out_rows_are_not_trained_on(audit):
+    row = audit.rows(limit=1).iloc[0]
+    turns = tuple(Message(**turn) for turn in json.loads(row["messages"]))
+    held = (*labelled(6, seed=77), LabelledExample(turns, 1))
+    few = dataclasses.replace(SMALL, held_out=held, seeds=1, subsets=0)
+    # Row 299 repeats row 0, so both stay out.
+    assert audit.validate("tone", few).about["n_pool"] == 300 - 2 - 4
+
+
+def test_steps_on_an_audit_change_the_concept_as_influence_predicts(audit):
+    found, frame = audit.first_order("tone", 12, 6, 30)
+    assert found.value > 0.99 and len(frame) == 12
+    assert audit.first_order("tone", 12, 6, 30)[0] == found
+    with pytest.raises(ConceptError, match="too few for subsets of 400"):
+        audit.first_order("tone", 2, 400)
+
+
+def test_methods_may_be_compared_without_removing_anything(audit):
+    reseeded = tuple(
+        Candidate(f"seed {s}", "concept_influence", dataclasses.replace(EXACT, seed=s)) for s in (0, 1)
+    )
+    few = dataclasses.replace(SMALL, methods=(*reseeded, "vector_filter"), removed=(), first_order=3)
+    evidence = audit.validate("tone", few)
+    assert set(evidence.runs["kind"]) == {"base", "whole", "subset"}
+    found = evidence.results.set_index(["measure", "quantity", "method"])["estimate"]
+    # Without curvature nothing of a ranking is drawn.
+    assert found["stability", "fisher", "seed 0"] == pytest.approx(1)
+    assert 0 < found["stability", "queries", "vector_filter"] < 1
+    assert found["first_order", "shown", "concept_influence without curvature"] > 0.99
+    assert "Taylor" in report(evidence)[0]
+    own = evidence.scores.query("method == 'vector_filter'")
+    assert (own["percentile_low"] <= own["percentile_high"]).all() and own["percentile_low"].min() >= 0
+
+
+@pytest.mark.parametrize(
+    "changed, said",
+    [
+        ({"shares": (1.5,)}, "--share 1.5: must be more than 0 and less than 1"),
+        ({"shares": (0.0,)}, "--share 0"),
+        ({"seeds": 0}, "--seeds 0: must be 1 or more"),
+        ({"methods": ("astrology",)}, "--methods astrology: unknown; choose from vector_filter"),
+        ({"methods": ("bm25", "bm25")}, "each once"),
+        ({"removed": ("gradient_dot",)}, "gradient_dot is not among the methods"),
+        ({"judge_url": "http://localhost:1/v1"}, "--judge-url and --judge-model go together"),
+        ({"positive": ("nowhere",)}, "nowhere: no row has this topic; there are money, rivers"),
+        ({"origin": "colour"}, "no metadata field 'colour'; there are number, topic"),
+        ({"held_out": tuple(labelled(2))}, "2 positive and 2 negative examples to measure on are too few"),
+    ],
+)
+def test_what_is_wrong_is_said(audit, changed, said):
+    with pytest.raises(ConceptError, match=said):
+        audit.validate("tone", dataclasses.replace(SMALL, **changed))
+
+
+def test_an_unknown_concept_and_an_unlabelled_one_are_refused(audit):
+    with pytest.raises(ConceptError, match="no concept 'mood'"):
+        audit.validate("mood", SMALL)
+    with pytest.raises(ConceptError, match="SAE feature has no labelled examples.*--held-out"):
+        audit.validate("sae:0", SMALL)
+    with pytest.raises(ConceptError, match="no evidence 'abc'"):
+        audit.evidence("abc")
+    assert audit.evidence_list().empty
+
+
+class _Judge(BaseHTTPRequestHandler):
+    reply = "70"
+    asked: list[dict] = []
+
+    def do_POST(self):
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.asked.append({"path": self.path, **body})
+        told = json.dumps({"choices": [{"message": {"content": self.reply}}]}).encode()
+        self.send_response(200 if self.reply != "broken" else 500)
+        self.end_headers()
+        self.wfile.write(told)
+
+    def log_message(self, *arguments):
+        pass
+
+
+@pytest.fixture
+def judge():
+    server = HTTPServer(("127.0.0.1", 0), _Judge)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    _Judge.asked, _Judge.reply = [], "70"
+    yield f"http://127.0.0.1:{server.server_port}/v1"
+    server.shutdown()
+    server.server_close()
+
+
+def test_a_judge_scores_every_answer_once(audit, done, judge):
+    shutil.copytree(Layout(done[0].root).shards("evidence"), Layout(audit.root).shards("evidence"))
+    judged = dataclasses.replace(SMALL, judge_url=judge, judge_model="wise", judge_behaviour="a warm tone")
+    evidence = audit.validate("tone", judged)
+    assert (evidence.runs["judge"] == 0.7).all()
+    assert "a warm tone" in _Judge.asked[0]["messages"][0]["content"]
+    assert _Judge.asked[0]["path"] == "/v1/chat/completions" and _Judge.asked[0]["model"] == "wise"
+    count = len(_Judge.asked)
+    assert 0 < count <= RUNS * evidence.about["n_prompts"]
+    audit.validate("tone", judged)
+    assert len(_Judge.asked) == count
+    for reply, said in (("never", "replied 'never' instead of a number"), ("broken", "answered 500")):
+        _Judge.reply = reply
+        with pytest.raises(AuditError, match=said):
+            audit.validate("tone", dataclasses.replace(judged, judge_behaviour=reply))
+    with pytest.raises(AuditError, match="check --judge-url"):
+        audit.validate("tone", dataclasses.replace(judged, judge_url="http://127.0.0.1:9/v1"))
+
+
+def test_the_command_line_validates_and_reports(audit, tmp_path, capsys):
+    from backend.cli import main
+
+    arguments = [
+        "validate", str(audit.root), "--concept", "tone", "--quick", "--methods", "vector_filter,bm25",
+        "--removed", "vector_filter", "--seeds", "1", "--subsets", "3", "--max-steps", "1", "--batch", "4",
+        "--origin", "topic=money", "--report", str(tmp_path / "report.md"),
+    ]  # fmt: skip
+    assert main(arguments) == 0
+    assert "Removing the top 10% by vector_filter" in capsys.readouterr().out
+    assert (tmp_path / "report.md").exists() and list((tmp_path / "report_figures").glob("*.svg"))
+    assert main(["validate", str(audit.root), "--concept", "tone", "--share", "2"]) == 1
+    assert "--share 2: must be" in capsys.readouterr().err
+    assert main(["validate", str(audit.root), "--concept", "tone", "--methods", "bm25:magic"]) == 1
+    assert "'magic' is unknown; choose from contrast" in capsys.readouterr().err
+
+
+def test_options_of_a_method_follow_its_name():
+    found = candidate("concept_influence:contrast:unit-normalised:damping=0.5:layer=2:seed=1")
+    assert found.method == "concept_influence" and found.name.startswith("concept_influence:contrast")
+    assert found.options == InfluenceOptions(
+        contrast=True, unit_normalised=True, damping=0.5, layer=2, seed=1
+    )
+    assert candidate("bm25").options == InfluenceOptions()
+    with pytest.raises(AuditError, match="'much' is not a value for damping"):
+        candidate("concept_influence:damping=much")
