@@ -12,9 +12,11 @@ audit = current_audit()
 st.title("Evidence")
 st.caption(
     "A ranking is an opinion. Here it is held against what the data say of themselves: a column that tells where a row "
-    "came from, the labels of a probe, the flags that people set."
+    "came from, the labels of a probe, the flags that people set; and against what training without its top rows does."
 )
 concept = chosen_concept(audit)
+if (found := evidence.choose_validation(audit, concept)) is not None:
+    evidence.validation(audit, found)
 target = evidence.choose_target(audit)
 evidence.against_labels(audit, concept, target)
 evidence.agreement(audit, concept)

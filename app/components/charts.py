@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pandas as pd
@@ -193,6 +193,27 @@ def precision_recall_chart(
     figure.add_hline(y=base, line_dash="dot", line_color=ALL)
     figure.update_xaxes(title="recall", tickformat=".0%", range=[0, 1.03])
     figure.update_yaxes(title="precision", tickformat=".0%", range=[0, 1.04])
+    return figure
+
+
+LINES = ["#2b8a94", "#d66014", "#7a6bb5", "#a8861f", "#4f7fbf", "#b0567f", "#6b8f3c", "#7d9ba0"]
+
+
+def curves_chart(results: pd.DataFrame, name_of: Callable[[str], str]) -> go.Figure:
+    """Change of a quantity by method, against the share of rows removed or retained, with 95% intervals."""
+    figure = _figure(320)
+    figure.update_layout(showlegend=True, legend=dict(orientation="h", y=-0.35, x=0))
+    for place, (method, rows) in enumerate(results.groupby("method", sort=True)):
+        rows = rows.sort_values("share")
+        figure.add_scatter(
+            x=rows["share"] * (1 + 0.012 * place), y=rows["estimate"], mode="lines+markers", name=name_of(str(method)),
+            marker=dict(color=LINES[place % len(LINES)], size=8), line=dict(width=1.5),
+            error_y=dict(symmetric=False, array=rows["high"] - rows["estimate"], thickness=1.2,
+                         arrayminus=rows["estimate"] - rows["low"]),
+            hovertemplate="%{x:.0%}: %{y:.3f}<extra></extra>",
+        )  # fmt: skip
+    figure.update_xaxes(title="share of the rows", tickformat=".0%")
+    figure.update_yaxes(title="change", zeroline=True)
     return figure
 
 

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import io
+import zipfile
+
 import pandas as pd
 import streamlit as st
 
-from app.components.charts import QUIET, interval_chart
+from app.components.charts import QUIET, curves_chart, interval_chart, short
 from app.components.methods import NAMES
 from app.components.url import select_by_id
-from backend import Audit, Concept
+from backend import Audit, Concept, Evidence
 
 MOST_VALUES = 30
+QUANTITIES = {
+    "own": "the model's own answers", "text": "what they say, read by the untrained model",
+    "shown": "given answers", "preference": "preference for given answers", "judge": "the judge",
+    "loss": "loss on natural rows",
+}  # fmt: skip
 
 
 def choose_target(audit: Audit) -> tuple[str, str, str]:
@@ -80,6 +88,108 @@ def agreement(audit: Audit, concept: Concept) -> None:
         pd.DataFrame(matrix, index=labels, columns=labels).style.format("{:.2f}"),
         alt="Rank correlations of the methods",
     )
+
+
+def choose_validation(audit: Audit, concept: Concept) -> Evidence | None:
+    """The validation of this concept to show; says how to make one where there is none."""
+    kept = audit.evidence_list()
+    mine = kept[kept["concept_id"] == concept.concept_id]
+    st.subheader("Does removing what is flagged change the model?")
+    if mine.empty:
+        st.info(
+            "Nobody has trained without the flagged rows yet. It takes minutes to hours, so it runs in a terminal, goes "
+            "on where it was if it is stopped, and shows up here when it is done:",
+            icon=":material/model_training:",
+        )
+        st.code(f"concept-audit validate {audit.name} --concept {concept.name!r} --quick", "bash")
+        return None
+    names = {
+        row.evidence_id: f"Validation {row.number}, version {row.version} of the concept"
+        + ("" if row.current else " (earlier)")
+        for row in mine.itertuples()
+    }
+    chosen = select_by_id("Validation", list(names), names.__getitem__, "evidence", width=320)
+    return audit.evidence(chosen)
+
+
+def validation(audit: Audit, evidence: Evidence) -> None:
+    """What training without, and on, the flagged rows did; LDS; the report."""
+    _download(audit, evidence)
+    quantities = [q for q in QUANTITIES if (evidence.results["quantity"] == q).any()]
+    quantity = st.segmented_control(
+        "Measured by", quantities, format_func=QUANTITIES.__getitem__, default=quantities[0], required=True,
+        key="quantity", bind="query-params",
+    )  # fmt: skip
+    results = evidence.results[evidence.results["quantity"] == quantity]
+    left, right = st.columns(2, gap="large")
+    for place, measure, title in (
+        (left, "removal", "Without the top rows, against training on all"),
+        (right, "retention", "On the top rows alone, against no training"),
+    ):
+        found = results[(results["measure"] == measure) & (results["other"] != "random")]
+        with place:
+            if found.empty:
+                continue
+            st.caption(title)
+            st.plotly_chart(
+                curves_chart(found, _told),
+                key=f"{measure}-chart",
+                config=QUIET,
+                alt=f"{title}: change by method and share",
+            )
+    paired = results[results["measure"].isin(["removal", "retention"]) & (results["other"] == "random")]
+    if len(paired):
+        st.caption(
+            "The same, against as many rows at random, paired by seed: below 0 is what a removal should do"
+        )
+        st.dataframe(
+            paired.assign(method=paired["method"].map(_told))[
+                ["measure", "method", "share", "estimate", "low", "high", "p", "n"]
+            ],
+            hide_index=True, alt="Removal and retention against random",
+            column_config={
+                "share": st.column_config.NumberColumn("Share", format="percent"),
+                **{name: st.column_config.NumberColumn(label, format="%.3f")
+                   for name, label in (("estimate", "Difference"), ("low", "from"), ("high", "to"), ("p", "p"))},
+                "n": "Seeds",
+            },
+        )  # fmt: skip
+    lds = results[results["measure"] == "lds"]
+    if len(lds):
+        st.caption(
+            "Linear datamodelling score: rank correlation of summed scores with what training on random subsets did"
+        )
+        shown = lds.assign(name=lds["method"].map(_told), inside=lds["n"]).sort_values(
+            "estimate", ascending=False
+        )
+        st.plotly_chart(
+            interval_chart(shown, "LDS (95% interval)", "estimate"),
+            key="lds-chart",
+            config=QUIET,
+            alt="LDS of each method",
+        )
+
+
+def _download(audit: Audit, evidence: Evidence) -> None:
+    def zipped() -> bytes:
+        text, figures = audit.evidence_report(evidence.evidence_id)
+        out = io.BytesIO()
+        with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as file:
+            file.writestr("report.md", text.replace("{figures}", "figures"))
+            for name, svg in figures.items():
+                file.writestr(f"figures/{name}", svg)
+        return out.getvalue()
+
+    st.download_button(
+        "Report", zipped, file_name=f"{audit.name}-evidence.zip", mime="application/zip", icon=":material/description:",
+        on_click="ignore", help="Markdown with figures, to attach to a decision",
+    )  # fmt: skip
+
+
+def _told(name: str) -> str:
+    """A candidate of a validation for people: a method, with options of its own after colons."""
+    method, *options = name.split(":")
+    return short(NAMES.get(method, method) + (f" ({', '.join(options)})" if options else ""))
 
 
 def _name(row) -> str:

@@ -104,3 +104,21 @@ def test_the_overview_says_how_far_the_index_is(audit):
     files.progress.unlink()
     audit.build_index(SMALL_INDEX)
     assert "Gradient index: 1 KiB a row, blocks 1 to 3" in words(open_page())
+
+
+def test_the_evidence_page_shows_a_validation(audit):
+    from backend import Recipe, ValidateOptions
+    from tests.backend.test_audit import typed
+
+    audit.train_probe("tone", typed(24), layer=2)
+    test = open_page("evidence")
+    assert "concept-audit validate small" in words(test)
+    recipe = Recipe(rank=2, learning_rate=1e-2, max_steps=1, batch=4, max_tokens=40, precision="float32")
+    audit.validate("tone", ValidateOptions(
+        methods=("vector_filter", "bm25"), removed=("vector_filter",), seeds=2, subsets=4, recipe=recipe,
+        answer_tokens=2, natural_rows=4,
+    ))  # fmt: skip
+    test = open_page("evidence")
+    assert not test.exception
+    assert "Without the top rows" in words(test) and "Linear datamodelling score" in words(test)
+    assert "paired by seed" in words(test)
