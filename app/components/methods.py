@@ -109,7 +109,7 @@ def offer(audit: Audit, concept: Concept, method: str, options: InfluenceOptions
             index_state(audit)
         if st.button("Compute", type="primary", icon=":material/play_arrow:", key="compute"):
             try:
-                audit.ranking(concept.concept_id, method, options, PageProgress())
+                audit.ranking(concept.concept_id, method, options, PageProgress(cancel=True))
             except AuditError as error:
                 st.error(str(error), icon=":material/error:")
                 return

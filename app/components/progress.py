@@ -14,18 +14,32 @@ SECONDS_BETWEEN_UPDATES = 0.2
 
 
 class PageProgress(Progress):
-    """A bar for each stage, which goes when the stage ends; what is said once is a toast."""
+    """A bar for each stage, which goes when the stage ends; what is said once is a toast.
+
+    Args:
+        cancel: offer to stop. The click starts the page anew, which ends the work at the stage's next step; what
+            is done is kept, and the work goes on from there when it is asked for again.
+    """
+
+    def __init__(self, cancel: bool = False):
+        self._cancel = cancel
 
     def say(self, text: str) -> None:
         st.toast(text)
 
     @contextmanager
     def stage(self, name: str, total: int | None = None, unit: str = "rows") -> Iterator[Stage]:
-        bar = st.progress(0.0, name)
+        place = st.empty()
+        with place.container(horizontal=True, vertical_alignment="center"):
+            bar = st.progress(0.0, name)
+            if self._cancel:
+                st.button(
+                    "Cancel", icon=":material/close:", key=f"cancel-{name}", help="What is done is kept"
+                )
         try:
             yield _PageStage(name, total, unit, bar)
         finally:
-            bar.empty()
+            place.empty()
 
 
 class _PageStage(Stage):

@@ -88,6 +88,8 @@ class RowCard:
                         on_click=_ask, args=(example_id,),
                     )  # fmt: skip
                 if not read_only():
+                    if self._flag:
+                        _note_box(row, self._flag)
                     _flag_buttons(row, self._flag, keys)
             self._turns = st.empty()
             if own_answer is not None:
@@ -120,6 +122,26 @@ def _flag_buttons(row: Mapping[str, Any], present: str | None, keys: bool) -> No
             on_click=_toggle,
             args=(row["content_hash"], name, present),
         )
+
+
+def _note_box(row: Mapping[str, Any], flag: str) -> None:
+    example_id, written = int(row["example_id"]), row["note"] if isinstance(row["note"], str) else ""
+    opened = st.popover(
+        "Note", icon=":material/edit_note:", type="tertiary", key=f"note-of-{example_id}", on_change="rerun"
+    )
+    if opened.open:
+        with opened:
+            st.text_input(
+                f"Why row {example_id:,} is flagged", value=written, key=f"note-{example_id}", max_chars=200,
+                on_change=_note, args=(row["content_hash"], flag, f"note-{example_id}"),
+            )  # fmt: skip
+
+
+def _note(content_hash: str, flag: str, key: str) -> None:
+    try:
+        current_audit().flag([content_hash], flag, st.session_state[key].strip(), person())
+    except AuditError as error:
+        st.session_state["row_problem"] = str(error)
 
 
 def page_problem() -> None:

@@ -247,6 +247,13 @@ def test_rows_are_walked_and_flagged_by_keys(page, url, concept):
     assert "flagged: review" in cards(page).nth(1).inner_text()
     press(page, "u")
     assert "flagged: remove" in cards(page).nth(1).inner_text()
+    cards(page).nth(1).get_by_role("button", name="Note").click()
+    note = page.get_by_label("is flagged")
+    note.fill("flatters")
+    note.press("Enter")
+    settle(page)
+    page.keyboard.press("Escape")
+    assert "flagged: remove (flatters)" in cards(page).nth(1).inner_text()
 
 
 def test_read_only_offers_no_writing(page, place, concept):
