@@ -176,7 +176,7 @@ def _add_index(commands) -> None:
         help="of each row, a number a byte (default: 32768); more are more faithful",
     )  # fmt: skip
     index.add_argument(
-        "--samples", type=int, metavar="N", help="concepts drawn to learn the projection from (default: 512)"
+        "--samples", type=int, metavar="N", help="concepts drawn to learn the projection from (default: 1024)"
     )
     index.add_argument(
         "--layers", type=_layers, metavar="8,12,16",

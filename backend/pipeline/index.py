@@ -64,7 +64,7 @@ class IndexOptions:
     """
 
     numbers: int = 32_768
-    samples: int = 512
+    samples: int = 1024
     fisher: FisherKind = "sampled"
     curvature_tokens: int = 20_000
     damping: float = 10.0
