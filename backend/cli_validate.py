@@ -20,7 +20,7 @@ def add(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument(
         "--quick", action="store_true",
-        help="the reduced recipe: short rows, few steps, one method removed; minutes on a laptop",
+        help="the reduced recipe: short rows, few steps, two methods removed; minutes on a laptop",
     )  # fmt: skip
     command.add_argument(
         "--methods", metavar="A,B,...",
@@ -35,10 +35,12 @@ def add(command: argparse.ArgumentParser) -> None:
         "--share", default="0.1", metavar="X[,Y...]",
         help="of the rows that are removed or retained (default: %(default)s)",
     )  # fmt: skip
-    command.add_argument("--seeds", type=int, metavar="N", help="repetitions of each run (default: 3)")
+    command.add_argument(
+        "--seeds", type=int, metavar="N", help="repetitions of each run (default: 3, quick: 4)"
+    )
     command.add_argument(
         "--subsets", type=int, metavar="N",
-        help="random subsets for the linear datamodelling score (default: 30, quick: 8)",
+        help="random subsets for the linear datamodelling score (default: 30, quick: none)",
     )  # fmt: skip
     command.add_argument("--subset-share", type=float, metavar="X", help="(default: 0.5, quick: 0.1)")
     command.add_argument("--subset-seeds", type=int, metavar="N", help="repetitions of each (default: 1)")
