@@ -146,14 +146,15 @@ class Rankings(Concepts):
             ConceptError, StoreError: as `ranking`.
         """
         missing = {}
-        for name in concepts:
-            concept = self.concept(name)
-            ranking, wanted = self._request(concept, method, options)
-            if not self._stored(ranking):
-                missing[ranking] = wanted
+        told = progress or self._progress
+        with told.stage("Queries of the concepts", len(concepts), "concepts") as stage:
+            for name in concepts:
+                ranking, wanted, stored = self._asked(self.concept(name), method, options)
+                if not stored:
+                    missing[ranking] = wanted
+                stage.advance()
         indexed = {ranking: wanted for ranking, wanted in missing.items() if wanted.index is not None}
         if indexed:
-            told = progress or self._progress
             scores = scores_of_many(self._sources(), list(indexed.values()), told)
             build = self._read(queries.build_id)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ import torch
 
 from backend.concepts.examples import example_activations
 from backend.concepts.probe import fit_direction
-from backend.concepts.sae import load_sae
+from backend.concepts.sae import SparseAutoencoder, load_sae
 from backend.errors import ConceptError, StoreError
 from backend.influence.baselines import activation_similarity, bm25, projection_difference
 from backend.influence.queries import Lack, Loss, Quantity, Rows
@@ -305,9 +306,16 @@ def _quantity(sources: Sources, wanted: Request, options: InfluenceOptions, lm: 
     if concept.kind == "sae_feature" and options.target == "activation":
         configured = sources.manifest.configuration["sae"]
         source = str(sources.layout.sae) if configured == "train" else configured
-        sae = load_sae(source, lm.device)
+        # The key of the features is a hash over the SAE's weights.
+        sae = _sae(source, lm.device, sources.manifest.stages["features"]["key"])
         return Lack(FeatureActivation(concept.layer, sae.module, concept.feature_id))
     return Lack(Projection(concept.layer, concept.direction))
+
+
+@lru_cache(maxsize=2)
+def _sae(source: str, device: torch.device, weights: str) -> SparseAutoencoder:
+    """An SAE, loaded once for all its features; `weights` tells others in the same place."""
+    return load_sae(source, device)
 
 
 def _weights(queries: Sequence[LabelledExample]) -> list[float]:
