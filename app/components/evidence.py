@@ -101,7 +101,7 @@ def choose_validation(audit: Audit, concept: Concept) -> Evidence | None:
             "on where it was if it is stopped, and shows up here when it is done:",
             icon=":material/model_training:",
         )
-        st.code(f"concept-audit validate {audit.name} --concept {concept.name!r} --quick", "bash")
+        st.code(f"concept-audit validate {audit.name} --concept {concept.name!r} --quick", None)
         return None
     names = {
         row.evidence_id: f"Validation {row.number}, version {row.version} of the concept"
