@@ -122,3 +122,29 @@ def test_the_evidence_page_shows_a_validation(audit):
     assert not test.exception
     assert "Without the top rows" in words(test) and "Linear datamodelling score" in words(test)
     assert "paired by seed" in words(test)
+
+
+def test_long_work_can_be_cancelled_and_goes_on_where_it_was(audit, monkeypatch):
+    """A click starts the script anew, which raises in the running one at its next step."""
+    from streamlit.runtime.scriptrunner import RerunException
+
+    from app.components import progress
+    from backend import InfluenceOptions
+
+    offered, advances = [], []
+    monkeypatch.setattr(progress.st, "button", lambda label, **_: offered.append(label))
+    monkeypatch.setattr(progress, "SECONDS_BETWEEN_UPDATES", 0.0)
+
+    class Bar:
+        def progress(self, share, text):
+            advances.append(share)
+            if len(advances) == 3:
+                raise RerunException(None)
+
+    monkeypatch.setattr(progress.st, "progress", lambda *_: Bar())
+    exact = InfluenceOptions(engine="exact", curvature="identity", precision="float32")
+    with pytest.raises(RerunException):
+        audit.ranking("sae:3", "concept_influence", exact, progress.PageProgress(cancel=True))
+    assert "Cancel" in offered and not audit.has_ranking("sae:3", "concept_influence", exact)
+    audit.ranking("sae:3", "concept_influence", exact)
+    assert audit.has_ranking("sae:3", "concept_influence", exact)
