@@ -6,6 +6,7 @@ import pandas as pd
 import streamlit as st
 
 from app.components.heatmap import ramp, text_html, turn_html
+from app.components.url import choose
 from backend import Audit, AuditError, Heatmap, Segment
 
 SHOWN = 40
@@ -16,15 +17,22 @@ def _found(_audit: Audit, root: str, text: str):
     return _audit.features_of_text(text)
 
 
+def _new_text() -> None:
+    """Remember that the text was typed just now, and did not come with the URL, which names a feature too."""
+    st.session_state["sentence-new"] = True
+
+
 def own_text(audit: Audit, every: pd.DataFrame) -> pd.DataFrame:
     """A box for a text, its tokens coloured by the strongest chosen feature, and the features that fire on it.
+
+    A text typed just now opens its strongest feature, unless the one that is open fires on it too.
 
     Args:
         every: all features by their number.
     """
     text = st.text_area(
         "Your text", key="sentence", bind="query-params", height=90, max_chars=2000,
-        placeholder="Type what a model might say: which features fire on which token?",
+        placeholder="Type what a model might say: which features fire on which token?", on_change=_new_text,
     )  # fmt: skip
     if not text or not text.strip():
         st.info("Type a sentence above, and press Ctrl+Enter.", icon=":material/edit:")
@@ -38,7 +46,10 @@ def own_text(audit: Audit, every: pd.DataFrame) -> pd.DataFrame:
     if not strongest:
         st.info("No feature fires on this text. Try a longer one.", icon=":material/search_off:")
         return every.iloc[:0].reset_index()
-    shown = st.session_state.get("feature-box", str(strongest[0][0]))
+    shown = st.session_state.get("feature-box")
+    if st.session_state.pop("sentence-new", False) and shown not in [str(each[0]) for each in strongest]:
+        shown = str(strongest[0][0])
+        choose("feature", shown)
     number, _, fired = next((each for each in strongest if str(each[0]) == shown), strongest[0])
     values = dict(fired)
     segments = tuple(Segment(token, values.get(i, 0.0)) for i, token in enumerate(found.tokens))

@@ -20,6 +20,7 @@ from backend import Audit
 from tests.app.browser import cards, coloured_tokens, dashboard, row_of, settle, words
 
 FLAG_TOP = 20
+SCORES = re.compile("^Scores ")  # the chip of a filter by score
 
 
 @pytest.fixture
@@ -67,7 +68,8 @@ def drag_across_histogram(page, start: float, end: float) -> None:
     page.mouse.down()
     page.mouse.move(box["x"] + box["width"] * end, box["y"] + box["height"] / 2 + 5, steps=8)
     page.mouse.up()
-    page.get_by_role("button", name=re.compile("^Scores ")).wait_for()
+    page.get_by_role("button", name=SCORES).wait_for()
+    page.wait_for_url("**scores=**")
     settle(page)
 
 
@@ -176,7 +178,8 @@ def test_brush_flag_undo_flag_and_export(page, url, concept, tmp_path):
 def test_two_methods_are_compared_and_the_row_of_largest_disagreement_opened(page, url, concept):
     page.goto(f"{url}/compare?concept={concept}&concept2={concept}&method2=bm25")
     settle(page)
-    assert "Rank correlation" in words(page) and "First 10 in common" in words(page)
+    page.get_by_text("Rank correlation").wait_for()
+    page.get_by_text("First 10 in common").wait_for()
     card = cards(page).first
     assert "BM25 #" in card.inner_text() and "words in common with the queries #" in card.inner_text()
     number = row_of(card)
@@ -204,7 +207,7 @@ def test_a_view_is_a_url_and_may_have_a_name(page, browser, url, concept):
     other.goto(shared)
     settle(other)
     assert row_of(cards(other).first) == first and cards(other).count() == cards(page).count()
-    assert "Scores " in words(other)
+    other.get_by_role("button", name=SCORES).wait_for()
     other.goto(url)
     settle(other)
     other.get_by_role("button", name="Named views").click()
