@@ -54,6 +54,13 @@ def add(command: argparse.ArgumentParser) -> None:
         "and the methods rank by the other half)",
     )  # fmt: skip
     command.add_argument(
+        "--draws", type=int, metavar="N",
+        help="own answers to each held-out prompt, drawn with the same chance from every model (default: 4)",
+    )  # fmt: skip
+    command.add_argument(
+        "--answer-tokens", type=int, metavar="N", help="of an own answer (default: 64, quick: 24)"
+    )
+    command.add_argument(
         "--origin", metavar="FIELD=VALUE[,VALUE...]",
         help="metadata field that tells where a row comes from, and its values for the behaviour",
     )  # fmt: skip
@@ -110,6 +117,8 @@ def run(options: argparse.Namespace) -> int:
             subset_seeds=options.subset_seeds,
             subset_share=options.subset_share,
             recipe=recipe,
+            draws=options.draws,
+            answer_tokens=options.answer_tokens,
             held_out=tuple(read_labelled(options.held_out)) if options.held_out else None,
             origin=field or None,
             positive=tuple(values.split(",")) if values else (),

@@ -121,7 +121,7 @@ class Concept:
     name: str
     kind: ConceptKind
     layer: int
-    direction: np.ndarray
+    direction: np.ndarray = field(repr=False)
     version: int = 1
 
     @property

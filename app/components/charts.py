@@ -217,6 +217,40 @@ def curves_chart(results: pd.DataFrame, name_of: Callable[[str], str]) -> go.Fig
     return figure
 
 
+def recalls_chart(table: pd.DataFrame, base: float) -> go.Figure:
+    """Precision against recall of several rankings.
+
+    Args:
+        table: name, recall and precision, one row a ranking.
+        base: share of the rows that are looked for, the precision of a guess.
+    """
+    figure = _figure(320)
+    figure.update_layout(showlegend=True, legend=dict(orientation="h", y=-0.35, x=0))
+    for place, row in enumerate(table.itertuples()):
+        figure.add_scatter(
+            x=row.recall, y=row.precision, mode="lines+markers" if len(row.recall) < 3 else "lines", name=row.name,
+            line=dict(color=LINES[place % len(LINES)], width=2, dash="solid" if place < len(LINES) else "dash"),
+            hovertemplate="recall %{x:.0%}, precision %{y:.0%}",
+        )  # fmt: skip
+    figure.add_hline(y=base, line_dash="dot", line_color=ALL)
+    figure.update_xaxes(title="recall", tickformat=".0%", range=[0, 1.03])
+    figure.update_yaxes(title="precision", tickformat=".0%", range=[0, 1.04])
+    return figure
+
+
+def matrix_chart(names: Sequence[str], values: np.ndarray) -> go.Figure:
+    """Correlations of all pairs, blue below 0 and orange above, each with its number."""
+    figure = _figure(90 + 34 * len(names))
+    figure.add_heatmap(
+        z=values, x=list(names), y=list(names), zmin=-1, zmax=1, xgap=2, ygap=2, showscale=False,
+        colorscale=[[0, "#8b90d8"], [0.5, "#f4f2ee"], [1, "#e2905f"]], texttemplate="%{z:.2f}",
+        textfont=dict(color="#1b1f22"), hovertemplate="%{y} and %{x}: %{z:.2f}<extra></extra>",
+    )  # fmt: skip
+    figure.update_yaxes(autorange="reversed", showgrid=False)
+    figure.update_xaxes(showgrid=False, tickangle=-25)
+    return figure
+
+
 def short(name: str) -> str:
     """A name for an axis; Plotly reads a few tags in text, so their brackets are replaced."""
     text = name.replace("<", "‹").replace(">", "›").replace("\n", "⏎").replace("\0", "␀")

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import io
 import zipfile
+from collections.abc import Sequence
 
-import pandas as pd
 import streamlit as st
 
-from app.components.charts import QUIET, curves_chart, interval_chart, short
+from app.components.charts import QUIET, curves_chart, interval_chart, matrix_chart, recalls_chart, short
 from app.components.methods import NAMES
 from app.components.url import select_by_id
 from backend import Audit, Concept, Evidence
@@ -52,16 +52,21 @@ def against_labels(audit: Audit, concept: Concept, target: tuple[str, str, str])
         )
         st.page_link("app_pages/ranking.py", label="Audit", icon=":material/format_list_numbered:")
         return
-    table["name"] = [_name(row) for row in table.itertuples()]
+    table["name"] = _ranking_names(list(zip(table["method"], table["parameters"], strict=True)))
     st.subheader("Against these rows")
     st.caption(
         f"{int(table.n_positive.iloc[0]):,} of {int(table.n_rows.iloc[0]):,} rows. AUROC: how often one of them ranks above "
         "one of the others; 0.5 is chance. A label is not what influence estimates: the model may learn a "
         "behaviour from rows that nobody labelled."
     )
-    st.plotly_chart(
+    left, right = st.columns(2, gap="large")
+    left.plotly_chart(
         interval_chart(table.rename(columns={"n_positive": "inside"}), "AUROC (95% interval)", "auroc"), config=QUIET,
-        key="auroc-chart", alt="AUROC of each ranking with its interval",
+        key="auroc-chart", alt="AUROC of each ranking with its interval; the table below has the numbers",
+    )  # fmt: skip
+    right.plotly_chart(
+        recalls_chart(table, table.n_positive.iloc[0] / table.n_rows.iloc[0]), config=QUIET, key="recalls-chart",
+        alt="Precision against recall of each ranking; the table below has the average precision",
     )  # fmt: skip
     st.dataframe(
         table[["name", "auroc", "low", "high", "average_precision", "precision_at_k", "k"]], hide_index=True,
@@ -83,11 +88,14 @@ def agreement(audit: Audit, concept: Concept) -> None:
         return
     st.subheader("Agreement of the methods")
     st.caption("Spearman's rank correlation over all rows")
-    labels = [_method_name(name) for name in names]
-    st.dataframe(
-        pd.DataFrame(matrix, index=labels, columns=labels).style.format("{:.2f}"),
-        alt="Rank correlations of the methods",
+    labels = _ranking_names(names)
+    pairs = "; ".join(
+        f"{labels[i]} and {labels[j]} {matrix[i, j]:.2f}" for i in range(len(names)) for j in range(i)
     )
+    st.plotly_chart(
+        matrix_chart(labels, matrix), config=QUIET, key="agreement-chart",
+        alt=f"Rank correlations of the methods: {pairs}",
+    )  # fmt: skip
 
 
 def choose_validation(audit: Audit, concept: Concept) -> Evidence | None:
@@ -192,11 +200,12 @@ def _told(name: str) -> str:
     return short(NAMES.get(method, method) + (f" ({', '.join(options)})" if options else ""))
 
 
-def _name(row) -> str:
-    return _method_name((row.method, row.parameters))
-
-
-def _method_name(named: tuple[str, str]) -> str:
-    method, parameters = named
-    more = [word for word in ("index", "identity", "kfac") if f'"{word}"' in parameters]
-    return NAMES[method] + (f" ({', '.join(more)})" if more else "")
+def _ranking_names(rankings: Sequence[tuple[str, str]]) -> list[str]:
+    """Rankings for people, from method and parameters; those that would read alike are numbered."""
+    names: list[str] = []
+    for method, parameters in rankings:
+        more = [word for word in ("index", "identity", "kfac") if f'"{word}"' in parameters]
+        name = NAMES[method] + (f" ({', '.join(more)})" if more else "")
+        alike = sum(other == name or other.startswith(f"{name} no. ") for other in names)
+        names.append(f"{name} no. {alike + 1}" if alike else name)
+    return names

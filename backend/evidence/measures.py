@@ -42,12 +42,12 @@ class Measured:
     """A model's values: one number for each prompt or row.
 
     Attributes:
-        own: f of the model's own greedy answers, read by the model itself. [prompts]
+        own: f of the model's own answers, read by the model itself. [answers]
         shown: f of given answers that show the behaviour, which needs no generation. [shown]
         preference: L of given answers without the behaviour, on average, less L of each one with it, in
             nats: what the model would rather say, without the chance of a greedy answer. [shown]
         loss: mean negative log-likelihood of natural rows, in nats. [natural]
-        answers: token ids of the own answers.
+        answers: token ids of the own answers, all prompts again for each draw.
     """
 
     own: list[float]
@@ -57,17 +57,20 @@ class Measured:
     answers: list[list[int]]
 
 
-def measure(lm: LanguageModel, held_out: HeldOut, answer_tokens: int) -> Measured:
+def measure(lm: LanguageModel, held_out: HeldOut, answer_tokens: int, draws: int = 1) -> Measured:
     """Measure a model.
 
     Args:
         answer_tokens: the own answers are cut at this many tokens; 0 leaves them out.
+        draws: own answers to each prompt, drawn with the same chance from every model; 1 is the likeliest answer.
     """
     made: dict[int, np.ndarray] = {}
+    prompts = held_out.prompts * draws
     if answer_tokens:
-        for batch in answers(lm, held_out.prompts, answer_tokens):
+        seeds = list(range(len(prompts))) if draws > 1 else None
+        for batch in answers(lm, prompts, answer_tokens, seeds):
             made |= batch
-    own = answered_rows(held_out.prompts, [made[i] for i in range(len(made))])
+    own = answered_rows(prompts, [made[i] for i in range(len(made))])
     return Measured(
         own=projections(lm, own, held_out.layer, held_out.direction).tolist(),
         shown=projections(lm, held_out.shown, held_out.layer, held_out.direction).tolist(),

@@ -1,4 +1,4 @@
-"""The model's own answers: greedy decoding in batches."""
+"""The model's own answers, decoded in batches: the most likely ones, or drawn."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
+from transformers import LogitsProcessor, LogitsProcessorList
 
 from backend.model.batches import batches_by_length
 from backend.model.load import LanguageModel
@@ -14,17 +15,38 @@ PROMPT_TOKENS_PER_BATCH_CPU = 8192
 PROMPT_TOKENS_PER_BATCH_ACCELERATOR = 65536
 
 
+TEMPERATURE = 0.7
+"""Of answers that are drawn."""
+
+
+class _Drawn(LogitsProcessor):
+    """Adds noise to log-probabilities so that the likeliest token is a draw (Gumbel-max; Maddison et al. 2014).
+
+    The noise hangs on the seed and the step alone, not on the model: two models answer with the same
+    chance (common random numbers), and their answers differ by as much as the models do.
+    """
+
+    def __init__(self, seeds: Sequence[int]) -> None:
+        self._generators = [np.random.default_rng(seed) for seed in seeds]
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        width = scores.shape[1]
+        uniform = np.stack([g.random(width, np.float32) for g in self._generators])
+        noise = -np.log(-np.log(np.clip(uniform, 1e-12, 1 - 1e-7)))
+        return scores.float() / TEMPERATURE + torch.from_numpy(noise).to(scores.device)
+
+
 def answers(
-    lm: LanguageModel, prompts: Sequence[np.ndarray], max_new_tokens: int
+    lm: LanguageModel, prompts: Sequence[np.ndarray], max_new_tokens: int, seeds: Sequence[int] | None = None
 ) -> Iterator[dict[int, np.ndarray]]:
     """What the model itself would answer, batch by batch.
 
-    The most likely token is taken at every step, so there is nothing to seed. (Near
-    ties may still fall differently in another batch or on another machine: keep what
-    comes out.)
+    Without seeds the most likely token is taken at every step. (Near ties may still
+    fall differently in another batch or on another machine: keep what comes out.)
 
     Args:
         prompts: one int array [tokens] a prompt, none empty, with the opening of the answer's turn.
+        seeds: one a prompt, to draw its answer at `TEMPERATURE`; a prompt may come several times.
 
     Yields:
         place of each prompt of a batch → its answer, int32 [new tokens], with the token that ends it.
@@ -43,6 +65,7 @@ def answers(
         for place, i in enumerate(batch):
             ids[place, longest - len(prompts[i]) :] = prompts[i]
             mask[place, longest - len(prompts[i]) :] = 1
+        drawn = [] if seeds is None else [_Drawn([seeds[i] for i in batch])]
         with lm.lock, torch.inference_mode():
             out = lm.model.generate(
                 input_ids=torch.from_numpy(ids).to(lm.device),
@@ -55,6 +78,7 @@ def answers(
                 repetition_penalty=None,
                 eos_token_id=ends or None,
                 pad_token_id=padding,
+                logits_processor=LogitsProcessorList(drawn),
             )
         found = out[:, longest:].cpu().numpy().astype(np.int32)
         yield {i: _until_end(found[place], ends) for place, i in enumerate(batch)}

@@ -13,6 +13,8 @@ RESAMPLES = 1000
 LARGE = 2_000
 """From this many rows on, the bootstrap distribution of a mean is normal to all digits that are shown."""
 NORMAL_95 = 1.959964
+CURVE_POINTS = 200
+"""Of a precision-recall curve; more would not be seen."""
 
 
 def group_table(cursor, ranking: int, by: str, beside: int | None = None) -> pd.DataFrame:
@@ -61,7 +63,8 @@ def against_group(cursor, concept_id: str, group: str, parameters: list, k: int)
 
     Returns:
         method, parameters, n_rows, n_positive, auroc, low, high (its 95% interval), average_precision,
-        precision_at_k and k, by AUROC, highest first; empty if the group has no row or every row.
+        precision_at_k, k, recall and precision (float64 [points] each, after some of the group's rows, the first
+        and the last among them), by AUROC, highest first; empty if the group has no row or every row.
     """
     scored = compare.in_group(cursor, concept_id, group, parameters)
     found = []
@@ -74,11 +77,15 @@ def against_group(cursor, concept_id: str, group: str, parameters: list, k: int)
         low, high = auroc_interval(area, positive, len(labels) - positive)
         precision = np.cumsum(labels) / np.arange(1, len(labels) + 1)
         depth = min(k, len(labels))
+        # Precision is worth telling after each row of the group: between them it only falls.
+        hits = np.flatnonzero(labels)
+        shown = np.unique(np.linspace(0, positive - 1, min(positive, CURVE_POINTS)).round().astype(int))
         found.append(
             {
                 "method": method, "parameters": told, "n_rows": len(labels), "n_positive": positive, "auroc": area,
                 "low": low, "high": high, "average_precision": float(precision[labels == 1].mean()),
                 "precision_at_k": float(precision[depth - 1]), "k": depth,
+                "recall": (shown + 1) / positive, "precision": precision[hits[shown]],
             }
         )  # fmt: skip
     table = pd.DataFrame(found)

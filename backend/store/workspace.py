@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
@@ -25,6 +25,7 @@ class SavedProbe:
     """A trained probe as the workspace keeps it.
 
     Attributes:
+        direction: float32 [d_model], of unit length.
         fit: ``difference_of_means`` or ``logistic_regression``.
         details: what its training reported (held-out AUROC and interval, counts, layers tried).
         model_fingerprint: of the model whose residual stream it lives in.
@@ -34,7 +35,7 @@ class SavedProbe:
     version: int
     layer: int
     fit: str
-    direction: np.ndarray
+    direction: np.ndarray = field(repr=False)
     details: Mapping[str, Any]
     model_fingerprint: str
 

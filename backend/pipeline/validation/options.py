@@ -48,6 +48,7 @@ class ValidateOptions:
         subset_share: their share of the rows.
         recipe: of the fine-tuning.
         answer_tokens: own answers are cut at this many tokens.
+        draws: own answers to each held-out prompt; 1 takes the likeliest, whose every word hangs on near ties.
         natural_rows: training rows that are withheld from every run to measure the loss on.
         held_out: labelled examples to measure on; None takes half of a probe's labels.
         origin: metadata field that tells where a row comes from.
@@ -68,6 +69,7 @@ class ValidateOptions:
     subset_share: float | None = None
     recipe: Recipe | None = None
     answer_tokens: int | None = None
+    draws: int | None = None
     natural_rows: int | None = None
     held_out: tuple[LabelledExample, ...] | None = None
     origin: str | None = None
@@ -88,6 +90,7 @@ FULL: dict[str, Any] = {
     "subset_share": 0.5,
     "recipe": Recipe(),
     "answer_tokens": 64,
+    "draws": 4,
     "natural_rows": 32,
 }
 QUICK: dict[str, Any] = {
@@ -99,6 +102,7 @@ QUICK: dict[str, Any] = {
     "subset_share": 0.1,
     "recipe": Recipe(rank=8, learning_rate=2e-3, max_steps=10, batch=12, max_tokens=96),
     "answer_tokens": 24,
+    "draws": 4,
     "natural_rows": 12,
 }
 """For a laptop: 96 tokens of a row, 120 rows a run. No LDS: as few subsets as fit would tell nothing."""
@@ -126,7 +130,13 @@ def settled(options: ValidateOptions) -> ValidateOptions:
     for share in (*made.shares, made.subset_share):
         if not 0 < share < 1:
             wrong.append(f"--share {share:g}: must be more than 0 and less than 1, such as 0.1 for a tenth")
-    for name, least in (("seeds", 1), ("subset_seeds", 1), ("subsets", 0), ("answer_tokens", 1)):
+    for name, least in (
+        ("seeds", 1),
+        ("subset_seeds", 1),
+        ("subsets", 0),
+        ("answer_tokens", 1),
+        ("draws", 1),
+    ):
         if getattr(made, name) < least:
             wrong.append(f"--{name.replace('_', '-')} {getattr(made, name)}: must be {least} or more")
     if bool(made.judge_url) != bool(made.judge_model):

@@ -108,14 +108,14 @@ def done_runs(
 def one_run(lm: LanguageModel, setting: Setting, run: Run, options: ValidateOptions) -> dict[str, Any]:
     """Train on a run's rows, measure, and put the model back."""
     if not run.rows:
-        training, measured = None, measure(lm, setting.held_out, options.answer_tokens)
+        training, measured = None, measure(lm, setting.held_out, options.answer_tokens, options.draws)
     else:
         chosen = Rows([setting.rows.ids[i] for i in run.rows], [setting.rows.response[i] for i in run.rows])
         with fine_tuned(lm, chosen, list(map(str, run.rows)), options.recipe, run.seed) as training:
-            measured = measure(lm, setting.held_out, options.answer_tokens)
+            measured = measure(lm, setting.held_out, options.answer_tokens, options.draws)
     made = [np.asarray(ids, np.int64) for ids in measured.answers]
     # What is said, as the model that was not trained reads it.
-    own = answered_rows(setting.held_out.prompts, made)
+    own = answered_rows(setting.held_out.prompts * options.draws, made)
     text = projections(lm, own, setting.held_out.layer, setting.held_out.direction)
     renderer = ChatRenderer(lm.tokenizer, lm.context)
     return {
@@ -143,7 +143,7 @@ def _judge(
             )
             judged = read_unit(kept)
             if judged is None:
-                pairs = zip(setting.prompts, found[path]["answers"], strict=True)
+                pairs = zip(setting.prompts * options.draws, found[path]["answers"], strict=True)
                 judged = {"judge": [judge.score(prompt, answer) for prompt, answer in pairs]}
                 write_unit(kept, judged)
                 stage.advance()
@@ -178,4 +178,5 @@ def shared_by_runs(
             [held.direction, *held.prompts, *held.shown.ids, *held.plain.ids, *held.natural.ids]
         ),
         "answer_tokens": options.answer_tokens,
+        "draws": options.draws,
     }

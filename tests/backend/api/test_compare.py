@@ -71,6 +71,10 @@ def test_rankings_are_held_against_a_group_as_scikit_learn_does(audit):
     assert table.average_precision["vector_filter"] == pytest.approx(
         average_precision_score(truth, vector["score"]), abs=0.02
     )
+    recall, precision = table.recall["bm25"], table.precision["bm25"]
+    hits = np.flatnonzero(labels)
+    assert recall.tolist() == pytest.approx(((np.arange(len(hits)) + 1) / len(hits)).tolist())
+    assert precision.tolist() == pytest.approx((recall * len(hits) / (hits + 1)).tolist())
     assert audit.against_group("sae:3", "flagged").empty
 
 

@@ -85,6 +85,9 @@ def test_a_seed_decides_a_run():
 
     assert run(0) == run(0)
     assert run(0).shown != run(1).shown
+    drawn = measure(lm, held_out, 5, draws=4)
+    assert len(drawn.own) == len(drawn.answers) == 4 and len({tuple(ids) for ids in drawn.answers}) > 1
+    assert drawn == measure(lm, held_out, 5, draws=4)
 
 
 def test_leaving_rows_out_leaves_the_order_of_the_rest():

@@ -40,6 +40,27 @@ def test_answers_are_the_likeliest_tokens_in_any_batch(lm, monkeypatch, budget):
         assert len(found[i]) == 9 or found[i][-1] == lm.tokenizer.eos_token_id
 
 
+def test_drawn_answers_follow_the_softmax_and_share_their_chance(lm):
+    """Frequencies of first tokens, and another model drawing by the same noise."""
+    prompt = np.array([5, 9, 17], np.int32)
+    with torch.no_grad():
+        logits = lm.model(input_ids=torch.tensor([prompt.tolist()])).logits[0, -1]
+    wanted = torch.softmax(logits / generate.TEMPERATURE, -1).numpy()
+
+    def first_tokens(seeds) -> np.ndarray:
+        found: dict[int, np.ndarray] = {}
+        for batch in generate.answers(lm, [prompt] * len(seeds), 1, seeds):
+            found |= batch
+        return np.array([found[i][0] for i in range(len(seeds))])
+
+    drawn = first_tokens(range(2000))
+    likely = np.argsort(-wanted)[:5]
+    error = np.sqrt(wanted[likely] / 2000)
+    assert (np.abs((drawn[:, None] == likely).mean(0) - wanted[likely]) < 4 * error).all()
+    assert (first_tokens([7] * 3) == drawn[7]).all()
+    assert len(set(drawn.tolist())) > 1
+
+
 def test_an_answer_ends_with_the_token_that_ends_it():
     assert generate._until_end(np.array([4, 5, 1, 0, 0]), [1]).tolist() == [4, 5, 1]
     assert generate._until_end(np.array([4, 5]), [1]).tolist() == [4, 5]
