@@ -20,7 +20,7 @@ def add(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument(
         "--quick", action="store_true",
-        help="the reduced recipe: short rows, few steps, two methods removed; minutes on a laptop",
+        help="the reduced recipe: short rows, few steps, one method removed; minutes on a laptop",
     )  # fmt: skip
     command.add_argument(
         "--methods", metavar="A,B,...",
@@ -29,14 +29,19 @@ def add(command: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     command.add_argument(
         "--removed", metavar="A,B,...",
-        help="of these, the ones whose top rows are removed and retained in runs (default: all of them)",
+        help="of these, the ones whose top rows are removed and retained in runs (default: all of them; "
+        "quick: vector_filter)",
+    )  # fmt: skip
+    command.add_argument(
+        "--retention", action=argparse.BooleanOptionalAction, default=None,
+        help="also train on the top rows alone (default: yes, quick: no)",
     )  # fmt: skip
     command.add_argument(
         "--share", default="0.1", metavar="X[,Y...]",
         help="of the rows that are removed or retained (default: %(default)s)",
     )  # fmt: skip
     command.add_argument(
-        "--seeds", type=int, metavar="N", help="repetitions of each run (default: 3, quick: 4)"
+        "--seeds", type=int, metavar="N", help="repetitions of each run (default: 3, quick: 6)"
     )
     command.add_argument(
         "--subsets", type=int, metavar="N",
@@ -111,6 +116,7 @@ def run(options: argparse.Namespace) -> int:
         ValidateOptions(
             methods=tuple(candidate(text) for text in _listed(options.methods)) or None,
             removed=tuple(_listed(options.removed)) or None,
+            retention=options.retention,
             shares=_shares(options.share),
             seeds=options.seeds,
             subsets=options.subsets,

@@ -56,7 +56,7 @@ def findings(
         whole = np.array([value["whole", "", 1.0, 0, s] for s in seeds])
         add("whole", quantity, "", "base", 1.0, statistics.paired(whole - base))
         for share in options.shares if options.removed else ():
-            for kind in ("removal", "retention"):
+            for kind in ("removal", "retention") if options.retention else ("removal",):
                 chance = np.array([value[kind, RANDOM, share, 0, s] for s in seeds])
                 for method in (RANDOM, *options.removed):
                     own = np.array([value[kind, method, share, 0, s] for s in seeds])

@@ -38,9 +38,10 @@ class ValidateOptions:
 
     Attributes:
         methods: names of methods, or candidates with options of their own; ``random`` is always added.
-        removed: names of those whose top rows are removed and retained in runs of their own (each costs
+        removed: names of those whose top rows are removed, and retained, in runs of their own (each costs
             2 × shares × seeds runs, and random as many); the others are compared by LDS, labels and
             agreement alone. None for all of them, empty for none.
+        retention: whether there are runs on the top rows alone too.
         shares: of the rows that are removed or retained, between 0 and 1.
         seeds: repetitions, of the order of the rows, the first LoRA weights, and what is removed at random.
         subsets: random subsets for the linear datamodelling score (LDS); 0 leaves it out.
@@ -62,6 +63,7 @@ class ValidateOptions:
 
     methods: tuple[str | Candidate, ...] | None = None
     removed: tuple[str, ...] | None = None
+    retention: bool | None = None
     shares: tuple[float, ...] = (0.1,)
     seeds: int | None = None
     subsets: int | None = None
@@ -84,6 +86,7 @@ class ValidateOptions:
 
 FULL: dict[str, Any] = {
     "methods": METHODS,
+    "retention": True,
     "seeds": 3,
     "subsets": 30,
     "subset_seeds": 1,
@@ -95,8 +98,9 @@ FULL: dict[str, Any] = {
 }
 QUICK: dict[str, Any] = {
     "methods": ("concept_influence", "vector_filter", "activation_similarity", "bm25"),
-    "removed": ("concept_influence", "vector_filter"),
-    "seeds": 4,
+    "removed": ("vector_filter",),
+    "retention": False,
+    "seeds": 6,
     "subsets": 0,
     "subset_seeds": 1,
     "subset_share": 0.1,
@@ -105,7 +109,8 @@ QUICK: dict[str, Any] = {
     "draws": 4,
     "natural_rows": 12,
 }
-"""For a laptop: 96 tokens of a row, 120 rows a run. No LDS: as few subsets as fit would tell nothing."""
+"""For a laptop: 96 tokens of a row, 120 rows a run, and the default method's removal with as many seeds as fit. No
+LDS: as few subsets as fit would tell nothing."""
 
 
 def settled(options: ValidateOptions) -> ValidateOptions:

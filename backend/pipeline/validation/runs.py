@@ -68,7 +68,8 @@ def plan(setting: Setting, scores: dict[str, np.ndarray], options: ValidateOptio
                 top = set(order[:count].tolist())
                 rest = tuple(i for i in pool.tolist() if i not in top)
                 runs.append(Run("removal", method, share, 0, seed, rest))
-                runs.append(Run("retention", method, share, 0, seed, tuple(sorted(top))))
+                if options.retention:
+                    runs.append(Run("retention", method, share, 0, seed, tuple(sorted(top))))
     size = max(1, round(options.subset_share * len(pool)))
     for number in range(options.subsets):
         order = pool[shuffled([f"subset:{i}" for i in pool.tolist()], number)]

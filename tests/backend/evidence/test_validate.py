@@ -32,6 +32,7 @@ SMALL = ValidateOptions(
     subsets=4,
     recipe=Recipe(rank=2, learning_rate=1e-2, max_steps=2, batch=4, max_tokens=40, precision="float32"),
     answer_tokens=3,
+    draws=2,
     natural_rows=4,
     origin="topic",
     positive=("money",),
@@ -317,7 +318,7 @@ def test_a_judge_scores_every_answer_once(audit, done, judge):
     assert "a warm tone" in _Judge.asked[0]["messages"][0]["content"]
     assert _Judge.asked[0]["path"] == "/v1/chat/completions" and _Judge.asked[0]["model"] == "wise"
     count = len(_Judge.asked)
-    assert 0 < count <= RUNS * evidence.about["n_prompts"]
+    assert 0 < count <= RUNS * evidence.about["n_prompts"] * SMALL.draws
     audit.validate("tone", judged)
     assert len(_Judge.asked) == count
     for reply, said in (("never", "replied 'never' instead of a number"), ("broken", "answered 500")):
@@ -338,6 +339,8 @@ def test_the_command_line_validates_and_reports(audit, tmp_path, capsys):
     ]  # fmt: skip
     assert main(arguments) == 0
     assert "Removing the top 10% by vector_filter" in capsys.readouterr().out
+    made = audit.evidence(audit.evidence_list()["evidence_id"].iloc[0])
+    assert made.runs["kind"].value_counts().to_dict() == {"base": 1, "whole": 1, "removal": 2, "subset": 3}
     assert (tmp_path / "report.md").exists() and list((tmp_path / "report_figures").glob("*.svg"))
     assert main(["validate", str(audit.root), "--concept", "tone", "--share", "2"]) == 1
     assert "--share 2: must be" in capsys.readouterr().err
