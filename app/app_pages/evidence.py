@@ -15,8 +15,9 @@ st.caption(
     "came from, the labels of a probe, the flags that people set; and against what training without its top rows does."
 )
 concept = chosen_concept(audit)
-if (found := evidence.choose_validation(audit, concept)) is not None:
+found = evidence.choose_validation(audit, concept)
+if found is not None:
     evidence.validation(audit, found)
-target = evidence.choose_target(audit)
+target = evidence.choose_target(audit, found)
 evidence.against_labels(audit, concept, target)
 evidence.agreement(audit, concept)

@@ -205,14 +205,18 @@ def curves_chart(results: pd.DataFrame, name_of: Callable[[str], str]) -> go.Fig
     figure.update_layout(showlegend=True, legend=dict(orientation="h", y=-0.35, x=0))
     for place, (method, rows) in enumerate(results.groupby("method", sort=True)):
         rows = rows.sort_values("share")
+        colour = ALL if method == "random" else LINES[place % len(LINES)]
         figure.add_scatter(
             x=rows["share"] * (1 + 0.012 * place), y=rows["estimate"], mode="lines+markers", name=name_of(str(method)),
-            marker=dict(color=LINES[place % len(LINES)], size=8), line=dict(width=1.5),
+            marker=dict(color=colour, size=8), line=dict(width=1.5, color=colour),
             error_y=dict(symmetric=False, array=rows["high"] - rows["estimate"], thickness=1.2,
                          arrayminus=rows["estimate"] - rows["low"]),
             hovertemplate="%{x:.0%}: %{y:.3f}<extra></extra>",
         )  # fmt: skip
-    figure.update_xaxes(title="share of the rows", tickformat=".0%")
+    # The methods stand side by side at each share, so ticks belong to shares alone.
+    figure.update_xaxes(
+        title="share of the rows", tickformat=".0%", tickvals=sorted(results["share"].unique())
+    )
     figure.update_yaxes(title="change", zeroline=True)
     return figure
 

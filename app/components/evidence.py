@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import zipfile
 from collections.abc import Sequence
 
@@ -14,6 +15,7 @@ from app.components.url import select_by_id
 from backend import Audit, Concept, Evidence
 
 MOST_VALUES = 30
+FORMS = ("contrast", "own_answers", "unit_normalised")
 QUANTITIES = {
     "own": "the model's own answers", "text": "what they say, read by the untrained model",
     "shown": "given answers", "preference": "preference for given answers", "judge": "the judge",
@@ -21,8 +23,12 @@ QUANTITIES = {
 }  # fmt: skip
 
 
-def choose_target(audit: Audit) -> tuple[str, str, str]:
-    """The rows that a good ranking would put first: kind, name and value of a group."""
+def choose_target(audit: Audit, known: Evidence | None) -> tuple[str, str, str]:
+    """The rows that a good ranking would put first: kind, name and value of a group.
+
+    Args:
+        known: a validation of the concept, which may have been told where the behaviour comes from.
+    """
     fields = audit.metadata_fields()
     few = fields[(fields.n_values > 1) & (fields.n_values <= MOST_VALUES)]
     targets = {"flagged": ("flagged", "", "")}
@@ -33,6 +39,9 @@ def choose_target(audit: Audit) -> tuple[str, str, str]:
             f"{field.field} = {value}": ("metadata", field.field, value) for value in sorted(field.top_values)
         }
     default = next((name for name, (kind, *_) in targets.items() if kind == "metadata"), "flagged")
+    if known is not None and known.about["positive"]:
+        told = f"{known.about['origin']} = {known.about['positive'][0]}"
+        default = told if told in targets else default
     words = {"flagged": "Flagged rows"} | {
         n: f"Positive labels of {t[1]}" for n, t in targets.items() if t[0] == "labelled"
     }
@@ -156,6 +165,7 @@ def validation(audit: Audit, evidence: Evidence) -> None:
             ],
             hide_index=True, alt="Removal and retention against random",
             column_config={
+                "measure": "Runs", "method": "Method",
                 "share": st.column_config.NumberColumn("Share", format="percent"),
                 **{name: st.column_config.NumberColumn(label, format="%.3f")
                    for name, label in (("estimate", "Difference"), ("low", "from"), ("high", "to"), ("p", "p"))},
@@ -197,15 +207,27 @@ def _download(audit: Audit, evidence: Evidence) -> None:
 def _told(name: str) -> str:
     """A candidate of a validation for people: a method, with options of its own after colons."""
     method, *options = name.split(":")
-    return short(NAMES.get(method, method) + (f" ({', '.join(options)})" if options else ""))
+    return short(
+        {"random": "Random"}.get(method, NAMES.get(method, method))
+        + (f" ({', '.join(options)})" if options else "")
+    )
 
 
 def _ranking_names(rankings: Sequence[tuple[str, str]]) -> list[str]:
-    """Rankings for people, from method and parameters; those that would read alike are numbered."""
+    """Rankings for people, from method and parameters: the method, and what tells its rankings apart."""
+    parts = [_parts(json.loads(parameters)) for _, parameters in rankings]
     names: list[str] = []
-    for method, parameters in rankings:
-        more = [word for word in ("index", "identity", "kfac") if f'"{word}"' in parameters]
-        name = NAMES[method] + (f" ({', '.join(more)})" if more else "")
-        alike = sum(other == name or other.startswith(f"{name} no. ") for other in names)
-        names.append(f"{name} no. {alike + 1}" if alike else name)
+    for (method, _), own in zip(rankings, parts, strict=True):
+        alike = [p for (other, _), p in zip(rankings, parts, strict=True) if other == method]
+        told = [part for part in own if part == "index" or not all(part in p for p in alike)]
+        name = NAMES[method] + (f" ({', '.join(told)})" if told else "")
+        same = sum(other == name or other.startswith(f"{name} no. ") for other in names)
+        names.append(f"{name} no. {same + 1}" if same else name)
     return names
+
+
+def _parts(parameters: dict) -> list[str]:
+    found = [f"layer {parameters['layer']}"] if "layer" in parameters else []
+    found += [word for word in ("index", "identity", "kfac") if word in parameters.values()]
+    found += [name.replace("_", " ") for name in FORMS if parameters.get(name)]
+    return found + ([f"damping {parameters['damping']:g}"] if "damping" in parameters else [])
