@@ -41,7 +41,7 @@ def add(command: argparse.ArgumentParser) -> None:
         help="of the rows that are removed or retained (default: %(default)s)",
     )  # fmt: skip
     command.add_argument(
-        "--seeds", type=int, metavar="N", help="repetitions of each run (default: 3, quick: 6)"
+        "--seeds", type=int, metavar="N", help="repetitions of each run (default: 3, quick: 7)"
     )
     command.add_argument(
         "--subsets", type=int, metavar="N",

@@ -152,6 +152,8 @@ def _told(evidence: Evidence) -> str:
 
 def _method(evidence: Evidence) -> str:
     about, recipe = evidence.about, evidence.about["recipe"]
+    count = about.get("draws", 1)
+    draws = f"{count} answers drawn with the same chance" if count > 1 else "the likeliest answer"
     steps = f", at most {recipe['max_steps']} steps" if recipe["max_steps"] else ""
     trained = (
         f"LoRA weights of rank {recipe['rank']}" if recipe["weights"] == "lora" else "all linear weights"
@@ -161,7 +163,7 @@ def _method(evidence: Evidence) -> str:
         f"{recipe['epochs']} epochs of {recipe['batch']} rows a step{steps}, rows cut at {recipe['max_tokens']} "
         f"tokens) on {about['n_pool']} of {about['n_rows']} rows, with {about['seeds']} seeds; runs of one seed "
         "see the rows that they share in the same order. Each model is measured at layer "
-        f"{about['layer']} on {about['n_prompts']} held-out prompts by a probe of held-out examples, on "
+        f"{about['layer']} on {about['n_prompts']} held-out prompts ({draws} to each) by a probe of held-out examples, on "
         f"{about['n_shown']} given answers, by which answers it would rather give, and by its loss on "
         f"{about['n_natural']} natural rows that no run "
         f"trains on ({about['natural']}, and held-out answers without the behaviour). Rows are ranked by {about['ranked_by']}."

@@ -53,16 +53,16 @@ def findings(
         value = frame.set_index(["kind", "method", "share", "number", "seed"])[quantity].to_dict()
         base = value["base", "", 0.0, 0, 0]
         seeds = range(options.seeds)
-        whole = np.array([value["whole", "", 1.0, 0, s] for s in seeds])
+        whole = np.array([value["whole", "", 1.0, 0, s] for s in range(options.whole_seeds)])
         add("whole", quantity, "", "base", 1.0, statistics.paired(whole - base))
         for share in options.shares if options.removed else ():
             for kind in ("removal", "retention") if options.retention else ("removal",):
                 chance = np.array([value[kind, RANDOM, share, 0, s] for s in seeds])
                 for method in (RANDOM, *options.removed):
                     own = np.array([value[kind, method, share, 0, s] for s in seeds])
-                    reference = whole if kind == "removal" else base
+                    change = own[: len(whole)] - whole if kind == "removal" else own - base
                     other = "whole" if kind == "removal" else "base"
-                    add(kind, quantity, method, other, share, statistics.paired(own - reference))
+                    add(kind, quantity, method, other, share, statistics.paired(change))
                     if method != RANDOM:
                         add(kind, quantity, method, RANDOM, share, statistics.paired(own - chance))
         if options.subsets and quantity != "loss":

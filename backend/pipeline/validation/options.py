@@ -44,6 +44,8 @@ class ValidateOptions:
         retention: whether there are runs on the top rows alone too.
         shares: of the rows that are removed or retained, between 0 and 1.
         seeds: repetitions, of the order of the rows, the first LoRA weights, and what is removed at random.
+        whole_seeds: of these, the ones that train on all rows too. A removal is compared with a removal at random
+            seed by seed, which needs none; runs on all rows tell how far there is to go.
         subsets: random subsets for the linear datamodelling score (LDS); 0 leaves it out.
         subset_seeds: repetitions of each.
         subset_share: their share of the rows.
@@ -66,6 +68,7 @@ class ValidateOptions:
     retention: bool | None = None
     shares: tuple[float, ...] = (0.1,)
     seeds: int | None = None
+    whole_seeds: int | None = None
     subsets: int | None = None
     subset_seeds: int | None = None
     subset_share: float | None = None
@@ -100,7 +103,8 @@ QUICK: dict[str, Any] = {
     "methods": ("concept_influence", "vector_filter", "activation_similarity", "bm25"),
     "removed": ("vector_filter",),
     "retention": False,
-    "seeds": 6,
+    "seeds": 7,
+    "whole_seeds": 2,
     "subsets": 0,
     "subset_seeds": 1,
     "subset_share": 0.1,
@@ -124,6 +128,9 @@ def settled(options: ValidateOptions) -> ValidateOptions:
     if options.methods is not None:
         filled.pop("removed", None)
     made = replace(options, **filled)
+    made = replace(
+        made, whole_seeds=min(made.seeds if made.whole_seeds is None else made.whole_seeds, made.seeds)
+    )
     candidates = tuple(m if isinstance(m, Candidate) else Candidate(m, m) for m in made.methods)
     names = [candidate.name for candidate in candidates]
     wrong = []

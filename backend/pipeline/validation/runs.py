@@ -55,7 +55,8 @@ def plan(setting: Setting, scores: dict[str, np.ndarray], options: ValidateOptio
     pool = setting.ids
     runs = [Run("base", "", 0.0, 0, 0, ())]
     for seed in range(options.seeds):
-        runs.append(Run("whole", "", 1.0, 0, seed, tuple(pool.tolist())))
+        if seed < options.whole_seeds:
+            runs.append(Run("whole", "", 1.0, 0, seed, tuple(pool.tolist())))
         for share in options.shares if options.removed else ():
             count = max(1, round(share * len(pool)))
             for method in (RANDOM, *options.removed):
