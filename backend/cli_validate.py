@@ -41,7 +41,7 @@ def add(command: argparse.ArgumentParser) -> None:
         help="of the rows that are removed or retained (default: %(default)s)",
     )  # fmt: skip
     command.add_argument(
-        "--seeds", type=int, metavar="N", help="repetitions of each run (default: 3, quick: 7)"
+        "--seeds", type=int, metavar="N", help="repetitions of each run (default: 3, quick: 6)"
     )
     command.add_argument(
         "--subsets", type=int, metavar="N",
@@ -60,7 +60,7 @@ def add(command: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     command.add_argument(
         "--draws", type=int, metavar="N",
-        help="own answers to each held-out prompt, drawn with the same chance from every model (default: 4)",
+        help="own answers to each held-out prompt, drawn with the same chance from every model (default: 4, quick: 2)",
     )  # fmt: skip
     command.add_argument(
         "--answer-tokens", type=int, metavar="N", help="of an own answer (default: 64, quick: 24)"

@@ -103,14 +103,14 @@ QUICK: dict[str, Any] = {
     "methods": ("concept_influence", "vector_filter", "activation_similarity", "bm25"),
     "removed": ("vector_filter",),
     "retention": False,
-    "seeds": 7,
+    "seeds": 6,
     "whole_seeds": 2,
     "subsets": 0,
     "subset_seeds": 1,
     "subset_share": 0.1,
     "recipe": Recipe(rank=8, learning_rate=2e-3, max_steps=10, batch=12, max_tokens=96),
     "answer_tokens": 24,
-    "draws": 4,
+    "draws": 2,
     "natural_rows": 12,
 }
 """For a laptop: 96 tokens of a row, 120 rows a run, and the default method's removal with as many seeds as fit. No
