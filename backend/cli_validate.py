@@ -20,7 +20,7 @@ def add(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument(
         "--quick", action="store_true",
-        help="the reduced recipe: short rows, few steps, one method removed; minutes on a laptop",
+        help="the reduced recipe: few and short rows, one method removed; minutes on a laptop",
     )  # fmt: skip
     command.add_argument(
         "--methods", metavar="A,B,...",
@@ -54,6 +54,10 @@ def add(command: argparse.ArgumentParser) -> None:
         help="also check influence against one small step on each of N random subsets (40 are telling)",
     )  # fmt: skip
     command.add_argument(
+        "--rows", type=int, metavar="N",
+        help="train on N rows at most, drawn once for all runs (default: every row, quick: 144)",
+    )  # fmt: skip
+    command.add_argument(
         "--held-out", metavar="FILE",
         help='examples to measure on, rows with "messages" and "label" (default: half of the probe\'s labels, '
         "and the methods rank by the other half)",
@@ -78,9 +82,7 @@ def add(command: argparse.ArgumentParser) -> None:
     recipe.add_argument("--lora-rank", type=int, dest="rank", metavar="N", help="default: 16, quick: 8")
     recipe.add_argument("--learning-rate", type=float, metavar="X", help="default: 5e-4, quick: 2e-3")
     recipe.add_argument("--epochs", type=int, metavar="N", help="passes over the rows (default: 1)")
-    recipe.add_argument(
-        "--max-steps", type=int, metavar="N", help="stop after N steps (default: never, quick: 10)"
-    )
+    recipe.add_argument("--max-steps", type=int, metavar="N", help="stop after N steps (default: never)")
     recipe.add_argument("--batch", type=int, metavar="N", help="rows a step (default: 8, quick: 12)")
     recipe.add_argument("--max-tokens", type=int, metavar="N", help="of a row (default: 512, quick: 96)")
     judge = command.add_argument_group("judge", "a language model that judges the held-out answers")
@@ -123,6 +125,7 @@ def run(options: argparse.Namespace) -> int:
             subset_seeds=options.subset_seeds,
             subset_share=options.subset_share,
             recipe=recipe,
+            pool_rows=options.rows,
             draws=options.draws,
             answer_tokens=options.answer_tokens,
             held_out=tuple(read_labelled(options.held_out)) if options.held_out else None,

@@ -52,6 +52,8 @@ class ValidateOptions:
         recipe: of the fine-tuning.
         answer_tokens: own answers are cut at this many tokens.
         draws: own answers to each held-out prompt; 1 takes the likeliest, whose every word hangs on near ties.
+        pool_rows: train on at most this many rows, drawn once for all runs; None for every row. Runs that see all of
+            few rows differ by what was removed alone; runs that stop early differ by which rows came first, too.
         natural_rows: training rows that are withheld from every run to measure the loss on.
         held_out: labelled examples to measure on; None takes half of a probe's labels.
         origin: metadata field that tells where a row comes from.
@@ -75,6 +77,7 @@ class ValidateOptions:
     recipe: Recipe | None = None
     answer_tokens: int | None = None
     draws: int | None = None
+    pool_rows: int | None = None
     natural_rows: int | None = None
     held_out: tuple[LabelledExample, ...] | None = None
     origin: str | None = None
@@ -104,16 +107,17 @@ QUICK: dict[str, Any] = {
     "removed": ("vector_filter",),
     "retention": False,
     "seeds": 6,
-    "whole_seeds": 2,
+    "whole_seeds": 1,
     "subsets": 0,
     "subset_seeds": 1,
     "subset_share": 0.1,
-    "recipe": Recipe(rank=8, learning_rate=2e-3, max_steps=10, batch=12, max_tokens=96),
+    "recipe": Recipe(rank=8, learning_rate=2e-3, batch=12, max_tokens=96),
+    "pool_rows": 144,
     "answer_tokens": 24,
     "draws": 2,
     "natural_rows": 12,
 }
-"""For a laptop: 96 tokens of a row, 120 rows a run, and the default method's removal with as many seeds as fit. No
+"""For a laptop: 96 tokens of 144 rows, and the default method's removal with as many seeds as fit. No
 LDS: as few subsets as fit would tell nothing."""
 
 
@@ -151,6 +155,8 @@ def settled(options: ValidateOptions) -> ValidateOptions:
     ):
         if getattr(made, name) < least:
             wrong.append(f"--{name.replace('_', '-')} {getattr(made, name)}: must be {least} or more")
+    if made.pool_rows is not None and made.pool_rows < 2:
+        wrong.append(f"--rows {made.pool_rows}: must be 2 or more")
     if bool(made.judge_url) != bool(made.judge_model):
         wrong.append("--judge-url and --judge-model go together: give both, or neither")
     if bool(made.origin) != bool(made.positive):

@@ -102,6 +102,9 @@ def setting_of(
             f"only {len(pool)} rows have a response to train on; a validation needs 2 or more, and more to mean "
             "anything"
         )
+    if options.pool_rows is not None and len(pool) > options.pool_rows:
+        drawn = shuffled([f"pool:{i}" for i in pool.tolist()], 0)[: options.pool_rows]
+        pool = np.sort(pool[drawn])
     rows = as_rows(tokens)
     negatives = rendered(sources, lm, [e for e in held if e.label == 0])
     natural = Rows(

@@ -314,7 +314,7 @@ def test_a_judge_scores_every_answer_once(audit, done, judge):
     shutil.copytree(Layout(done[0].root).shards("evidence"), Layout(audit.root).shards("evidence"))
     judged = dataclasses.replace(SMALL, judge_url=judge, judge_model="wise", judge_behaviour="a warm tone")
     evidence = audit.validate("tone", judged)
-    assert (evidence.runs["judge"] == 0.7).all()
+    assert evidence.runs["judge"].tolist() == pytest.approx([0.7] * RUNS)
     assert "a warm tone" in _Judge.asked[0]["messages"][0]["content"]
     assert _Judge.asked[0]["path"] == "/v1/chat/completions" and _Judge.asked[0]["model"] == "wise"
     count = len(_Judge.asked)
@@ -340,6 +340,7 @@ def test_the_command_line_validates_and_reports(audit, tmp_path, capsys):
     assert main(arguments) == 0
     assert "Removing the top 10% by vector_filter" in capsys.readouterr().out
     made = audit.evidence(audit.evidence_list()["evidence_id"].iloc[0])
+    assert made.about["n_pool"] == 144 and (made.runs["n_rows"] <= 144).all()
     assert made.runs["kind"].value_counts().to_dict() == {"base": 1, "whole": 1, "removal": 2, "subset": 3}
     assert (tmp_path / "report.md").exists() and list((tmp_path / "report_figures").glob("*.svg"))
     assert main(["validate", str(audit.root), "--concept", "tone", "--share", "2"]) == 1
