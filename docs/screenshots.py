@@ -30,7 +30,7 @@ PAGES = {
     "audit-dark": ("audit?concept=probe:flattery&method=concept_influence", "dark"),
     "compare": ("compare?concept=probe:flattery&method=concept_influence&concept2=probe:flattery&method2=vector_filter", "light"),
     "groups": ("groups?concept=probe:flattery&method=concept_influence&by=origin", "light"),
-    "evidence": ("evidence?concept=probe:flattery&target=origin+%3D+flattery", "light"),
+    "evidence": ("evidence?concept=probe:flattery&quantity=preference+for+given+answers&target=origin+%3D+flattery", "light"),
     "export": ("export", "light"),
 }  # fmt: skip
 

@@ -140,6 +140,8 @@ def _told(evidence: Evidence) -> str:
             f"many at random**: by {number(abs(own['estimate']))} (95% interval {number(own['low'])} to "
             f"{number(own['high'])}, p = {_p(own['p'])}, {own['n']} seeds)"
         )
+        if (preference := by.get("preference")) is not None:
+            text += f"; the {QUANTITY['preference']} changes by {number(preference['estimate'])} (p = {_p(preference['p'])})"
         if loss is not None:
             costly = loss["p"] < SIGNIFICANT and loss["estimate"] > 0
             text += (
