@@ -17,7 +17,7 @@ from backend import Audit, Concept, Evidence
 MOST_VALUES = 30
 FORMS = ("contrast", "own_answers", "unit_normalised")
 QUANTITIES = {
-    "own": "the model's own answers", "text": "what they say, read by the untrained model",
+    "own": "the model's own answers", "text": "their text alone",
     "shown": "given answers", "preference": "preference for given answers", "judge": "the judge",
     "loss": "loss on natural rows",
 }  # fmt: skip
@@ -138,26 +138,31 @@ def validation(audit: Audit, evidence: Evidence) -> None:
         key="quantity", bind="query-params",
     )  # fmt: skip
     results = evidence.results[evidence.results["quantity"] == quantity]
-    left, right = st.columns(2, gap="large")
-    for place, measure, title in (
-        (left, "removal", "Without the top rows, against training on all"),
-        (right, "retention", "On the top rows alone, against no training"),
-    ):
-        found = results[(results["measure"] == measure) & (results["other"] != "random")]
+    sides = [
+        (measure, title) for measure, title in (
+            ("removal", "Without the top rows, less what a removal at random does"),
+            ("retention", "On the top rows alone, less what as many at random do"),
+        ) if ((results["measure"] == measure) & (results["other"] == "random")).any()
+    ]  # fmt: skip
+    for place, (measure, title) in zip(st.columns(max(len(sides), 1), gap="large"), sides, strict=False):
+        found = results[(results["measure"] == measure) & (results["other"] == "random")]
+        if found["share"].nunique() > 1:
+            figure = curves_chart(found, _told)
+        else:
+            bars = found.assign(name=found["method"].map(_told), inside=found["n"])
+            figure = interval_chart(
+                bars, f"difference (95% interval), {found['share'].iloc[0]:.0%} of the rows", "estimate"
+            )
+            figure.update_xaxes(rangemode="tozero")  # 0, no difference, has to be in sight
         with place:
-            if found.empty:
-                continue
             st.caption(title)
             st.plotly_chart(
-                curves_chart(found, _told),
-                key=f"{measure}-chart",
-                config=QUIET,
-                alt=f"{title}: change by method and share",
+                figure, key=f"{measure}-chart", config=QUIET, alt=f"{title}; the table below has the numbers"
             )
     paired = results[results["measure"].isin(["removal", "retention"]) & (results["other"] == "random")]
     if len(paired):
         st.caption(
-            "The same, against as many rows at random, paired by seed: below 0 is what a removal should do"
+            "Paired by seed: below 0 is what a removal should do, and above 0 what the top rows alone should"
         )
         st.dataframe(
             paired.assign(method=paired["method"].map(_told))[

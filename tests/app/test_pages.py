@@ -121,7 +121,7 @@ def test_the_evidence_page_shows_a_validation(audit):
     test = open_page("evidence")
     assert not test.exception
     assert "Without the top rows" in words(test) and "Linear datamodelling score" in words(test)
-    assert "paired by seed" in words(test)
+    assert "Paired by seed" in words(test)
 
 
 def test_long_work_can_be_cancelled_and_goes_on_where_it_was(audit, monkeypatch):
