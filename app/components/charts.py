@@ -173,6 +173,13 @@ def overlap_chart(depths: np.ndarray, overlap: np.ndarray, n_rows: int) -> go.Fi
     return figure
 
 
+def _precision_recall_axes(figure: go.Figure, base: float) -> go.Figure:
+    figure.add_hline(y=base, line_dash="dot", line_color=ALL)
+    figure.update_xaxes(title="recall", tickformat=".0%", range=[0, 1.03])
+    figure.update_yaxes(title="precision", tickformat=".0%", range=[0, 1.04])
+    return figure
+
+
 def precision_recall_chart(
     precision: np.ndarray, recall: np.ndarray, here: tuple[float, float], base: float
 ) -> go.Figure:
@@ -190,10 +197,7 @@ def precision_recall_chart(
     figure.add_scatter(
         x=[here[0]], y=[here[1]], mode="markers", marker=dict(color=HERE, size=13), hoverinfo="skip"
     )
-    figure.add_hline(y=base, line_dash="dot", line_color=ALL)
-    figure.update_xaxes(title="recall", tickformat=".0%", range=[0, 1.03])
-    figure.update_yaxes(title="precision", tickformat=".0%", range=[0, 1.04])
-    return figure
+    return _precision_recall_axes(figure, base)
 
 
 LINES = ["#2b8a94", "#d66014", "#7a6bb5", "#a8861f", "#4f7fbf", "#b0567f", "#6b8f3c", "#7d9ba0"]
@@ -205,7 +209,7 @@ def curves_chart(results: pd.DataFrame, name_of: Callable[[str], str]) -> go.Fig
     figure.update_layout(showlegend=True, legend=dict(orientation="h", y=-0.35, x=0))
     for place, (method, rows) in enumerate(results.groupby("method", sort=True)):
         rows = rows.sort_values("share")
-        colour = ALL if method == "random" else LINES[place % len(LINES)]
+        colour = LINES[place % len(LINES)]
         figure.add_scatter(
             x=rows["share"] * (1 + 0.012 * place), y=rows["estimate"], mode="lines+markers", name=name_of(str(method)),
             marker=dict(color=colour, size=8), line=dict(width=1.5, color=colour),
@@ -236,10 +240,7 @@ def recalls_chart(table: pd.DataFrame, base: float) -> go.Figure:
             line=dict(color=LINES[place % len(LINES)], width=2, dash="solid" if place < len(LINES) else "dash"),
             hovertemplate="recall %{x:.0%}, precision %{y:.0%}",
         )  # fmt: skip
-    figure.add_hline(y=base, line_dash="dot", line_color=ALL)
-    figure.update_xaxes(title="recall", tickformat=".0%", range=[0, 1.03])
-    figure.update_yaxes(title="precision", tickformat=".0%", range=[0, 1.04])
-    return figure
+    return _precision_recall_axes(figure, base)
 
 
 def matrix_chart(names: Sequence[str], values: np.ndarray) -> go.Figure:

@@ -138,14 +138,14 @@ def validation(audit: Audit, evidence: Evidence) -> None:
         key="quantity", bind="query-params",
     )  # fmt: skip
     results = evidence.results[evidence.results["quantity"] == quantity]
-    sides = [
-        (measure, title) for measure, title in (
-            ("removal", "Without the top rows, less what a removal at random does"),
-            ("retention", "On the top rows alone, less what as many at random do"),
-        ) if ((results["measure"] == measure) & (results["other"] == "random")).any()
-    ]  # fmt: skip
-    for place, (measure, title) in zip(st.columns(max(len(sides), 1), gap="large"), sides, strict=False):
-        found = results[(results["measure"] == measure) & (results["other"] == "random")]
+    paired = results[results["measure"].isin(["removal", "retention"]) & (results["other"] == "random")]
+    titles = {
+        "removal": "Without the top rows, less what a removal at random does",
+        "retention": "On the top rows alone, less what as many at random do",
+    }
+    sides = [measure for measure in titles if (paired["measure"] == measure).any()]
+    for place, measure in zip(st.columns(max(len(sides), 1), gap="large"), sides, strict=False):
+        found, title = paired[paired["measure"] == measure], titles[measure]
         if found["share"].nunique() > 1:
             figure = curves_chart(found, _told)
         else:
@@ -159,7 +159,6 @@ def validation(audit: Audit, evidence: Evidence) -> None:
             st.plotly_chart(
                 figure, key=f"{measure}-chart", config=QUIET, alt=f"{title}; the table below has the numbers"
             )
-    paired = results[results["measure"].isin(["removal", "retention"]) & (results["other"] == "random")]
     if len(paired):
         st.caption(
             "Paired by seed: below 0 is what a removal should do, and above 0 what the top rows alone should"

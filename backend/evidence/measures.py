@@ -45,7 +45,7 @@ class Measured:
         own: f of the model's own answers, read by the model itself. [answers]
         shown: f of given answers that show the behaviour, which needs no generation. [shown]
         preference: L of given answers without the behaviour, on average, less L of each one with it, in
-            nats: what the model would rather say, without the chance of a greedy answer. [shown]
+            nats: what the model would rather say, without the chance of one answer. [shown]
         loss: mean negative log-likelihood of natural rows, in nats. [natural]
         answers: token ids of the own answers, all prompts again for each draw.
     """

@@ -72,8 +72,8 @@ def _about(
 ) -> dict[str, Any]:
     """What the evidence is about, as JSON values."""
     names = (
-        "removed", "retention", "shares", "seeds", "whole_seeds", "subsets", "subset_seeds", "subset_share", "answer_tokens", "draws", "pool_rows", "origin",
-        "positive", "topic", "first_order", "judge_url", "judge_model", "judge_behaviour", "quick",
+        "retention", "seeds", "whole_seeds", "subsets", "subset_seeds", "subset_share", "pool_rows", "origin", "topic",
+        "first_order", "judge_url", "judge_model", "judge_behaviour", "quick",
     )  # fmt: skip
     common = shared_by_runs(sources, setting, options, lm, precision_of(lm, options.recipe))
     return {
