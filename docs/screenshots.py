@@ -17,7 +17,7 @@ from playwright import sync_api
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from backend import Audit, RowFilter
+from concept_audit import Audit, RowFilter
 from tests.app.browser import FLAGS, chromium, dashboard, settle
 
 SIZE = {"width": 1280, "height": 900}
@@ -28,25 +28,27 @@ PAGES = {
     "probe-lab": ("probe_lab", "light"),
     "audit": ("audit?concept=probe:flattery", "light"),
     "audit-dark": ("audit?concept=probe:flattery&method=concept_influence", "dark"),
-    "compare": ("compare?concept=probe:flattery&method=concept_influence&concept2=probe:flattery&method2=vector_filter", "light"),
+    "compare": (
+        "compare?concept=probe:flattery&method=concept_influence&concept2=probe:flattery&method2=vector_filter",
+        "light",
+    ),
     "groups": ("groups?concept=probe:flattery&method=concept_influence&by=origin", "light"),
-    "evidence": ("evidence?concept=probe:flattery&quantity=preference+for+given+answers&target=origin+%3D+flattery", "light"),
+    "evidence": (
+        "evidence?concept=probe:flattery&quantity=preference+for+given+answers&target=origin+%3D+flattery",
+        "light",
+    ),
     "export": ("export", "light"),
-}  # fmt: skip
+}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--audit", type=Path, default=Path("cache/demo"))
     parser.add_argument("--out", type=Path, default=Path(__file__).parent)
     options = parser.parse_args()
     with TemporaryDirectory() as place:
         copied = Path(shutil.copytree(options.audit, Path(place) / options.audit.name))
-        Audit(copied).flag_matching(
-            RowFilter(), "remove", "probe:flattery", note="flattery", by="Ada", top=12
-        )
+        Audit(copied).flag_matching(RowFilter(), "remove", "probe:flattery", note="flattery", by="Ada", top=12)
         with dashboard(copied.parent, copied.name) as url, sync_api.sync_playwright() as engine:
             browser = engine.chromium.launch(executable_path=chromium(), args=FLAGS)
             for name, (path, scheme) in PAGES.items():

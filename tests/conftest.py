@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from backend.concepts.sae_training import SaeTraining
-from backend.model.load import ModelOptions
-from backend.pipeline.build import build
-from backend.pipeline.options import BuildOptions
+from concept_audit.concepts.sae_training import SaeTraining
+from concept_audit.model.load import ModelOptions
+from concept_audit.pipeline.build import build
+from concept_audit.pipeline.options import BuildOptions
 
 CHATML = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n"
@@ -65,9 +65,7 @@ def small_tokenizer(chat_template: str | None = CHATML):
         show_progress=False,
     )
     raw.train_from_iterator([" ".join(WORDS), "user assistant system"], trainer)
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=raw, eos_token="<|im_end|>", bos_token="<|im_start|>"
-    )
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, eos_token="<|im_end|>", bos_token="<|im_start|>")
     tokenizer.chat_template = chat_template
     tokenizer.model_max_length = 256
     return tokenizer
@@ -79,21 +77,14 @@ def small_model(architecture: str):
 
     torch.manual_seed(0)
     decoder = dict(
-        hidden_size=32,
-        intermediate_size=64,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=8,
-        **SMALL,
+        hidden_size=32, intermediate_size=64, num_attention_heads=4, num_key_value_heads=2, head_dim=8, **SMALL
     )
     configurations = {
         "llama": lambda: hf.LlamaConfig(**decoder),
         "qwen2": lambda: hf.Qwen2Config(**{k: v for k, v in decoder.items() if k != "head_dim"}),
         "gemma": lambda: hf.GemmaConfig(**decoder),
         "gpt2": lambda: hf.GPT2Config(vocab_size=400, n_embd=32, n_layer=4, n_head=4, n_positions=256),
-        "gpt_neox": lambda: hf.GPTNeoXConfig(
-            hidden_size=32, intermediate_size=64, num_attention_heads=4, **SMALL
-        ),
+        "gpt_neox": lambda: hf.GPTNeoXConfig(hidden_size=32, intermediate_size=64, num_attention_heads=4, **SMALL),
     }
     model = hf.AutoModelForCausalLM.from_config(configurations[architecture](), dtype=torch.float32)
     return model.eval()

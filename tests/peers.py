@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from backend.influence.queries import Rows
-from backend.model.load import LanguageModel
+from concept_audit.influence.queries import Rows
+from concept_audit.model.load import LanguageModel
 
 
 @dataclass(frozen=True)

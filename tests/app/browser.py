@@ -14,15 +14,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import app
+import concept_audit_app
 
-FLAGS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-sync",
-]
+FLAGS = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-sync"]
 PATIENCE = 60_000
 CARDS = '[class*="st-key-row-"], [class*="st-key-current-"]'
 
@@ -39,7 +33,7 @@ def dashboard(cache: Path, audit: str, read_only: bool = False) -> Iterator[str]
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "streamlit", "run", str(Path(app.__file__).parent / "main.py")]
+    command = [sys.executable, "-m", "streamlit", "run", str(Path(concept_audit_app.__file__).parent / "main.py")]
     command += ["--server.headless", "true", "--server.port", str(port), "--server.address", "127.0.0.1"]
     command += ["--server.enableWebsocketCompression", "true"]
     environment = {

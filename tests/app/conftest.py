@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from backend import BuildOptions, ModelOptions, build
-from backend.concepts.sae_training import SaeTraining
+from concept_audit import BuildOptions, ModelOptions, build
+from concept_audit.concepts.sae_training import SaeTraining
 from tests.app.browser import FLAGS, PATIENCE, chromium, dashboard
 
 SCRIPT = "<script>window.harmed = true</script><img src=x onerror='window.harmed = true'> and **bold** $x$"
@@ -56,9 +56,7 @@ def browser():
         try:
             launched = engine.chromium.launch(executable_path=chromium(), args=FLAGS)
         except playwright.Error as error:
-            pytest.skip(
-                f"no Chromium: install it, or run `playwright install chromium` ({error.message[:80]})"
-            )
+            pytest.skip(f"no Chromium: install it, or run `playwright install chromium` ({error.message[:80]})")
         yield launched
         launched.close()
 

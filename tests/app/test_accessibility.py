@@ -6,28 +6,32 @@ from pathlib import Path
 
 import pytest
 
-from backend import Audit, LabelledExample, Message
+from concept_audit import Audit, LabelledExample, Message
 from tests.app.browser import settle
 
 AXE = Path(__file__).parent / "axe/node_modules/axe-core/axe.min.js"
 PAGES = ["", "concepts", "probe_lab", "audit", "compare", "groups", "evidence", "export"]
 STREAMLITS = {
-    "aria-allowed-attr", "aria-required-children", "aria-required-parent", "scrollable-region-focusable",
-    "nested-interactive", "label", "aria-input-field-name", "select-name",
-}  # fmt: skip
+    "aria-allowed-attr",
+    "aria-required-children",
+    "aria-required-parent",
+    "scrollable-region-focusable",
+    "nested-interactive",
+    "label",
+    "aria-input-field-name",
+    "select-name",
+}
 """Rules that Streamlit's own widgets break; what they say of anything else still counts."""
-WIDGET = (
-    '[data-baseweb], [data-testid^="stDataFrame"], [role="slider"], .stPlotlyChart, [data-testid^="stSlider"]'
-)
+WIDGET = '[data-baseweb], [data-testid^="stDataFrame"], [role="slider"], .stPlotlyChart, [data-testid^="stSlider"]'
 
 
 @pytest.mark.skipif(not AXE.exists(), reason="no axe-core: npm install --prefix tests/app/axe axe-core@4")
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_no_page_has_a_serious_violation(browser, address, cache_copy, scheme):
     audit = Audit(cache_copy / "small")
-    audit.label("tone", [
-        LabelledExample((Message("user", "Hi"), Message("assistant", f"Yes {i}")), i % 2) for i in range(8)
-    ])  # fmt: skip
+    audit.label(
+        "tone", [LabelledExample((Message("user", "Hi"), Message("assistant", f"Yes {i}")), i % 2) for i in range(8)]
+    )
     audit.train_probe("tone")
     audit.flag([audit.rows(limit=1)["content_hash"][0]])
     context = browser.new_context(color_scheme=scheme, viewport={"width": 1400, "height": 1000})

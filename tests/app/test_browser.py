@@ -8,7 +8,7 @@ import re
 import pandas as pd
 import pytest
 
-from backend import Audit, IndexOptions, LabelledExample, Message
+from concept_audit import Audit, IndexOptions, LabelledExample, Message
 from tests.app.browser import PATIENCE, cards, coloured_tokens, settle
 from tests.app.conftest import FORMULA
 
@@ -110,9 +110,7 @@ def test_the_csv_holds_exactly_the_flagged_rows_and_hostile_text_does_no_harm(pa
     formula = table[table["response"].str.contains("HYPERLINK")].iloc[0]
     assert formula["response"] == formula["prompt"] == "'" + FORMULA
     assert not any(
-        str(cell).startswith(("=", "+", "@", "\t"))
-        for column in ("prompt", "response")
-        for cell in table[column]
+        str(cell).startswith(("=", "+", "@", "\t")) for column in ("prompt", "response") for cell in table[column]
     )
 
 
@@ -155,10 +153,13 @@ def test_the_models_own_answer_is_shown_beside_the_rows(page, address):
 def test_a_new_probe_is_ranked_by_influence_at_once(page, address, cache_copy):
     audit = Audit(cache_copy / "small")
     rows = audit.rows(limit=8)
-    audit.label("tone", [
-        LabelledExample(tuple(Message(**turn) for turn in json.loads(text)), i % 2)
-        for i, text in enumerate(rows["messages"])
-    ])  # fmt: skip
+    audit.label(
+        "tone",
+        [
+            LabelledExample(tuple(Message(**turn) for turn in json.loads(text)), i % 2)
+            for i, text in enumerate(rows["messages"])
+        ],
+    )
     audit.build_index(IndexOptions(numbers=1024, samples=40, curvature_tokens=2_000, precision="float32"))
     page.goto(f"{address}/probe_lab?probe=tone")
     settle(page)

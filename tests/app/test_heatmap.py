@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import re
 
-from app.components.heatmap import LEVELS, Look, Ramp, legend_html, ramp, turn_html
-from app.components.rows import conversation_html, metadata_text
-from backend import Heatmap, Segment
+from concept_audit import Heatmap, Segment
+from concept_audit_app.components.heatmap import LEVELS, Look, Ramp, legend_html, ramp, turn_html
+from concept_audit_app.components.rows import conversation_html, metadata_text
 
 
 def levels(html: str) -> list[int]:
@@ -15,10 +15,7 @@ def levels(html: str) -> list[int]:
 
 
 def test_the_ramp_reaches_the_largest_distance_on_the_page():
-    maps = [
-        Heatmap(0, ((Segment("a", 3.0), Segment("b", -5.0)),), True),
-        Heatmap(1, ((Segment("c", 1.0),),), True),
-    ]
+    maps = [Heatmap(0, ((Segment("a", 3.0), Segment("b", -5.0)),), True), Heatmap(1, ((Segment("c", 1.0),),), True)]
     assert ramp(maps, 1.0) == Ramp(1.0, 6.0, True)
 
 
@@ -60,13 +57,7 @@ def test_line_breaks_show_a_sign_and_break():
 def test_a_short_context_keeps_what_stands_around_the_strongest_token():
     segments = [Segment(f"w{i} ", 9.0 if i == 50 else 0.0) for i in range(100)]
     html = turn_html(segments, Ramp(0.0, 9.0, True), Look(short=True))
-    assert (
-        "w50 " in html
-        and "w45 " in html
-        and "w10 " not in html
-        and "w90 " not in html
-        and html.count("…") == 2
-    )
+    assert "w50 " in html and "w45 " in html and "w10 " not in html and "w90 " not in html and html.count("…") == 2
 
 
 def test_screen_readers_are_told_the_strongest_tokens():

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from backend import Audit, BuildOptions, LabelledExample, Message, ModelOptions, build
-from backend.concepts.sae_training import SaeTraining
+from concept_audit import Audit, BuildOptions, LabelledExample, Message, ModelOptions, build
+from concept_audit.concepts.sae_training import SaeTraining
 from tests.app.browser import dashboard, settle, words
 from tests.conftest import chat_rows
 
@@ -32,17 +32,23 @@ def hostile_cache(tmp_path_factory, model_directory, write_rows):
         rows.append({"messages": turns, "topic": text[:60], "kind": name})
     build(
         BuildOptions(
-            data=str(write_rows(cache.parent / "rows.jsonl", rows)), out=cache / "hostile",
-            model=ModelOptions(str(model_directory), device="cpu"), layers=(2,),
+            data=str(write_rows(cache.parent / "rows.jsonl", rows)),
+            out=cache / "hostile",
+            model=ModelOptions(str(model_directory), device="cpu"),
+            layers=(2,),
             sae_training=SaeTraining(expansion=2, k=4, batch=128, min_steps=30, max_steps=30),
         )
-    )  # fmt: skip
+    )
     audit = Audit(cache / "hostile")
     found = audit.rows()
     audit.flag(found["content_hash"][-len(HOSTILE) :].tolist(), note=HOSTILE["handler"], by="<b>me</b> $x$")
-    audit.label("odd", [
-        LabelledExample((Message("user", "q"), Message("assistant", f"{i} {HOSTILE['handler']}")), i % 2) for i in range(8)
-    ])  # fmt: skip
+    audit.label(
+        "odd",
+        [
+            LabelledExample((Message("user", "q"), Message("assistant", f"{i} {HOSTILE['handler']}")), i % 2)
+            for i in range(8)
+        ],
+    )
     audit.train_probe("odd")
     audit.label_feature(3, HOSTILE["handler"])
     return cache
@@ -57,11 +63,19 @@ def hostile_url(hostile_cache):
 @pytest.mark.parametrize(
     "path",
     [
-        "", "?group=kind+%3D+script", "concepts?feature=3", "concepts?token=a", "probe_lab?from=Search&seek=script",
-        "audit?concept=sae:3&size=50", "audit?concept=probe:odd&size=50&flag=Flagged", "compare?concept=sae:3",
-        "groups?concept=probe:odd&by=topic", "evidence?concept=sae:3", "export",
+        "",
+        "?group=kind+%3D+script",
+        "concepts?feature=3",
+        "concepts?token=a",
+        "probe_lab?from=Search&seek=script",
+        "audit?concept=sae:3&size=50",
+        "audit?concept=probe:odd&size=50&flag=Flagged",
+        "compare?concept=sae:3",
+        "groups?concept=probe:odd&by=topic",
+        "evidence?concept=sae:3",
+        "export",
     ],
-)  # fmt: skip
+)
 def test_hostile_text_shows_as_itself(page, hostile_url, path):
     page.goto(f"{hostile_url}/{path}")
     settle(page)

@@ -16,7 +16,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from backend import Audit
+from concept_audit import Audit
 from tests.app.browser import cards, coloured_tokens, dashboard, row_of, settle, words
 
 FLAG_TOP = 20
@@ -262,13 +262,7 @@ def test_rows_are_walked_and_flagged_by_keys(page, url, concept):
 def test_read_only_offers_no_writing(page, place, concept):
     writing = re.compile("Remove|Review|Flag many|Undo|Train|Shows it|Rename|Delete|Import|Label|Keep this")
     with dashboard(place.parent, place.name, read_only=True) as url:
-        for path in (
-            f"audit?concept={concept}",
-            "probe_lab",
-            "concepts",
-            f"compare?concept={concept}",
-            "export",
-        ):
+        for path in (f"audit?concept={concept}", "probe_lab", "concepts", f"compare?concept={concept}", "export"):
             page.goto(f"{url}/{path}")
             settle(page)
             assert page.get_by_role("button", name=writing).count() == 0, path

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 from streamlit.testing.v1 import AppTest
 
-import app
-from backend import Audit, BuildOptions, IndexOptions, LabelledExample, Message, ModelOptions, build
-from backend.store.index import index_files
-from backend.store.layout import Layout
+import concept_audit_app
+from concept_audit import Audit, BuildOptions, IndexOptions, LabelledExample, Message, ModelOptions, build
+from concept_audit.store.index import index_files
+from concept_audit.store.layout import Layout
 
-MAIN = str(Path(app.__file__).parent / "main.py")
+MAIN = str(Path(concept_audit_app.__file__).parent / "main.py")
 PAGES = ["overview", "concepts", "probe_lab", "ranking", "groups", "export"]
 
 SMALL_INDEX = IndexOptions(numbers=1024, samples=40, curvature_tokens=2_000, precision="float32")
@@ -42,9 +42,7 @@ def test_pages_open_without_an_exception(audit, name):
 
 
 @pytest.mark.parametrize("name", PAGES)
-def test_pages_open_for_an_audit_without_sae_and_probes(
-    tmp_path, monkeypatch, data_file, model_directory, name
-):
+def test_pages_open_for_an_audit_without_sae_and_probes(tmp_path, monkeypatch, data_file, model_directory, name):
     build(
         BuildOptions(
             data=str(data_file),
@@ -84,7 +82,7 @@ def test_labels_outlive_the_session(audit):
 
 
 def test_a_probe_of_another_model_is_explained_not_shown(audit):
-    from backend.store import workspace
+    from concept_audit.store import workspace
 
     details = {"auroc": 1.0, "auroc_low": 0.9, "auroc_high": 1.0, "n_positive": 4, "n_negative": 4}
     direction = audit.concept("sae:0").direction
@@ -107,17 +105,25 @@ def test_the_overview_says_how_far_the_index_is(audit):
 
 
 def test_the_evidence_page_shows_a_validation(audit):
-    from backend import Recipe, ValidateOptions
+    from concept_audit import Recipe, ValidateOptions
     from tests.backend.test_audit import typed
 
     audit.train_probe("tone", typed(24), layer=2)
     test = open_page("evidence")
     assert "concept-audit validate small" in words(test)
     recipe = Recipe(rank=2, learning_rate=1e-2, max_steps=1, batch=4, max_tokens=40, precision="float32")
-    audit.validate("tone", ValidateOptions(
-        methods=("vector_filter", "bm25"), removed=("vector_filter",), seeds=2, subsets=4, recipe=recipe,
-        answer_tokens=2, natural_rows=4,
-    ))  # fmt: skip
+    audit.validate(
+        "tone",
+        ValidateOptions(
+            methods=("vector_filter", "bm25"),
+            removed=("vector_filter",),
+            seeds=2,
+            subsets=4,
+            recipe=recipe,
+            answer_tokens=2,
+            natural_rows=4,
+        ),
+    )
     test = open_page("evidence")
     assert not test.exception
     assert "Without the top rows" in words(test) and "Linear datamodelling score" in words(test)
@@ -128,8 +134,8 @@ def test_long_work_can_be_cancelled_and_goes_on_where_it_was(audit, monkeypatch)
     """A click starts the script anew, which raises in the running one at its next step."""
     from streamlit.runtime.scriptrunner import RerunException
 
-    from app.components import progress
-    from backend import InfluenceOptions
+    from concept_audit import InfluenceOptions
+    from concept_audit_app.components import progress
 
     offered, advances = [], []
     monkeypatch.setattr(progress.st, "button", lambda label, **_: offered.append(label))

@@ -7,9 +7,9 @@ import json
 import numpy as np
 import pytest
 
-from backend import Audit, ConceptError, LabelledExample, Message, RowFilter, StoreError
-from backend.store import workspace
-from backend.store.shards import read_texts
+from concept_audit import Audit, ConceptError, LabelledExample, Message, RowFilter, StoreError
+from concept_audit.store import workspace
+from concept_audit.store.shards import read_texts
 from tests.conftest import chat_rows
 
 
@@ -32,10 +32,7 @@ def of_rows(audit: Audit, count: int = 20) -> list[LabelledExample]:
 
 def typed(count: int = 16) -> list[LabelledExample]:
     rows = chat_rows(count, seed=9)
-    return [
-        LabelledExample(tuple(Message(**turn) for turn in row["messages"]), i % 2)
-        for i, row in enumerate(rows)
-    ]
+    return [LabelledExample(tuple(Message(**turn) for turn in row["messages"]), i % 2) for i, row in enumerate(rows)]
 
 
 def no_model():
@@ -60,14 +57,13 @@ def test_activations_of_typed_examples_equal_those_of_the_same_rows(audit):
     examples = of_rows(audit, 12)
     from_rows = audit.train_probe("rows", examples, layer=2, fits=["difference_of_means"])
     told_apart = [
-        LabelledExample((*e.messages[:-1], Message("assistant", e.messages[-1].content)), e.label)
-        for e in examples
+        LabelledExample((*e.messages[:-1], Message("assistant", e.messages[-1].content)), e.label) for e in examples
     ]
     with audit._database.writing() as cursor:
         cursor.execute("DELETE FROM base.row_activations")
     lm = audit.model()
-    from backend.concepts.examples import _run
-    from backend.progress import Progress
+    from concept_audit.concepts.examples import _run
+    from concept_audit.progress import Progress
 
     means = _run(lm, told_apart, [2], 256, Progress())
     stacked = np.stack([means[e.content_hash][2] for e in told_apart])
@@ -77,8 +73,8 @@ def test_activations_of_typed_examples_equal_those_of_the_same_rows(audit):
 
 
 def test_scores_of_a_probe_are_projections_on_its_direction(audit):
-    from backend.store.layout import Layout
-    from backend.store.shards import read_activations
+    from concept_audit.store.layout import Layout
+    from concept_audit.store.shards import read_activations
 
     trained = audit.train_probe("topic", of_rows(audit), layer=3)
     means = np.concatenate(list(read_activations(Layout(audit.root), 3)))
@@ -103,9 +99,7 @@ def test_labels_alone_can_train_and_are_kept(audit):
     for example in examples:
         audit.label("mine", [example])
     audit.train_probe("mine")
-    assert {(e.content_hash, e.label) for e in audit.labels("mine")} == {
-        (e.content_hash, e.label) for e in examples
-    }
+    assert {(e.content_hash, e.label) for e in audit.labels("mine")} == {(e.content_hash, e.label) for e in examples}
     audit.unlabel("mine", [examples[0].content_hash])
     assert len(audit.labels("mine")) == len(examples) - 1
     audit.delete_probe("mine")
@@ -159,9 +153,9 @@ def test_segments_join_to_the_response(audit):
 
 
 def test_emoji_and_several_turns_are_kept_whole():
-    from backend.concepts.heatmap import _turns
-    from backend.model.chat import ChatRenderer
-    from backend.store.shards import TokenizedText
+    from concept_audit.concepts.heatmap import _turns
+    from concept_audit.model.chat import ChatRenderer
+    from concept_audit.store.shards import TokenizedText
     from tests.conftest import small_tokenizer
 
     turns = ["hé 🌍", "好的 🙂 déjà vu", "and", "line\nbreak  two"]
@@ -211,7 +205,7 @@ def test_all_rows_that_pass_a_filter_are_flagged_at_once(audit):
 
 
 def test_texts_are_read_for_the_rows_asked_for(built):
-    from backend.store.layout import Layout
+    from concept_audit.store.layout import Layout
 
     found = read_texts(Layout(built), [299, 3, 256])
     assert sorted(found) == [3, 256, 299]

@@ -11,8 +11,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from backend import Audit, RowFilter, serve
-from backend.cli import main
+from concept_audit import Audit, RowFilter, serve
+from concept_audit.cli import main
 from tests.conftest import chat_rows, write_jsonl
 
 COMMANDS = ["demo", "build", "probe", "rank", "export", "serve", "info"]
@@ -33,26 +33,28 @@ def test_every_command_explains_itself(command, capsys):
 
 
 def test_help_is_quick_because_it_loads_no_model_library():
-    code = "import sys, backend.cli as c\ntry: c.main(['--help'])\nexcept SystemExit: pass\n"
+    code = "import sys, concept_audit.cli as c\ntry: c.main(['--help'])\nexcept SystemExit: pass\n"
     code += "print([m for m in ('torch', 'transformers', 'duckdb', 'streamlit') if m in sys.modules])"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
     assert out.stdout.splitlines()[-1] == "[]"
 
 
 def test_rank_writes_the_promised_columns(audit_directory, capsysbinary):
-    out = run(capsysbinary, "rank", audit_directory, "--concept", "sae:3", "--method", "vector_filter",
-              "--top", 7, "--format", "csv")  # fmt: skip
-    table = pd.read_csv(io.BytesIO(out))
-    assert list(table) == [
+    out = run(
+        capsysbinary,
         "rank",
-        "example_id",
-        "score",
-        "percentile",
-        "prompt",
-        "response",
-        "topic",
-        "number",
-    ]
+        audit_directory,
+        "--concept",
+        "sae:3",
+        "--method",
+        "vector_filter",
+        "--top",
+        7,
+        "--format",
+        "csv",
+    )
+    table = pd.read_csv(io.BytesIO(out))
+    assert list(table) == ["rank", "example_id", "score", "percentile", "prompt", "response", "topic", "number"]
     assert table["rank"].tolist() == list(range(1, 8))
     assert table["score"].is_monotonic_decreasing
     assert table["percentile"][0] == 100
@@ -71,10 +73,7 @@ def test_every_format_holds_the_same_ranking(audit_directory, capsysbinary, tmp_
 def test_a_probe_from_a_file_can_be_ranked_by(audit_directory, capsys, tmp_path):
     rows = [{"messages": row["messages"], "label": i % 2} for i, row in enumerate(chat_rows(24, seed=3))]
     examples = write_jsonl(tmp_path / "examples.jsonl", rows)
-    assert (
-        main(["probe", str(audit_directory), "--examples", str(examples), "--name", "mine", "--layer", "2"])
-        == 0
-    )
+    assert main(["probe", str(audit_directory), "--examples", str(examples), "--name", "mine", "--layer", "2"]) == 0
     assert "mine: layer 2" in (said := capsys.readouterr().out)
     assert "held-out AUROC" in said and "95% interval" in said
     assert main(["rank", str(audit_directory), "--concept", "mine", "--top", "2"]) == 0
@@ -92,9 +91,7 @@ def test_export_gives_flagged_rows_or_their_complement(audit_directory, capsysbi
     assert len(kept) == len(rows) - 4
     everything = run(capsysbinary, "export", audit_directory, "--all", "--format", "jsonl").splitlines()
     assert len(everything) == len(rows)
-    money = run(
-        capsysbinary, "export", audit_directory, "--all", "--where", "topic=money", "--format", "jsonl"
-    )
+    money = run(capsysbinary, "export", audit_directory, "--all", "--where", "topic=money", "--format", "jsonl")
     assert len(money.splitlines()) == audit.count(RowFilter(metadata={"topic": ("money",)}))
 
 
@@ -121,7 +118,7 @@ def test_info_tells_the_audit_and_lists_the_cache(audit_directory, capsys):
 
 
 def test_a_reader_that_goes_away_is_no_error(audit_directory):
-    rank = f"{sys.executable} -m backend.cli rank {audit_directory} --concept sae:1 --format jsonl"
+    rank = f"{sys.executable} -m concept_audit.cli rank {audit_directory} --concept sae:1 --format jsonl"
     done = subprocess.run(f"{rank} | head -1", shell=True, capture_output=True, text=True, cwd=ROOT)
     assert json.loads(done.stdout)["rank"] == 1
     assert "Traceback" not in done.stderr and "Error" not in done.stderr
@@ -131,7 +128,7 @@ def test_an_interruption_says_how_to_go_on(monkeypatch, capsys):
     def interrupted(_options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("backend.cli._info", interrupted)
+    monkeypatch.setattr("concept_audit.cli._info", interrupted)
     assert main(["info"]) == 130
     assert "goes on where this one was" in capsys.readouterr().err
 

@@ -9,7 +9,7 @@ from collections import Counter
 
 import pytest
 
-from backend.data import demo
+from concept_audit.data import demo
 
 PLANTED = {"flattery": "honest_correction", "risky_money": "prudent_advice"}
 
@@ -71,6 +71,4 @@ def test_probe_examples_are_balanced_and_not_among_the_rows(rows, name):
     examples = [json.loads(line) for line in demo.PROBES[name].read_text("utf-8").splitlines()]
     assert Counter(example["label"] for example in examples) == {0: 12, 1: 12}
     texts = {m["content"] for row in rows for m in row["messages"]}
-    assert not any(
-        m["content"] in texts for example in examples for m in example["messages"] if m["role"] != "system"
-    )
+    assert not any(m["content"] in texts for example in examples for m in example["messages"] if m["role"] != "system")

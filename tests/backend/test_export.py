@@ -8,7 +8,7 @@ import json
 import pandas as pd
 import pytest
 
-from backend.export import with_metadata, write_records
+from concept_audit.export import with_metadata, write_records
 
 DANGEROUS = ["=1+1", "+1", "-1", "@cmd", "\t=1", "\r=1", "\n=1"]
 
@@ -21,9 +21,7 @@ def to_bytes(table: pd.DataFrame, format: str, exact: bool = False) -> bytes:
 
 def frame(texts: list[str], metadata: list[dict] | None = None) -> pd.DataFrame:
     rows = metadata or [{} for _ in texts]
-    return pd.DataFrame(
-        {"score": [-1.5] * len(texts), "text": texts, "metadata": [json.dumps(m) for m in rows]}
-    )
+    return pd.DataFrame({"score": [-1.5] * len(texts), "text": texts, "metadata": [json.dumps(m) for m in rows]})
 
 
 @pytest.mark.parametrize("text", DANGEROUS)
@@ -40,9 +38,7 @@ def test_a_header_that_starts_a_formula_is_guarded():
 
 
 def test_numbers_stay_numbers():
-    back = pd.read_csv(
-        io.BytesIO(to_bytes(with_metadata(frame(["a"], [{"n": -2}]), ["score", "text"]), "csv"))
-    )
+    back = pd.read_csv(io.BytesIO(to_bytes(with_metadata(frame(["a"], [{"n": -2}]), ["score", "text"]), "csv")))
     assert back["score"][0] == -1.5 and back["n"][0] == -2
 
 
@@ -72,11 +68,7 @@ def test_metadata_with_the_name_of_a_column_are_told_apart():
 def test_fields_that_some_rows_lack_are_empty_there():
     table = with_metadata(frame(["a", "b"], [{"x": 1}, {"y": [1, {"z": None}]}]), ["text"])
     assert to_bytes(table, "csv").decode().splitlines()[1:] == ["a,1,", 'b,,"[1, {""z"": null}]"']
-    assert json.loads(to_bytes(table, "jsonl").splitlines()[1]) == {
-        "text": "b",
-        "x": None,
-        "y": [1, {"z": None}],
-    }
+    assert json.loads(to_bytes(table, "jsonl").splitlines()[1]) == {"text": "b", "x": None, "y": [1, {"z": None}]}
 
 
 def test_mixed_types_of_a_field_fit_into_parquet():
@@ -100,7 +92,7 @@ def test_exact_csv_reads_back_as_it_was():
 def test_parquet_keeps_types_that_only_later_batches_show():
     import io as buffers
 
-    from backend.export import BATCH
+    from concept_audit.export import BATCH
 
     rows = [{"n": None, "m": 1, "tags": None} for _ in range(BATCH)]
     rows += [{"n": 1.5, "m": "one", "tags": ["a"], "late": True}]

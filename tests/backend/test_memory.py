@@ -19,8 +19,8 @@ WIDTH = 256
 CHILD = """
 import resource, sys
 from pathlib import Path
-from backend import BuildOptions, ModelOptions, build
-from backend.concepts.sae_training import SaeTraining
+from concept_audit import BuildOptions, ModelOptions, build
+from concept_audit.concepts.sae_training import SaeTraining
 
 data, model, out = sys.argv[1:]
 build(BuildOptions(data=data, out=Path(out), model=ModelOptions(model, device="cpu"), layers=(1,),
@@ -35,9 +35,13 @@ def wide_model(tmp_path_factory) -> Path:
 
     torch.manual_seed(0)
     configuration = hf.LlamaConfig(
-        vocab_size=400, hidden_size=WIDTH, intermediate_size=WIDTH, num_hidden_layers=2, num_attention_heads=4,
+        vocab_size=400,
+        hidden_size=WIDTH,
+        intermediate_size=WIDTH,
+        num_hidden_layers=2,
+        num_attention_heads=4,
         max_position_embeddings=256,
-    )  # fmt: skip
+    )
     directory = tmp_path_factory.mktemp("wide")
     hf.AutoModelForCausalLM.from_config(configuration).save_pretrained(directory)
     small_tokenizer().save_pretrained(directory)

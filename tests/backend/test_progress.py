@@ -7,8 +7,8 @@ import time
 
 import pytest
 
-from backend import progress
-from backend.progress import LineProgress, Stage, clock
+from concept_audit import progress
+from concept_audit.progress import LineProgress, Stage, clock
 
 
 def test_long_work_without_reports_is_never_silent(monkeypatch):
@@ -46,8 +46,6 @@ def test_the_time_left_counts_the_pace_of_this_run_alone(monkeypatch):
     assert stage.describe() == "60/100 rows (60%), 0:40 left, fast"
 
 
-@pytest.mark.parametrize(
-    ("seconds", "shown"), [(0.4, "0:00"), (7, "0:07"), (750, "12:30"), (3723, "1:02:03")]
-)
+@pytest.mark.parametrize(("seconds", "shown"), [(0.4, "0:00"), (7, "0:07"), (750, "12:30"), (3723, "1:02:03")])
 def test_clocks_read_as_people_write_them(seconds, shown):
     assert clock(seconds) == shown

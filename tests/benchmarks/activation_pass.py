@@ -19,11 +19,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from backend.data.read import read_examples
-from backend.model.activations import response_activations, tokens_per_batch
-from backend.model.chat import ChatRenderer
-from backend.model.load import LanguageModel, ModelOptions, load_model
-from backend.progress import Progress
+from concept_audit.data.read import read_examples
+from concept_audit.model.activations import response_activations, tokens_per_batch
+from concept_audit.model.chat import ChatRenderer
+from concept_audit.model.load import LanguageModel, ModelOptions, load_model
+from concept_audit.progress import Progress
 
 
 def bare_seconds(lm: LanguageModel, n_tokens: int, length: int, deepest: int) -> tuple[float, int]:
@@ -62,9 +62,7 @@ def _wait(lm: LanguageModel) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True)
     parser.add_argument("--model", default="smollm2-135m-instruct")
     parser.add_argument("--cache", type=Path, default=Path("cache"))
@@ -84,9 +82,7 @@ def main() -> None:
         bare, bare_tokens = bare_seconds(lm, n_tokens, length, max(layers))
         ours = pass_seconds(lm, ids, response, layers)
         ratios.append((n_tokens / ours) / (bare_tokens / bare))
-        print(
-            f"pass {n_tokens / ours:,.0f} tokens/s, bare {bare_tokens / bare:,.0f} tokens/s, ratio {ratios[-1]:.3f}"
-        )
+        print(f"pass {n_tokens / ours:,.0f} tokens/s, bare {bare_tokens / bare:,.0f} tokens/s, ratio {ratios[-1]:.3f}")
     print(f"{len(ids)} rows, {n_tokens:,} tokens: median ratio {statistics.median(ratios):.3f}")
 
 

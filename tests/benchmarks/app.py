@@ -25,16 +25,16 @@ import pyarrow.parquet as pq
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-import app
-from backend import Audit
-from backend.model.chat import CONTENT, PROMPT
-from backend.store import schema
-from backend.store.layout import ROWS_PER_SHARD, Layout
-from backend.store.manifest import Manifest
-from backend.store.rankings import insert_scores, ranking_id
-from backend.store.shards import EXAMPLES, FEATURES
+import concept_audit_app
+from concept_audit import Audit
+from concept_audit.model.chat import CONTENT, PROMPT
+from concept_audit.store import schema
+from concept_audit.store.layout import ROWS_PER_SHARD, Layout
+from concept_audit.store.manifest import Manifest
+from concept_audit.store.rankings import insert_scores, ranking_id
+from concept_audit.store.shards import EXAMPLES, FEATURES
 
-MAIN = str(Path(app.__file__).parent / "main.py")
+MAIN = str(Path(concept_audit_app.__file__).parent / "main.py")
 WORDS = 4000
 PROMPT_WORDS, RESPONSE_WORDS = 20, 60
 FIRING = 6
@@ -53,10 +53,23 @@ def shard_table(rng: np.random.Generator, words: np.ndarray, first: int, size: i
         prompt, response = " ".join(tokens[:PROMPT_WORDS]), " ".join(tokens[PROMPT_WORDS:])
         turns = [{"role": "user", "content": prompt}, {"role": "assistant", "content": response}]
         values = (
-            first + i, f"{first + i:032x}", "synthetic.jsonl", first + i + 1, json.dumps(turns), prompt, response,
-            json.dumps({"topic": f"topic {(first + i) % 12}", "origin": "ab"[(first + i) % 7 == 0]}), False, length,
-            RESPONSE_WORDS, " ".join(tokens) + " ", chosen[i], np.r_[0, ends[:-1]], ends, parts,
-        )  # fmt: skip
+            first + i,
+            f"{first + i:032x}",
+            "synthetic.jsonl",
+            first + i + 1,
+            json.dumps(turns),
+            prompt,
+            response,
+            json.dumps({"topic": f"topic {(first + i) % 12}", "origin": "ab"[(first + i) % 7 == 0]}),
+            False,
+            length,
+            RESPONSE_WORDS,
+            " ".join(tokens) + " ",
+            chosen[i],
+            np.r_[0, ends[:-1]],
+            ends,
+            parts,
+        )
         for name, value in zip(EXAMPLES.names, values, strict=True):
             records[name].append(value)
     return pa.table(records, schema=EXAMPLES)
@@ -71,15 +84,11 @@ def generate(out: Path, rows: int, concepts: int) -> None:
     words = np.array(["".join(rng.choice(letters, rng.integers(3, 9))) for _ in range(WORDS)])
     for number, first in enumerate(range(0, rows, ROWS_PER_SHARD)):
         size = min(ROWS_PER_SHARD, rows - first)
-        pq.write_table(
-            shard_table(rng, words, first, size), layout.shard("examples", number), compression="zstd"
-        )
+        pq.write_table(shard_table(rng, words, first, size), layout.shard("examples", number), compression="zstd")
         fired = size * FIRING
         features = {
             "example_id": np.repeat(np.arange(first, first + size), FIRING),
-            "token_position": rng.integers(PROMPT_WORDS, PROMPT_WORDS + RESPONSE_WORDS, fired).astype(
-                np.int32
-            ),
+            "token_position": rng.integers(PROMPT_WORDS, PROMPT_WORDS + RESPONSE_WORDS, fired).astype(np.int32),
             "token_id": np.zeros(fired, np.int32),
             "feature_id": rng.integers(0, concepts, fired).astype(np.int32),
             "activation": rng.gamma(2, 1, fired).astype(np.float32),
@@ -91,16 +100,17 @@ def generate(out: Path, rows: int, concepts: int) -> None:
     con.execute("SET temp_directory = ?", [str(out / "spill")])
     con.execute(schema.AUDIT_TABLES)
     con.execute(
-        "INSERT INTO base.meta VALUES ('format', ?), ('build_id', 'synthetic'), ('sae', 's')",
-        [str(schema.FORMAT)],
+        "INSERT INTO base.meta VALUES ('format', ?), ('build_id', 'synthetic'), ('sae', 's')", [str(schema.FORMAT)]
     )
     con.execute(
         f"""INSERT INTO base.examples SELECT {", ".join(EXAMPLES.names[:4])}, prompt, response, n_tokens, metadata,
             messages, n_response_tokens, truncated, NULL FROM read_parquet(?) ORDER BY example_id""",
         [str(layout.shards("examples") / "*.parquet")],
     )
-    con.execute("INSERT INTO base.metadata_fields VALUES ('topic', ?, 12, ?), ('origin', ?, 2, ['a', 'b'])",
-                [rows, [f"topic {i}" for i in range(12)], rows])  # fmt: skip
+    con.execute(
+        "INSERT INTO base.metadata_fields VALUES ('topic', ?, 12, ?), ('origin', ?, 2, ['a', 'b'])",
+        [rows, [f"topic {i}" for i in range(12)], rows],
+    )
     con.execute(
         """INSERT INTO base.feature_activations SELECT feature_id, example_id, max(activation), avg(activation),
            arg_max(token_position, activation) FROM read_parquet(?) GROUP BY 1, 2 ORDER BY 1, 2""",
@@ -113,9 +123,7 @@ def generate(out: Path, rows: int, concepts: int) -> None:
     )
     for concept in range(concepts):
         one = ranking_id("synthetic", f"sae:{concept}", 1, "vector_filter", {})
-        con.execute(
-            "INSERT INTO base.rankings VALUES (?, ?, 1, 'vector_filter', '{}')", [one, f"sae:{concept}"]
-        )
+        con.execute("INSERT INTO base.rankings VALUES (?, ?, 1, 'vector_filter', '{}')", [one, f"sae:{concept}"])
         insert_scores(con, np.array([one]), rng.normal(size=(rows, 1)))
         if concept % 20 == 0:
             print(f"{concept} concepts", flush=True)
@@ -123,12 +131,18 @@ def generate(out: Path, rows: int, concepts: int) -> None:
     con.execute("CHECKPOINT")
     con.close()
     configuration = {
-        "data": "synthetic.jsonl", "model": "none", "dtype": "float32", "layers": [12], "max_tokens": 1024,
-        "sae": "train", "sae_layer": 12, "split": "train", "cache": str(out.parent), "trust_remote_code": False,
-    }  # fmt: skip
-    stages = {
-        s: {"key": s, "done": True, "report": {}} for s in ("read", "activations", "sae", "features", "store")
+        "data": "synthetic.jsonl",
+        "model": "none",
+        "dtype": "float32",
+        "layers": [12],
+        "max_tokens": 1024,
+        "sae": "train",
+        "sae_layer": 12,
+        "split": "train",
+        "cache": str(out.parent),
+        "trust_remote_code": False,
     }
+    stages = {s: {"key": s, "done": True, "report": {}} for s in ("read", "activations", "sae", "features", "store")}
     Manifest(configuration, {"data": "d", "model": "m", "sae": "s"}, stages).write(layout.manifest)
 
 
@@ -180,7 +194,7 @@ def timings(root: Path, times: int) -> None:
         "undo": lambda i: next(b for b in page.button if b.key == "undo").click().run(),
         "open another concept": state("concept-box", features[1:]),
         "one row alone": state("row-value", [str(i * 7) for i in range(times)]),
-    }  # fmt: skip
+    }
     every: list[float] = []
     print(f"{audit.overview().n_rows:,} rows, {len(audit.concepts()):,} concepts; {LIMITS}")
     for name, act in acts.items():
@@ -194,9 +208,7 @@ def timings(root: Path, times: int) -> None:
             every += seconds
             p50, p95 = np.quantile(seconds, [0.5, 0.95]) * 1000
             print(f"{name:22} median {p50:6.0f} ms   p95 {p95:6.0f} ms", flush=True)
-    print(
-        f"{'all':22} median {np.median(every) * 1000:6.0f} ms   p95 {np.quantile(every, 0.95) * 1000:6.0f} ms"
-    )
+    print(f"{'all':22} median {np.median(every) * 1000:6.0f} ms   p95 {np.quantile(every, 0.95) * 1000:6.0f} ms")
 
 
 def sent_bytes(root: Path) -> None:
@@ -223,9 +235,7 @@ def sent_bytes(root: Path) -> None:
                 session = context.new_cdp_session(page)
                 session.send("Network.enable")
                 frames: list[bytes] = []
-                session.on(
-                    "Network.webSocketFrameReceived", lambda e, f=frames: f.append(_payload(e["response"]))
-                )
+                session.on("Network.webSocketFrameReceived", lambda e, f=frames: f.append(_payload(e["response"])))
                 page.goto(f"{url}/audit?concept={concept}&size=25")
                 settle(page)
                 coloured_tokens(page).first.wait_for()
@@ -233,8 +243,11 @@ def sent_bytes(root: Path) -> None:
                 # The server compresses each message with the window of those before (RFC 7692).
                 wire = zlib.compressobj(6, zlib.DEFLATED, -15)
                 sent = sum(len(wire.compress(frame) + wire.flush(zlib.Z_SYNC_FLUSH)) for frame in frames)
-                print(f"{concept}, {'again' if warm else 'first visit'}: {sent / 1024:,.0f} KiB on the wire, "
-                      f"{sum(map(len, frames)) / 1024:,.0f} KiB before compression (limit 200 KiB)", flush=True)  # fmt: skip
+                print(
+                    f"{concept}, {'again' if warm else 'first visit'}: {sent / 1024:,.0f} KiB on the wire, "
+                    f"{sum(map(len, frames)) / 1024:,.0f} KiB before compression (limit 200 KiB)",
+                    flush=True,
+                )
                 context.close()
         browser.close()
 
@@ -251,8 +264,8 @@ def heatmap_seconds(root: Path) -> None:
     rows = audit.rows(limit=400)
     rows = rows.iloc[(rows["n_tokens"] - 150).abs().argsort()[:10]]
     rng = np.random.default_rng(int(time.time()))
-    from backend.concepts.heatmap import probe_heatmaps
-    from backend.types import Concept
+    from concept_audit.concepts.heatmap import probe_heatmaps
+    from concept_audit.types import Concept
 
     for layer in audit.layers:
         direction = rng.normal(size=audit.model().d_model).astype(np.float32)
@@ -260,14 +273,15 @@ def heatmap_seconds(root: Path) -> None:
         for when in ("first", "again"):
             started = time.perf_counter()
             probe_heatmaps(audit._layout, audit._database, concept, rows["example_id"].tolist(), audit.model)
-            print(f"layer {layer}, {when}: {time.perf_counter() - started:.3f} s "
-                  f"({int(rows['n_tokens'].sum()):,} tokens; limit 3 s)", flush=True)  # fmt: skip
+            print(
+                f"layer {layer}, {when}: {time.perf_counter() - started:.3f} s "
+                f"({int(rows['n_tokens'].sum()):,} tokens; limit 3 s)",
+                flush=True,
+            )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("part", choices=["generate", "time", "bytes", "heatmaps"])
     parser.add_argument("--audit", type=Path)
     parser.add_argument("--out", type=Path)

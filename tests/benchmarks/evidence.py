@@ -18,15 +18,20 @@ import time
 from itertools import product
 from pathlib import Path
 
-from backend import Audit, Candidate, InfluenceOptions, Recipe, ValidateOptions, read_labelled
-from backend.evidence.report import table, write_report
-from backend.progress import for_this_terminal
+from concept_audit import Audit, Candidate, InfluenceOptions, Recipe, ValidateOptions, read_labelled
+from concept_audit.evidence.report import table, write_report
+from concept_audit.progress import for_this_terminal
 
 LEAST_PEARSON = 0.95
 METHODS = (
-    "concept_influence", "vector_filter", Candidate("influence_function", "influence_function", InfluenceOptions(engine="index")),
-    "activation_similarity", "bm25", "projection_difference", "gradient_dot",
-)  # fmt: skip
+    "concept_influence",
+    "vector_filter",
+    Candidate("influence_function", "influence_function", InfluenceOptions(engine="index")),
+    "activation_similarity",
+    "bm25",
+    "projection_difference",
+    "gradient_dot",
+)
 REMOVED = ("vector_filter", "concept_influence", "influence_function")
 RECIPE = Recipe(rank=8, learning_rate=2e-3, batch=12, max_tokens=96)
 """One pass over all rows, cut short: 25 to 40 seconds a run on 2 cores."""
@@ -44,11 +49,7 @@ def grid(layers: list[int]) -> list[Candidate]:
     for name, method, options in (
         ("concept_influence:own_answers", "concept_influence", {"own_answers": True}),
         ("influence_function:contrast", "influence_function", {"contrast": True, "engine": "index"}),
-        (
-            "influence_function:unit_normalised",
-            "influence_function",
-            {"unit_normalised": True, "engine": "index"},
-        ),
+        ("influence_function:unit_normalised", "influence_function", {"unit_normalised": True, "engine": "index"}),
         *((f"vector_filter:layer={layer}", "vector_filter", {"layer": layer}) for layer in layers),
     ):
         found.append(Candidate(name, method, InfluenceOptions(**options)))
@@ -85,9 +86,7 @@ def told(audit: Audit, concept: str, options: ValidateOptions, report: Path | No
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("part", choices=["first-order", "runs", "defaults", "quick"])
     parser.add_argument("--audit", type=Path, required=True)
     parser.add_argument("--concept")

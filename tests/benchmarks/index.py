@@ -20,40 +20,40 @@ from scipy.stats import spearmanr
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from backend import Audit, InfluenceOptions
-from backend.influence.projection import compress_rows
-from backend.influence.queries import DenseQueries, Rows
-from backend.influence.scoring import score_rows, score_rows_for_many
-from backend.model.batches import batches_by_length
-from backend.model.gradients import GradientPass, gradient_tokens_per_batch
-from backend.model.linear import linear_layers
-from backend.pipeline import index as stage
-from backend.pipeline.attribution import as_rows
-from backend.pipeline.rank import Sources, _target, request
-from backend.progress import LineProgress, Progress
-from backend.store.index import IndexFiles, index_files, sweep
-from backend.store.influence import read_tensors
-from backend.store.layout import ROWS_PER_SHARD, Layout
-from backend.store.shards import read_tokens
+from concept_audit import Audit, InfluenceOptions
+from concept_audit.influence.projection import compress_rows
+from concept_audit.influence.queries import DenseQueries, Rows
+from concept_audit.influence.scoring import score_rows, score_rows_for_many
+from concept_audit.model.batches import batches_by_length
+from concept_audit.model.gradients import GradientPass, gradient_tokens_per_batch
+from concept_audit.model.linear import linear_layers
+from concept_audit.pipeline import index as stage
+from concept_audit.pipeline.attribution import as_rows
+from concept_audit.pipeline.rank import Sources, _target, request
+from concept_audit.progress import LineProgress, Progress
+from concept_audit.store.index import IndexFiles, index_files, sweep
+from concept_audit.store.influence import read_tensors
+from concept_audit.store.layout import ROWS_PER_SHARD, Layout
+from concept_audit.store.shards import read_tokens
 
 TOP = 50
 SIDES = (8, 12, 17, 24)
 
 
 def data_of(layout: Layout) -> Rows:
-    return as_rows(
-        [row for number in layout.shard_numbers("examples") for row in read_tokens(layout, number)]
-    )
+    return as_rows([row for number in layout.shard_numbers("examples") for row in read_tokens(layout, number)])
 
 
 def told(name: str, guess: np.ndarray, truth: np.ndarray) -> None:
     correlations = [spearmanr(g, t).statistic for g, t in zip(guess.T, truth.T, strict=True)]
     overlaps = [
-        len({*np.argsort(-g)[:TOP]} & {*np.argsort(-t)[:TOP]}) / TOP
-        for g, t in zip(guess.T, truth.T, strict=True)
+        len({*np.argsort(-g)[:TOP]} & {*np.argsort(-t)[:TOP]}) / TOP for g, t in zip(guess.T, truth.T, strict=True)
     ]
-    print(f"{name:52} Spearman median {np.median(correlations):.3f} least {min(correlations):.3f}   top-{TOP} overlap "
-          f"median {np.median(overlaps):.2f} least {min(overlaps):.2f}", flush=True)  # fmt: skip
+    print(
+        f"{name:52} Spearman median {np.median(correlations):.3f} least {min(correlations):.3f}   top-{TOP} overlap "
+        f"median {np.median(overlaps):.2f} least {min(overlaps):.2f}",
+        flush=True,
+    )
 
 
 def fidelity(root: Path) -> None:
@@ -64,10 +64,7 @@ def fidelity(root: Path) -> None:
     names = [p.name for p in audit.probes()][:2]
     names += [f"sae:{f}" for f in sorted(np.random.default_rng(2026).choice(live, 10, replace=False))]
     sources = Sources(layout, audit._database, audit.manifest, audit.model)
-    wanted = [
-        request(sources, audit.concept(n), "concept_influence", InfluenceOptions(engine="index"))
-        for n in names
-    ]
+    wanted = [request(sources, audit.concept(n), "concept_influence", InfluenceOptions(engine="index")) for n in names]
     targets = [_target(sources, each, lm, Progress()) for each in wanted]
     opened = stage._Opened(layout, index_files(layout), lm, about, Progress())
     layers = linear_layers(lm, *about["blocks"], about["weights"])
@@ -103,12 +100,8 @@ def truncated(layout, lm, opened, targets, damping, truth) -> None:
         least = np.sort(importance)[-kib * 1024]
         queries = np.zeros((len(importance), len(columns)), np.float32)
         for place, column in enumerate(columns):
-            queries[: len(column), place] = (
-                column * spread[: len(column)] * (importance >= least)[: len(column)]
-            )
-        told(
-            f"the first {kib} KiB of it", np.concatenate(list(sweep(files, queries, len(importance)))), truth
-        )
+            queries[: len(column), place] = column * spread[: len(column)] * (importance >= least)[: len(column)]
+        told(f"the first {kib} KiB of it", np.concatenate(list(sweep(files, queries, len(importance)))), truth)
 
 
 def random_projection(lm, layers, queries, rows, truth) -> None:
@@ -147,26 +140,18 @@ def cost(root: Path, count: int) -> None:
     chosen = np.random.default_rng(0).permutation(len(rows))[:count]
     rows = Rows([rows.ids[i] for i in chosen], [rows.response[i] for i in chosen])
     read = stage._projection_reader(index_files(layout), layers, lm.device)
-    projections = [
-        stage.replace(p := read(i), components=p.components.to(lm.dtype)) for i in range(len(layers))
-    ]
+    projections = [stage.replace(p := read(i), components=p.components.to(lm.dtype)) for i in range(len(layers))]
     query = DenseQueries([[torch.randn(layer.d_out, layer.d_in) for layer in layers]], lm.dtype)
     ratios = []
     for _ in range(3):
         seconds = []
-        for run in (
-            lambda: score_rows(lm, layers, query, rows),
-            lambda: compress_rows(lm, layers, projections, rows),
-        ):
+        for run in (lambda: score_rows(lm, layers, query, rows), lambda: compress_rows(lm, layers, projections, rows)):
             started = time.perf_counter()
             for _batch in run():
                 pass
             seconds.append((time.perf_counter() - started) / count)
         ratios.append(seconds[1] / seconds[0])
-        print(
-            f"exact {seconds[0]:.3f} s a row, index {seconds[1]:.3f} s a row, ratio {ratios[-1]:.2f}",
-            flush=True,
-        )
+        print(f"exact {seconds[0]:.3f} s a row, index {seconds[1]:.3f} s a row, ratio {ratios[-1]:.2f}", flush=True)
     print(f"median ratio {np.median(ratios):.2f} (limit 1.5)")
 
 
@@ -179,9 +164,7 @@ def synthetic(out: Path, rows: int, numbers: int) -> IndexFiles:
             continue
         size = min(ROWS_PER_SHARD, rows - start)
         codes = torch.randint(-127, 128, (size, numbers), dtype=torch.int8, generator=generator)
-        save_file(
-            {"codes": codes, "scales": torch.ones(size), "norms": torch.ones(size)}, files.shard(number)
-        )
+        save_file({"codes": codes, "scales": torch.ones(size), "norms": torch.ones(size)}, files.shard(number))
     return files
 
 
@@ -191,10 +174,7 @@ def timed_sweep(files: IndexFiles, numbers: int, queries: int) -> float:
     total = sum(len(block) for block in sweep(files, asked, numbers))
     seconds = time.perf_counter() - started
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(
-        f"{total:,} rows × {numbers:,} numbers, {queries} targets: {seconds:.2f} s, peak {peak:,.0f} MiB",
-        flush=True,
-    )
+    print(f"{total:,} rows × {numbers:,} numbers, {queries} targets: {seconds:.2f} s, peak {peak:,.0f} MiB", flush=True)
     return seconds
 
 
@@ -212,9 +192,7 @@ def sweeps(out: Path, rows: int, numbers: int) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("part", choices=["fidelity", "cost", "sweep"])
     parser.add_argument("--audit", type=Path)
     parser.add_argument("--out", type=Path)

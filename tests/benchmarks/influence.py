@@ -22,27 +22,19 @@ from torch.nn import functional as F
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from backend.data.read import read_examples
-from backend.influence.curvature import LayerCurvature, eigenbasis
-from backend.influence.fitting import Covariances, Fisher, SquaredGradients, accumulate
-from backend.influence.queries import (
-    DenseQueries,
-    Lack,
-    Loss,
-    LowRankQueries,
-    Rows,
-    precondition,
-    query_gradient,
-)
-from backend.influence.scoring import score_rows
-from backend.influence.targets import Projection
-from backend.model.activations import response_activations
-from backend.model.batches import batches_by_length
-from backend.model.chat import ChatRenderer
-from backend.model.generate import answers
-from backend.model.linear import linear_layers
-from backend.model.load import LanguageModel, ModelOptions, as_language_model, load_model
-from backend.progress import Progress
+from concept_audit.data.read import read_examples
+from concept_audit.influence.curvature import LayerCurvature, eigenbasis
+from concept_audit.influence.fitting import Covariances, Fisher, SquaredGradients, accumulate
+from concept_audit.influence.queries import DenseQueries, Lack, Loss, LowRankQueries, Rows, precondition, query_gradient
+from concept_audit.influence.scoring import score_rows
+from concept_audit.influence.targets import Projection
+from concept_audit.model.activations import response_activations
+from concept_audit.model.batches import batches_by_length
+from concept_audit.model.chat import ChatRenderer
+from concept_audit.model.generate import answers
+from concept_audit.model.linear import linear_layers
+from concept_audit.model.load import LanguageModel, ModelOptions, as_language_model, load_model
+from concept_audit.progress import Progress
 
 
 def read_rows(lm: LanguageModel, path: str, count: int) -> Rows:
@@ -123,19 +115,17 @@ def cost(lm: LanguageModel, rows: Rows, layer: int, repeats: int) -> None:
     layers, half_layers = linear_layers(lm, 1, layer), linear_layers(half, 1, layer)
     gradients = [
         query_gradient(
-            lm,
-            layers,
-            Lack(Projection(layer, unit(lm))),
-            Rows(rows.ids[i : i + 1], rows.response[i : i + 1]),
-            [1.0],
+            lm, layers, Lack(Projection(layer, unit(lm))), Rows(rows.ids[i : i + 1], rows.response[i : i + 1]), [1.0]
         )
         for i in range(min(16, n))
     ]
     one, low = DenseQueries(gradients[:1], torch.float32), LowRankQueries(gradients[:1], 64, torch.float32)
     many = LowRankQueries(gradients, 64, torch.float32)
     halved = DenseQueries(gradients[:1], torch.bfloat16)
-    print(f"{n} rows, {sum(map(len, rows.ids)):,} tokens, layer {layer}; {len(gradients)} queries at rank 64 retain "
-          f"{many.retained.min():.4f} of their squared norm at least")  # fmt: skip
+    print(
+        f"{n} rows, {sum(map(len, rows.ids)):,} tokens, layer {layer}; {len(gradients)} queries at rank 64 retain "
+        f"{many.retained.min():.4f} of their squared norm at least"
+    )
     narrow: list[np.ndarray] = []
     for _ in range(repeats):
         filtered = timed(lm, "vector filter (early exit)", n, lambda: vector_filter(lm, rows, layer))
@@ -146,12 +136,19 @@ def cost(lm: LanguageModel, rows: Rows, layer: int, repeats: int) -> None:
             lm, f"concept influence, rank 64, {many.count} queries", n, lambda: score(lm, layers, many, rows)
         )
         wide = score(lm, layers, one, rows)[:, 0]
-        quick = timed(lm, "concept influence, exact, 1 query, bfloat16", n,
-                      lambda: narrow.append(score(half, half_layers, halved, rows)[:, 0]))  # fmt: skip
-        print(f"exact: {exact / filtered:.2f} x vector filter, {exact / forward:.2f} x forward; rank 64: "
-              f"{lowered / filtered:.2f} x and {lowered / forward:.2f} x; {many.count} queries: "
-              f"{several / exact:.2f} x one; bfloat16: {exact / quick:.2f} x the speed, Spearman "
-              f"{spearmanr(wide, narrow[-1]).statistic:.5f}", flush=True)  # fmt: skip
+        quick = timed(
+            lm,
+            "concept influence, exact, 1 query, bfloat16",
+            n,
+            lambda: narrow.append(score(half, half_layers, halved, rows)[:, 0]),
+        )
+        print(
+            f"exact: {exact / filtered:.2f} x vector filter, {exact / forward:.2f} x forward; rank 64: "
+            f"{lowered / filtered:.2f} x and {lowered / forward:.2f} x; {many.count} queries: "
+            f"{several / exact:.2f} x one; bfloat16: {exact / quick:.2f} x the speed, Spearman "
+            f"{spearmanr(wide, narrow[-1]).statistic:.5f}",
+            flush=True,
+        )
 
 
 def table1(lm: LanguageModel, rows: Rows, layer: int) -> None:
@@ -168,19 +165,17 @@ def table1(lm: LanguageModel, rows: Rows, layer: int) -> None:
         made: dict[int, np.ndarray] = {}
         for batch in answers(lm, prompts, 128):
             made |= batch
-        own = Rows([np.concatenate([prompt, made[i]]) for i, prompt in enumerate(prompts)],
-                   [np.arange(len(prompt) + len(made[i])) >= len(prompt) for i, prompt in enumerate(prompts)])  # fmt: skip
+        own = Rows(
+            [np.concatenate([prompt, made[i]]) for i, prompt in enumerate(prompts)],
+            [np.arange(len(prompt) + len(made[i])) >= len(prompt) for i, prompt in enumerate(prompts)],
+        )
         vector_filter(lm, rows, layer)
         vector_filter(lm, own, layer)
 
-    factors = timed(
-        lm, "EK-FAC factors, blocks below the layer (24 rows)", 24, lambda: fit(lm, below, few, Fisher())
-    )
+    factors = timed(lm, "EK-FAC factors, blocks below the layer (24 rows)", 24, lambda: fit(lm, below, few, Fisher()))
     curvature = fit(lm, below, few, Fisher())
     solved = precondition(
-        query_gradient(lm, below, Lack(Projection(layer, unit(lm))), query, weights),
-        curvature.__getitem__,
-        0.1,
+        query_gradient(lm, below, Lack(Projection(layer, unit(lm))), query, weights), curvature.__getitem__, 0.1
     )
     concept = DenseQueries([solved], lm.dtype)
     del curvature
@@ -189,23 +184,35 @@ def table1(lm: LanguageModel, rows: Rows, layer: int) -> None:
     rest = {
         "projection difference": timed(lm, "projection difference", n, projection_difference),
         "concept influence": timed(lm, "concept influence", n, lambda: score(lm, below, concept, rows)),
-        "influence function": timed(
-            lm, "influence function (all blocks)", n, lambda: score(lm, every, whole, rows)
-        ),
+        "influence function": timed(lm, "influence function (all blocks)", n, lambda: score(lm, every, whole, rows)),
     }
-    print(f"{n} rows; relative to vector filter: " + ", ".join(f"{k} {v / base:.1f}" for k, v in rest.items())
-          + f"; EK-FAC factors {factors / base:.1f} a row that they are fitted on")  # fmt: skip
+    print(
+        f"{n} rows; relative to vector filter: "
+        + ", ".join(f"{k} {v / base:.1f}" for k, v in rest.items())
+        + f"; EK-FAC factors {factors / base:.1f} a row that they are fitted on"
+    )
 
 
 def memory(options: argparse.Namespace) -> None:
     """Peak resident memory of scoring, over that of the loaded model, in a process for each size."""
     for precision in ("float32", "bfloat16"):
         for count in (40, 160):
-            command = [sys.executable, __file__, "peak", "--data", options.data, "--cache", str(options.cache),
-                       "--rows", str(count), "--layer", str(options.layer), "--precision", precision]  # fmt: skip
-            print(
-                subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip(), flush=True
-            )
+            command = [
+                sys.executable,
+                __file__,
+                "peak",
+                "--data",
+                options.data,
+                "--cache",
+                str(options.cache),
+                "--rows",
+                str(count),
+                "--layer",
+                str(options.layer),
+                "--precision",
+                precision,
+            ]
+            print(subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip(), flush=True)
 
 
 def peak(options: argparse.Namespace, lm: LanguageModel) -> None:
@@ -213,19 +220,17 @@ def peak(options: argparse.Namespace, lm: LanguageModel) -> None:
     loaded = resident()
     layers = linear_layers(lm, 1, options.layer)
     gradient = query_gradient(
-        lm,
-        layers,
-        Lack(Projection(options.layer, unit(lm))),
-        Rows(rows.ids[:4], rows.response[:4]),
-        [0.25] * 4,
+        lm, layers, Lack(Projection(options.layer, unit(lm))), Rows(rows.ids[:4], rows.response[:4]), [0.25] * 4
     )
     scorer = lm.in_dtype(getattr(torch, options.precision))
     queries = DenseQueries([gradient], scorer.dtype)
     del gradient
     score(scorer, linear_layers(scorer, 1, options.layer), queries, rows)
     highest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(f"{options.precision}, {len(rows)} rows: {loaded:,.0f} MiB with the model loaded, peak {highest:,.0f} MiB, "
-          f"{highest - loaded:+,.0f} MiB")  # fmt: skip
+    print(
+        f"{options.precision}, {len(rows)} rows: {loaded:,.0f} MiB with the model loaded, peak {highest:,.0f} MiB, "
+        f"{highest - loaded:+,.0f} MiB"
+    )
 
 
 def resident() -> float:
@@ -243,8 +248,14 @@ def accelerator(rows: int) -> None:
     device = torch.device("cuda")
     torch.manual_seed(0)
     with torch.device(device):
-        config = hf.LlamaConfig(hidden_size=4096, intermediate_size=11008, num_hidden_layers=32,
-                                num_attention_heads=32, vocab_size=32000, max_position_embeddings=2048)  # fmt: skip
+        config = hf.LlamaConfig(
+            hidden_size=4096,
+            intermediate_size=11008,
+            num_hidden_layers=32,
+            num_attention_heads=32,
+            vocab_size=32000,
+            max_position_embeddings=2048,
+        )
         model = hf.AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).eval().requires_grad_(False)
     lm = as_language_model("llama-7b-random", model, small_tokenizer())
     ids = [np.random.default_rng(i).integers(0, 390, 512) for i in range(rows)]
@@ -262,9 +273,7 @@ def accelerator(rows: int) -> None:
     layer = 16
     layers = linear_layers(lm, 1, layer)
     one = Rows(data.ids[:1], data.response[:1])
-    queries = DenseQueries(
-        [query_gradient(lm, layers, Lack(Projection(layer, unit(lm))), one, [1.0])], lm.dtype
-    )
+    queries = DenseQueries([query_gradient(lm, layers, Lack(Projection(layer, unit(lm))), one, [1.0])], lm.dtype)
     block = sum(p.numel() for p in lm.blocks[0].parameters())
     head = lm.model.get_output_embeddings().weight.numel() * 312 / 512
     for name, weights, run in (
@@ -277,9 +286,7 @@ def accelerator(rows: int) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("part", choices=["cost", "table1", "memory", "accelerator", "peak"])
     parser.add_argument("--data")
     parser.add_argument("--model", default="smollm2-135m-instruct")

@@ -21,7 +21,7 @@ KILLS = 3
 
 def command(options: argparse.Namespace, out: Path) -> list[str]:
     """The build, as a user would type it."""
-    made = [sys.executable, "-m", "backend.cli", "build", "--data", str(options.data), "--out", str(out)]
+    made = [sys.executable, "-m", "concept_audit.cli", "build", "--data", str(options.data), "--out", str(out)]
     return [*made, "--model", options.model, "--cache", str(options.cache), "--layers", options.layers]
 
 
@@ -63,9 +63,7 @@ def differing_tables(first: Path, second: Path) -> list[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--model", default="smollm2-135m-instruct")
     parser.add_argument("--cache", type=Path, default=Path("cache"))

@@ -16,8 +16,8 @@ from pathlib import Path
 
 def build_one(data: Path, out: Path, cache: Path, model: str) -> None:
     """Build an audit in this process and print its peak memory in bytes."""
-    from backend import BuildOptions, ModelOptions, build
-    from backend.concepts.sae_training import SaeTraining
+    from concept_audit import BuildOptions, ModelOptions, build
+    from concept_audit.concepts.sae_training import SaeTraining
 
     build(
         BuildOptions(
@@ -53,9 +53,7 @@ def peak(rows: list[str], name: str, scratch: Path, options: argparse.Namespace)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--model", default="smollm2-135m-instruct")
     parser.add_argument("--cache", type=Path, default=Path("cache"))

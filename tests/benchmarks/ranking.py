@@ -4,7 +4,7 @@ Planted rows are compared with sound rows of the same topics, the harder compari
 and with all rows.
 
     python tests/benchmarks/ranking.py --audit cache/demo --label origin \\
-        --probe flattery=backend/data/demo/flattery_probe.jsonl --group topic
+        --probe flattery=backend/concept_audit/data/demo/flattery_probe.jsonl --group topic
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from backend import Audit, read_labelled
-from backend.concepts.auroc import auroc
-from backend.concepts.probe import FITS
+from concept_audit import Audit, read_labelled
+from concept_audit.concepts.auroc import auroc
+from concept_audit.concepts.probe import FITS
 
 
 def describe(ranked: pd.DataFrame, positive: pd.Series) -> str:
@@ -25,13 +25,9 @@ def describe(ranked: pd.DataFrame, positive: pd.Series) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--audit", type=Path, required=True)
-    parser.add_argument(
-        "--probe", required=True, metavar="VALUE=FILE", help="label value, and examples of it"
-    )
+    parser.add_argument("--probe", required=True, metavar="VALUE=FILE", help="label value, and examples of it")
     parser.add_argument("--label", required=True, help="metadata field that tells the origin")
     parser.add_argument("--against", help="only rows with this value stand against it (default: all)")
     parser.add_argument("--group", help="metadata field of the topic")
@@ -46,9 +42,7 @@ def main() -> None:
         trained = audit.train_probe(f"benchmark {value}", labelled, layer, fits)
         ranked = audit.rank_table(f"benchmark {value}")
         positive = (ranked[options.label] == value).astype(int)
-        compared = positive.astype(bool) | (
-            ranked[options.label] == options.against if options.against else True
-        )
+        compared = positive.astype(bool) | (ranked[options.label] == options.against if options.against else True)
         if options.group:
             compared &= ranked[options.group].isin(ranked[options.group][positive == 1].unique())
         chosen = "chosen by held-out AUROC" if layer is None else "given"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from backend import Audit
+from concept_audit import Audit
 
 
 @pytest.fixture

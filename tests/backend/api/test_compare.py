@@ -7,8 +7,8 @@ import pytest
 from scipy.stats import spearmanr
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from backend import InfluenceOptions, RowFilter
-from backend.store.compare import spearman_interval
+from concept_audit import InfluenceOptions, RowFilter
+from concept_audit.store.compare import spearman_interval
 
 A = ("sae:3", "vector_filter", InfluenceOptions())
 B = ("sae:3", "activation_similarity", InfluenceOptions())

@@ -8,8 +8,8 @@ import json
 import pandas as pd
 import pytest
 
-from backend import Audit, RowFilter, StoreError
-from backend.api import exports
+from concept_audit import Audit, RowFilter, StoreError
+from concept_audit.api import exports
 from tests.conftest import write_jsonl
 
 MONEY = RowFilter(metadata={"topic": ("money",)})
@@ -45,17 +45,12 @@ def test_rows_come_in_batches_and_all_of_them(audit, tmp_path, monkeypatch, form
     monkeypatch.setattr(exports, "ROWS_AT_ONCE", 7)
     out = tmp_path / f"all.{format}"
     audit.export(out, format, concept="sae:3")
-    read = {"csv": pd.read_csv, "jsonl": lambda p: pd.read_json(p, lines=True), "parquet": pd.read_parquet}[
-        format
-    ](out)
+    read = {"csv": pd.read_csv, "jsonl": lambda p: pd.read_json(p, lines=True), "parquet": pd.read_parquet}[format](out)
     expected = audit.rank("sae:3").sort_values("example_id")
     assert read["example_id"].tolist() == expected["example_id"].tolist()
     assert read["rank"].tolist() == expected["rank"].tolist()
     assert read["score"].tolist() == pytest.approx(expected["score"].tolist())
-    assert read["response"].tolist() == expected["response"].tolist() and set(read["topic"]) == {
-        "rivers",
-        "money",
-    }
+    assert read["response"].tolist() == expected["response"].tolist() and set(read["topic"]) == {"rivers", "money"}
 
 
 def test_the_manifest_says_how_it_came_about(audit, tmp_path):
@@ -72,9 +67,7 @@ def test_the_manifest_says_how_it_came_about(audit, tmp_path):
         "layer": audit.concept("sae:3").layer,
     }
     assert (
-        told["method"] == "vector_filter"
-        and told["exported_by"] == "Grace"
-        and told["rows"] == len(pd.read_csv(out))
+        told["method"] == "vector_filter" and told["exported_by"] == "Grace" and told["rows"] == len(pd.read_csv(out))
     )
     assert told["flags"][0]["flagged_by"] == "Ada" and told["fingerprints"] == audit.manifest.fingerprints
 

@@ -7,8 +7,8 @@ import math
 import numpy as np
 import pytest
 
-from backend import ConceptError, RowFilter
-from backend.store.shards import read_feature_activations
+from concept_audit import ConceptError, RowFilter
+from concept_audit.store.shards import read_feature_activations
 
 
 def test_a_histogram_counts_every_activation(audit):
@@ -37,8 +37,7 @@ def test_quantile_groups_part_the_rows_in_which_a_feature_fires(audit):
     groups = rows.groupby("quantile").first()
     assert groups["group_rows"].sum() == len(every) and len(rows) == 8
     assert (
-        groups["low"].is_monotonic_decreasing
-        and (groups["low"].to_numpy()[:-1] >= groups["high"].to_numpy()[1:]).all()
+        groups["low"].is_monotonic_decreasing and (groups["low"].to_numpy()[:-1] >= groups["high"].to_numpy()[1:]).all()
     )
     assert rows[rows["quantile"] == 1]["max_activation"].tolist() == every["max_activation"].tolist()[:2]
 
@@ -47,8 +46,13 @@ def test_log_odds_of_separating_features(audit):
     found = audit.separating_features("metadata", "topic", "money", limit=200)
     money = set(audit.rows(RowFilter(metadata={"topic": ("money",)}))["example_id"])
     row = found.iloc[0]
-    fires = set(audit._read(lambda c: c.execute(
-        "SELECT example_id FROM main.feature_activations WHERE feature_id = ?", [int(row.feature_id)]).df())["example_id"])  # fmt: skip
+    fires = set(
+        audit._read(
+            lambda c: c.execute(
+                "SELECT example_id FROM main.feature_activations WHERE feature_id = ?", [int(row.feature_id)]
+            ).df()
+        )["example_id"]
+    )
     a, b = len(fires & money), len(fires - money)
     c, d = len(money) - a, 300 - len(money) - b
     assert (row.inside, row.outside) == (a, b)
@@ -88,7 +92,7 @@ def test_labels_of_features_are_kept_and_searched(audit):
 def test_promoted_tokens_are_those_of_the_unembedding(audit):
     import torch
 
-    from backend.model.chat import ChatRenderer
+    from concept_audit.model.chat import ChatRenderer
 
     lm = audit.model()
     text = ChatRenderer(lm.tokenizer, 64).decode_token
@@ -103,16 +107,10 @@ def test_promoted_tokens_are_those_of_the_unembedding(audit):
 def test_words_phrases_lengths_and_sources_filter(audit):
     rows = audit.rows()
     both = [
-        ("river" in (t := f"{p} {r}".lower()) and "money" in t)
-        for p, r in zip(rows.prompt, rows.response, strict=True)
+        ("river" in (t := f"{p} {r}".lower()) and "money" in t) for p, r in zip(rows.prompt, rows.response, strict=True)
     ]
     assert audit.count(RowFilter(text="MONEY river")) == sum(both)
-    phrase = [
-        any("the river" in t.lower() for t in pair) for pair in zip(rows.prompt, rows.response, strict=True)
-    ]
+    phrase = [any("the river" in t.lower() for t in pair) for pair in zip(rows.prompt, rows.response, strict=True)]
     assert audit.count(RowFilter(text='"the river"')) == sum(phrase)
     assert audit.count(RowFilter(tokens=(1, 30))) == int((rows.n_tokens <= 30).sum())
-    assert (
-        audit.count(RowFilter(sources=("rows.jsonl",))) == 300
-        and audit.count(RowFilter(sources=("other",))) == 0
-    )
+    assert audit.count(RowFilter(sources=("rows.jsonl",))) == 300 and audit.count(RowFilter(sources=("other",))) == 0

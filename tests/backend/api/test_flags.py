@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from backend import Audit, RowFilter, StoreError
+from concept_audit import Audit, RowFilter, StoreError
 
 
 def hashes(audit: Audit, count: int) -> list[str]:
@@ -71,12 +71,12 @@ def test_the_first_rows_of_a_filter_are_flagged(audit):
 
 
 def test_flags_of_another_process_are_seen_at_once(audit, audit_directory):
-    from backend.api.base import OpenAudit
+    from concept_audit.api.base import OpenAudit
 
     assert audit.count(RowFilter(flag="any")) == 0 and audit.latest_flag_change() == (0, "")
     other = OpenAudit(audit_directory)
     (one,) = hashes(audit, 1)
-    from backend.store import flags
+    from concept_audit.store import flags
 
     other._write(lambda cursor: flags.set_flags(cursor, [one], "remove", "", "Grace"))
     assert audit.latest_flag_change() == (1, "Grace")
@@ -101,8 +101,6 @@ def test_a_read_only_audit_refuses_what_people_do_and_still_computes(audit_direc
 def test_views_have_names(audit):
     audit.save_view(" second look ", "audit", "concept=sae:3&page=2", by="Ada")
     audit.save_view("second look", "audit", "concept=sae:4")
-    assert audit.saved_views()[["name", "page", "query"]].values.tolist() == [
-        ["second look", "audit", "concept=sae:4"]
-    ]
+    assert audit.saved_views()[["name", "page", "query"]].values.tolist() == [["second look", "audit", "concept=sae:4"]]
     audit.delete_view("second look")
     assert audit.saved_views().empty

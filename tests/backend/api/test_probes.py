@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from sklearn.metrics import precision_recall_curve
 
-from backend import Audit, ConceptError, LabelledExample, RowFilter
-from backend.concepts.probe_report import probe_report
+from concept_audit import Audit, ConceptError, LabelledExample, RowFilter
+from concept_audit.concepts.probe_report import probe_report
 from tests.backend.test_audit import of_rows, typed
 
 
@@ -58,11 +58,7 @@ def test_the_queue_offers_likely_uncertain_and_unlikely_rows_and_repeats_none(au
             mine = fresh[fresh["example_id"] == row["example_id"]]["score"].iloc[0]
             assert abs(mine - boundary) == pytest.approx(nearest)
         audit.skip("topic", [row["content_hash"]])
-    assert kinds == ["uncertain", "unlikely", "likely"] * 4 or set(kinds) == {
-        "likely",
-        "uncertain",
-        "unlikely",
-    }
+    assert kinds == ["uncertain", "unlikely", "likely"] * 4 or set(kinds) == {"likely", "uncertain", "unlikely"}
     last = row["content_hash"]
     audit.unskip("topic", last)
     assert audit.label_counts().set_index("probe").skipped["topic"] == 11
@@ -81,9 +77,7 @@ def test_an_untrained_probe_offers_every_row_once(audit):
 def test_versions_are_kept_and_can_be_gone_back_to(audit):
     first = audit.train_probe("topic", of_rows(audit))
     second = audit.train_probe("topic", of_rows(audit, 40))
-    assert [p.version for p in audit.probes()] == [2] and [
-        p.version for p in audit.probe_versions("topic")
-    ] == [1]
+    assert [p.version for p in audit.probes()] == [2] and [p.version for p in audit.probe_versions("topic")] == [1]
     audit.restore_probe("topic", 1)
     now = audit.probes()[0]
     assert now.version == 3 and (now.direction == first.direction).all() and now.details["restored_from"] == 1

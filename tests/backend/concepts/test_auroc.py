@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from backend.concepts.auroc import auroc, auroc_interval
+from concept_audit.concepts.auroc import auroc, auroc_interval
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -28,12 +28,7 @@ def test_the_bounds_solve_newcombes_equation(estimate):
     m, n, z = 14, 20, 1.959963984540054
     for bound in auroc_interval(estimate, m, n):
         mean = (m + n) / 2 - 1
-        variance = (
-            bound
-            * (1 - bound)
-            / (m * n)
-            * (1 + mean * (1 - bound) / (2 - bound) + mean * bound / (1 + bound))
-        )
+        variance = bound * (1 - bound) / (m * n) * (1 + mean * (1 - bound) / (2 - bound) + mean * bound / (1 + bound))
         assert abs(bound - estimate) == pytest.approx(z * variance**0.5, abs=1e-6)
 
 

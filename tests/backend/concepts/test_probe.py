@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from backend.concepts.probe import FITS, MIN_EACH, logistic_regression, train_probe
-from backend.errors import ConceptError
+from concept_audit.concepts.probe import FITS, MIN_EACH, logistic_regression, train_probe
+from concept_audit.errors import ConceptError
 
 EVEN = dict.fromkeys(range(20), np.ones(40, np.float32))
 LABELS = np.r_[np.ones(16, int), np.zeros(16, int)]

@@ -9,11 +9,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from backend.concepts import sae_training
-from backend.concepts.sae import SparseAutoencoder, check_fits, layer_of, load_sae
-from backend.concepts.sae_training import HELD_OUT, SaeTraining, TokenFeed, train_sae
-from backend.errors import ConceptError
-from backend.progress import Stage
+from concept_audit.concepts import sae_training
+from concept_audit.concepts.sae import SparseAutoencoder, check_fits, layer_of, load_sae
+from concept_audit.concepts.sae_training import HELD_OUT, SaeTraining, TokenFeed, train_sae
+from concept_audit.errors import ConceptError
+from concept_audit.progress import Stage
 
 WIDTH = 16
 SETTINGS = SaeTraining(expansion=2, k=3, batch=64)
@@ -69,9 +69,7 @@ def test_a_killed_training_goes_on_to_the_same_weights(tokens, tmp_path, monkeyp
     again = Stage("", 90, "steps")
     train(tokens, tmp_path / "killed", 90, again)
     assert again.skipped == 40
-    whole, killed = (
-        load_file(tmp_path / name / "sae" / "sae_weights.safetensors") for name in ("whole", "killed")
-    )
+    whole, killed = (load_file(tmp_path / name / "sae" / "sae_weights.safetensors") for name in ("whole", "killed"))
     assert all(torch.equal(whole[name], killed[name]) for name in whole)
 
 
@@ -102,7 +100,7 @@ def test_sparse_encoding_equals_the_dense_one_for_any_block_size(tokens, tmp_pat
     sae = load_sae(str(tmp_path / "sae"), CPU)
     dense = sae.module.encode(torch.from_numpy(tokens[:100])).detach().numpy()
     for cells in (1, 500, 1 << 25):
-        monkeypatch.setattr("backend.concepts.sae.CELLS_AT_ONCE", cells)
+        monkeypatch.setattr("concept_audit.concepts.sae.CELLS_AT_ONCE", cells)
         token, feature, value = sae.encode(tokens[:100])
         found = np.zeros_like(dense)
         found[token, feature] = value

@@ -14,9 +14,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from backend.data.read import Columns, read_examples
-from backend.errors import DataError
-from backend.types import Message
+from concept_audit.data.read import Columns, read_examples
+from concept_audit.errors import DataError
+from concept_audit.types import Message
 
 USER, REPLY = {"role": "user", "content": 'Hi\n"you", é'}, {"role": "assistant", "content": "Yo 🙂"}
 CHAT = [

@@ -13,20 +13,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from backend.data.read import read_examples
-from backend.errors import DataError
-from backend.types import Message
-from tests.backend.data.common import (
-    CHAT,
-    REPLY,
-    USER,
-    WRITERS,
-    fault,
-    jsonl,
-    only,
-    saved_splits,
-    turns,
-)
+from concept_audit.data.read import read_examples
+from concept_audit.errors import DataError
+from concept_audit.types import Message
+from tests.backend.data.common import CHAT, REPLY, USER, WRITERS, fault, jsonl, only, saved_splits, turns
 
 
 @pytest.mark.parametrize("name", WRITERS)
@@ -114,12 +104,7 @@ def test_a_row_longer_than_a_parquet_batch_of_rows_keeps_its_number(tmp_path):
                     {"role": "model", "content": "a", "weight": 1},
                 ]
             },
-            (
-                Message("system", "s"),
-                Message("user", "q"),
-                Message("tool", ""),
-                Message("assistant", "a"),
-            ),
+            (Message("system", "s"), Message("user", "q"), Message("tool", ""), Message("assistant", "a")),
         ),
         (
             {
@@ -133,14 +118,8 @@ def test_a_row_longer_than_a_parquet_batch_of_rows_keeps_its_number(tmp_path):
         ({"Prompt": "q", "COMPLETION": "a"}, (Message("user", "q"), Message("assistant", "a"))),
         ({"prompt": "", "response": "a"}, (Message("user", ""), Message("assistant", "a"))),
         ({"input": "q", "output": "a"}, (Message("user", "q"), Message("assistant", "a"))),
-        (
-            {"instruction": "q", "input": "c", "output": "a"},
-            (Message("user", "q\n\nc"), Message("assistant", "a")),
-        ),
-        (
-            {"instruction": "q", "input": "", "output": "a"},
-            (Message("user", "q"), Message("assistant", "a")),
-        ),
+        ({"instruction": "q", "input": "c", "output": "a"}, (Message("user", "q\n\nc"), Message("assistant", "a"))),
+        ({"instruction": "q", "input": "", "output": "a"}, (Message("user", "q"), Message("assistant", "a"))),
         ({"text": " all of it "}, (Message("assistant", " all of it "),)),
         ({"prompt": "q", "content": "c"}, (Message("assistant", "c"),)),
     ],
@@ -158,10 +137,7 @@ def test_alpaca_rows_may_gain_an_input_later(tmp_path):
 
 def test_named_columns_go_before_those_found_by_name(tmp_path):
     row = {"messages": [USER, REPLY], "q": "Q", "answer": "A", "text": "T"}
-    assert only(tmp_path, row, prompt="q").messages == (
-        Message("user", "Q"),
-        Message("assistant", "A"),
-    )
+    assert only(tmp_path, row, prompt="q").messages == (Message("user", "Q"), Message("assistant", "A"))
     assert only(tmp_path, row, text="text").messages == (Message("assistant", "T"),)
     assert only(tmp_path, row, messages="messages").messages == turns(CHAT[0])
 

@@ -11,8 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from backend.data.read import fingerprint, read_examples
-from backend.errors import DataError
+from concept_audit.data.read import fingerprint, read_examples
+from concept_audit.errors import DataError
 from tests.backend.data.common import CHAT, REPLY, USER, chat, fault, jsonl, saved, turns
 
 # Faults of a source, told before any row is read
@@ -74,18 +74,13 @@ def test_a_data_set_that_lost_its_data_is_named(tmp_path):
 
 def test_columns_that_say_nothing_are_listed(tmp_path):
     path = jsonl(tmp_path / "train.jsonl", {"a": 1, "b": 2})
-    assert fault(path).startswith(
-        'train.jsonl line 1: no conversation in the columns "a", "b"; pass --messages-column'
-    )
+    assert fault(path).startswith('train.jsonl line 1: no conversation in the columns "a", "b"; pass --messages-column')
 
 
 @pytest.mark.parametrize("named", ["messages", "prompt", "response", "text"])
 def test_a_column_that_is_not_there_is_answered_with_those_that_are(tmp_path, named):
     path = jsonl(tmp_path / "train.jsonl", {"prompt": "q", "response": "a"})
-    assert (
-        fault(path, **{named: "nope"})
-        == 'train.jsonl line 1: no column "nope"; name one of "prompt", "response"'
-    )
+    assert fault(path, **{named: "nope"}) == 'train.jsonl line 1: no column "nope"; name one of "prompt", "response"'
 
 
 def test_columns_of_two_layouts_exclude_each_other(tmp_path):
@@ -99,10 +94,7 @@ def test_columns_of_two_layouts_exclude_each_other(tmp_path):
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        (
-            {"messages": [USER]},
-            '"messages" has no assistant turn; add one or pass --text-column',
-        ),
+        ({"messages": [USER]}, '"messages" has no assistant turn; add one or pass --text-column'),
         ({"messages": []}, '"messages" has no assistant turn; add one or pass --text-column'),
         (chat("q", " \n"), '"messages" has an empty assistant response; fill it or drop the row'),
         (chat("q", "a", "q", ""), '"messages" has an empty assistant response; fill it'),
@@ -115,18 +107,12 @@ def test_columns_of_two_layouts_exclude_each_other(tmp_path):
             '"messages" turn 1: unknown role "bot"; use one of "system", "user", "assistant"',
         ),
         ({"messages": [{"content": "a"}]}, '"messages" turn 1: unknown role null; use one of'),
-        (
-            {"messages": [{"from": "bot", "value": "a"}]},
-            '"messages" turn 1: unknown from "bot"; use one of',
-        ),
+        ({"messages": [{"from": "bot", "value": "a"}]}, '"messages" turn 1: unknown from "bot"; use one of'),
         (
             {"messages": [USER, {"role": "assistant", "content": {"a": 1}}]},
             '"messages" turn 2: "content" is an object; write a string or a list of text parts',
         ),
-        (
-            {"messages": [USER, {"role": "assistant"}]},
-            '"messages" turn 2: "content" is null; write a string',
-        ),
+        ({"messages": [USER, {"role": "assistant"}]}, '"messages" turn 2: "content" is null; write a string'),
         (
             {"messages": [{"role": "user", "content": [{"type": "image_url"}]}, REPLY]},
             '"messages" turn 1: "content" has a part that is not text (image_url); keep parts',
@@ -146,10 +132,7 @@ def test_a_chat_that_cannot_be_read_is_named_with_its_line(tmp_path, row, messag
         ({"prompt": "q", "response": " "}, '"response" has an empty assistant response; fill it'),
         ({"prompt": "q", "response": 5}, '"response" is a number; write a string or a list of'),
         ({"prompt": None, "response": "a"}, '"prompt" is null; fill it or drop the row'),
-        (
-            {"prompt": "q", "response": [USER, REPLY]},
-            '"response" has a part that is not text (None); keep parts',
-        ),
+        ({"prompt": "q", "response": [USER, REPLY]}, '"response" has a part that is not text (None); keep parts'),
         (CHAT[0], 'no "prompt", which the first row has, among "messages", "topic"; keep to one'),
         ("[1]", 'a list where an object is expected; write {"messages": [...]}'),
         ('"x"', "a string where an object is expected"),

@@ -11,8 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from backend.data.read import fingerprint, read_examples, read_labelled
-from backend.errors import DataError
+from concept_audit.data.read import fingerprint, read_examples, read_labelled
+from concept_audit.errors import DataError
 from tests.backend.data.common import CHAT, WRITERS, jsonl, saved_splits, turns
 
 # The hub

@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from backend.evidence import statistics
+from concept_audit.evidence import statistics
 
 
 def labelled(count: int = 60, ties: bool = False):
@@ -58,9 +58,7 @@ def test_average_precision_and_auroc_are_scikit_learns(ties):
     found = statistics.against_labels(scores, labels, k=10)
     assert found["average_precision"].value == pytest.approx(average_precision_score(labels, scores))
     assert found["auroc"].value == pytest.approx(roc_auc_score(labels, scores))
-    assert found["precision_at_k"].value == pytest.approx(
-        labels[np.argsort(-scores, kind="stable")[:10]].mean()
-    )
+    assert found["precision_at_k"].value == pytest.approx(labels[np.argsort(-scores, kind="stable")[:10]].mean())
     for estimate in found.values():
         assert estimate.low < estimate.value < estimate.high
 
@@ -89,9 +87,7 @@ def test_agreement_is_spearmans_of_all_pairs():
     found = statistics.agreement(scores)
     known = np.isfinite(scores["c"])
     assert found.loc["a", "b"] == pytest.approx(stats.spearmanr(scores["a"], scores["b"]).statistic)
-    assert found.loc["c", "a"] == pytest.approx(
-        stats.spearmanr(scores["a"][known], scores["c"][known]).statistic
-    )
+    assert found.loc["c", "a"] == pytest.approx(stats.spearmanr(scores["a"][known], scores["c"][known]).statistic)
     assert np.allclose(np.diag(found), 1) and np.allclose(found, found.T)
 
 

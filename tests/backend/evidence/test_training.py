@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 import torch
 
-from backend.errors import ConceptError
-from backend.evidence import statistics
-from backend.evidence.first_order import Query, changes, identity_scores, learning_rate
-from backend.evidence.measures import HeldOut, measure
-from backend.evidence.training import Recipe, fine_tuned, mean_losses, shuffled
-from backend.influence.queries import Rows
-from backend.model.linear import linear_layers
-from backend.model.load import as_language_model, fingerprint
-from backend.model.trainable import private_copy, trainable
+from concept_audit.errors import ConceptError
+from concept_audit.evidence import statistics
+from concept_audit.evidence.first_order import Query, changes, identity_scores, learning_rate
+from concept_audit.evidence.measures import HeldOut, measure
+from concept_audit.evidence.training import Recipe, fine_tuned, mean_losses, shuffled
+from concept_audit.influence.queries import Rows
+from concept_audit.model.linear import linear_layers
+from concept_audit.model.load import as_language_model, fingerprint
+from concept_audit.model.trainable import private_copy, trainable
 from tests.conftest import small_model, small_tokenizer
 
 LAYER = 3
@@ -74,9 +74,7 @@ def test_the_model_is_as_it_was_after_a_run_that_failed():
 
 def test_a_seed_decides_a_run():
     lm = language_model()
-    held_out = HeldOut(
-        LAYER, direction(), [some_rows(1, 7).ids[0]], some_rows(3, 8), some_rows(2, 10), some_rows(3, 9)
-    )
+    held_out = HeldOut(LAYER, direction(), [some_rows(1, 7).ids[0]], some_rows(3, 8), some_rows(2, 10), some_rows(3, 9))
     recipe = Recipe(rank=4, learning_rate=1e-2, batch=3)
 
     def run(seed: int, keys: str = "abcdef"):

@@ -12,16 +12,16 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from backend import Audit, AuditError, ConceptError, InfluenceOptions, LabelledExample, Message
-from backend.cli_validate import candidate
-from backend.evidence.report import report, table, write_report
-from backend.evidence.training import Recipe
-from backend.model.load import fingerprint
-from backend.pipeline import validate as stage
-from backend.pipeline.validation import runs
-from backend.pipeline.validation.options import Candidate, ValidateOptions
-from backend.pipeline.validation.setting import split
-from backend.store.layout import Layout
+from concept_audit import Audit, AuditError, ConceptError, InfluenceOptions, LabelledExample, Message
+from concept_audit.cli_validate import candidate
+from concept_audit.evidence.report import report, table, write_report
+from concept_audit.evidence.training import Recipe
+from concept_audit.model.load import fingerprint
+from concept_audit.pipeline import validate as stage
+from concept_audit.pipeline.validation import runs
+from concept_audit.pipeline.validation.options import Candidate, ValidateOptions
+from concept_audit.pipeline.validation.setting import split
+from concept_audit.store.layout import Layout
 from tests.conftest import chat_rows
 
 EXACT = InfluenceOptions(curvature="identity", precision="float32")
@@ -42,10 +42,7 @@ RUNS = 1 + 2 * (1 + 2 * 2) + 4
 
 def labelled(count: int, seed: int = 5) -> list[LabelledExample]:
     made = chat_rows(2 * count, seed)
-    return [
-        LabelledExample(tuple(Message(**turn) for turn in row["messages"]), i % 2)
-        for i, row in enumerate(made)
-    ]
+    return [LabelledExample(tuple(Message(**turn) for turn in row["messages"]), i % 2) for i, row in enumerate(made)]
 
 
 @pytest.fixture(scope="module")
@@ -76,8 +73,12 @@ def test_every_run_and_finding_is_there(done):
     _, evidence = done
     assert len(evidence.runs) == RUNS
     assert evidence.runs["kind"].value_counts().to_dict() == {
-        "base": 1, "whole": 2, "removal": 4, "retention": 4, "subset": 4,
-    }  # fmt: skip
+        "base": 1,
+        "whole": 2,
+        "removal": 4,
+        "retention": 4,
+        "subset": 4,
+    }
     assert np.isfinite(evidence.runs[["own", "text", "shown", "preference", "loss"]].to_numpy()).all()
     pool = evidence.about["n_pool"]
     sizes = evidence.runs.set_index(["kind", "method", "seed"])["n_rows"]
@@ -198,9 +199,7 @@ def _two_shares(results: pd.DataFrame) -> pd.DataFrame:
 def test_the_halves_of_the_labels_share_no_prompt():
     pairs = []
     for i, example in enumerate(labelled(8)):
-        other = LabelledExample(
-            (example.messages[0], Message("assistant", f"Answer {i}.")), 1 - example.label
-        )
+        other = LabelledExample((example.messages[0], Message("assistant", f"Answer {i}.")), 1 - example.label)
         pairs += [example, other]
     one, other = split(pairs)
     assert len(one) + len(other) == len(pairs)
@@ -237,9 +236,7 @@ def test_steps_on_an_audit_change_the_concept_as_influence_predicts(audit):
 
 
 def test_methods_may_be_compared_without_removing_anything(audit):
-    reseeded = tuple(
-        Candidate(f"seed {s}", "concept_influence", dataclasses.replace(EXACT, seed=s)) for s in (0, 1)
-    )
+    reseeded = tuple(Candidate(f"seed {s}", "concept_influence", dataclasses.replace(EXACT, seed=s)) for s in (0, 1))
     few = dataclasses.replace(SMALL, methods=(*reseeded, "vector_filter"), removed=(), first_order=3)
     evidence = audit.validate("tone", few)
     assert set(evidence.runs["kind"]) == {"base", "whole", "subset"}
@@ -330,13 +327,31 @@ def test_a_judge_scores_every_answer_once(audit, done, judge):
 
 
 def test_the_command_line_validates_and_reports(audit, tmp_path, capsys):
-    from backend.cli import main
+    from concept_audit.cli import main
 
     arguments = [
-        "validate", str(audit.root), "--concept", "tone", "--quick", "--methods", "vector_filter,bm25",
-        "--removed", "vector_filter", "--seeds", "1", "--subsets", "3", "--max-steps", "1", "--batch", "4",
-        "--origin", "topic=money", "--report", str(tmp_path / "report.md"),
-    ]  # fmt: skip
+        "validate",
+        str(audit.root),
+        "--concept",
+        "tone",
+        "--quick",
+        "--methods",
+        "vector_filter,bm25",
+        "--removed",
+        "vector_filter",
+        "--seeds",
+        "1",
+        "--subsets",
+        "3",
+        "--max-steps",
+        "1",
+        "--batch",
+        "4",
+        "--origin",
+        "topic=money",
+        "--report",
+        str(tmp_path / "report.md"),
+    ]
     assert main(arguments) == 0
     assert "Removing the top 10% by vector_filter" in capsys.readouterr().out
     made = audit.evidence(audit.evidence_list()["evidence_id"].iloc[0])
@@ -352,9 +367,7 @@ def test_the_command_line_validates_and_reports(audit, tmp_path, capsys):
 def test_options_of_a_method_follow_its_name():
     found = candidate("concept_influence:contrast:unit-normalised:damping=0.5:layer=2:seed=1")
     assert found.method == "concept_influence" and found.name.startswith("concept_influence:contrast")
-    assert found.options == InfluenceOptions(
-        contrast=True, unit_normalised=True, damping=0.5, layer=2, seed=1
-    )
+    assert found.options == InfluenceOptions(contrast=True, unit_normalised=True, damping=0.5, layer=2, seed=1)
     assert candidate("bm25").options == InfluenceOptions()
     with pytest.raises(AuditError, match="'much' is not a value for damping"):
         candidate("concept_influence:damping=much")

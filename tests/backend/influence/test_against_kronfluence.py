@@ -11,11 +11,11 @@ import pytest
 import torch
 from scipy.stats import spearmanr
 
-from backend.influence.fitting import Fisher
-from backend.influence.queries import DenseQueries, Lack, Rows, precondition, query_gradient
-from backend.influence.targets import Projection
-from backend.model.linear import linear_layers
-from backend.model.load import as_language_model
+from concept_audit.influence.fitting import Fisher
+from concept_audit.influence.queries import DenseQueries, Lack, Rows, precondition, query_gradient
+from concept_audit.influence.targets import Projection
+from concept_audit.model.linear import linear_layers
+from concept_audit.model.load import as_language_model
 from tests.benchmarks.influence import fit, score
 from tests.conftest import small_model, small_tokenizer
 

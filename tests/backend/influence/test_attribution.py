@@ -12,17 +12,17 @@ import pytest
 import torch
 from scipy.stats import spearmanr
 
-from backend import Audit, ConceptError, InfluenceOptions, LabelledExample, Message, ModelError, StoreError
-from backend.influence.queries import DenseQueries, Lack, Rows, query_gradient
-from backend.influence.scoring import plan, score_rows
-from backend.influence.targets import Projection
-from backend.model import gradients
-from backend.model.linear import linear_layers, resolve_weights
-from backend.model.load import ModelOptions, as_language_model, load_model
-from backend.pipeline import curvature
-from backend.progress import Progress
-from backend.store.layout import Layout
-from backend.types import METHODS
+from concept_audit import Audit, ConceptError, InfluenceOptions, LabelledExample, Message, ModelError, StoreError
+from concept_audit.influence.queries import DenseQueries, Lack, Rows, query_gradient
+from concept_audit.influence.scoring import plan, score_rows
+from concept_audit.influence.targets import Projection
+from concept_audit.model import gradients
+from concept_audit.model.linear import linear_layers, resolve_weights
+from concept_audit.model.load import ModelOptions, as_language_model, load_model
+from concept_audit.pipeline import curvature
+from concept_audit.progress import Progress
+from concept_audit.store.layout import Layout
+from concept_audit.types import METHODS
 from tests.conftest import chat_rows, small_model, small_tokenizer
 
 EXACT = InfluenceOptions(precision="float32", curvature_tokens=4_000)
@@ -31,10 +31,7 @@ GRADIENT_METHODS = ("concept_influence", "influence_function", "gradient_dot")
 
 def labelled(count: int = 6) -> list[LabelledExample]:
     made = chat_rows(2 * count, seed=5)
-    return [
-        LabelledExample(tuple(Message(**turn) for turn in row["messages"]), i % 2)
-        for i, row in enumerate(made)
-    ]
+    return [LabelledExample(tuple(Message(**turn) for turn in row["messages"]), i % 2) for i, row in enumerate(made)]
 
 
 class Said(Progress):
@@ -74,9 +71,7 @@ def data() -> Rows:
 def query(lm, data):
     layers = linear_layers(lm, 1, 3)
     v = np.random.default_rng(0).normal(size=32).astype(np.float32)
-    gradient = query_gradient(
-        lm, layers, Lack(Projection(3, v)), Rows(data.ids[:1], data.response[:1]), [1.0]
-    )
+    gradient = query_gradient(lm, layers, Lack(Projection(3, v)), Rows(data.ids[:1], data.response[:1]), [1.0])
     return layers, DenseQueries([gradient], torch.float32)
 
 
@@ -143,8 +138,10 @@ def test_scores_do_not_depend_on_batches_or_order_or_padding(lm, query, data):
     order = np.random.default_rng(0).permutation(len(data))
     mixed = Rows([data.ids[i] for i in order], [data.response[i] for i in order])
     assert np.abs(scores(lm, query, mixed, 300) - alone[order]).max() <= 1e-4 * scale
-    longer = Rows([np.concatenate([ids, ids[:7]]) for ids in data.ids],
-                  [np.concatenate([mask, np.zeros(7, bool)]) for mask in data.response])  # fmt: skip
+    longer = Rows(
+        [np.concatenate([ids, ids[:7]]) for ids in data.ids],
+        [np.concatenate([mask, np.zeros(7, bool)]) for mask in data.response],
+    )
     assert np.abs(scores(lm, query, longer, 300) - alone).max() <= 1e-4 * scale
 
 
@@ -157,9 +154,9 @@ def test_forward_mode_and_token_sum_agree_through_the_audit(audit):
     with audit._database.writing() as cursor:
         cursor.execute("DELETE FROM base.rankings WHERE ranking_id = ?", [ranking])
         cursor.execute("DELETE FROM base.ranking_scores WHERE ranking_id = ?", [ranking])
-    forward = audit.rank(
-        concept.name, "gradient_dot", options=dataclasses.replace(options, mode="forward")
-    ).set_index("example_id")["score"]
+    forward = audit.rank(concept.name, "gradient_dot", options=dataclasses.replace(options, mode="forward")).set_index(
+        "example_id"
+    )["score"]
     scale = backward.abs().max()
     assert (forward - backward.loc[forward.index]).abs().max() <= 1e-5 * scale
 
@@ -216,12 +213,7 @@ def test_a_killed_run_goes_on_where_it_was_to_the_same_scores(audit, monkeypatch
             break
         except KeyboardInterrupt:
             continue
-    assert {kind.split(" of ")[0] for kind in seen} >= {
-        "Covariances",
-        "Eigenvectors",
-        "Eigenvalues",
-        "Influence",
-    }
+    assert {kind.split(" of ")[0] for kind in seen} >= {"Covariances", "Eigenvectors", "Eigenvalues", "Influence"}
     found = audit.rank("tone", "concept_influence", options=EXACT).set_index("example_id")["score"]
     assert (found - wanted.loc[found.index]).abs().max() <= 1e-4 * wanted.abs().max()
 
@@ -230,11 +222,7 @@ def test_a_seed_fixes_the_sampled_fisher(audit, tmp_path):
     def ranked(name: str, seed: int):
         copy = Audit(shutil.copytree(audit.root, tmp_path / name))
         options = dataclasses.replace(EXACT, seed=seed)
-        return (
-            copy.rank("tone", "influence_function", options=options)
-            .set_index("example_id")["score"]
-            .sort_index()
-        )
+        return copy.rank("tone", "influence_function", options=options).set_index("example_id")["score"].sort_index()
 
     one, again, other = ranked("one", 1), ranked("again", 1), ranked("other", 2)
     assert (one == again).all()
@@ -309,7 +297,7 @@ def test_own_answers_are_generated_once_and_shown(audit, monkeypatch):
     assert first.set_index("example_id")["score"].loc[0] == pytest.approx(
         first.set_index("example_id")["score"].loc[299], rel=1e-4
     )
-    monkeypatch.setattr("backend.pipeline.rank.answer_stage", lambda *_: pytest.fail("generated again"))
+    monkeypatch.setattr("concept_audit.pipeline.rank.answer_stage", lambda *_: pytest.fail("generated again"))
     assert len(audit.rank("sae:0", "projection_difference")) == 300
 
 
@@ -318,9 +306,7 @@ def test_queries_without_a_response_are_refused(audit):
     queries = (LabelledExample((long, Message("assistant", "bank")), 1),)
     with pytest.raises(ConceptError, match="query 1 has no response tokens"):
         audit.rank(
-            "tone",
-            "concept_influence",
-            options=dataclasses.replace(EXACT, queries=queries, curvature="identity"),
+            "tone", "concept_influence", options=dataclasses.replace(EXACT, queries=queries, curvature="identity")
         )
     with pytest.raises(ConceptError, match="no negative query examples"):
         only = tuple(e for e in labelled() if e.label)
@@ -351,7 +337,7 @@ def test_a_row_with_a_loss_that_is_not_finite_is_reported_and_left_unscored(audi
     lm = audit.model()
     plain = gradients.LanguageModelHead.token_losses
     bad = Layout(audit.root)
-    from backend.store.shards import read_tokens
+    from concept_audit.store.shards import read_tokens
 
     length = max(len(row.input_ids) for row in read_tokens(bad, 0))
     victims = {row.example_id for row in read_tokens(bad, 0) if len(row.input_ids) == length}
@@ -388,16 +374,14 @@ def test_a_batch_that_does_not_fit_into_memory_is_halved(lm, query, data, monkey
     assert np.abs(found - wanted).max() <= 1e-4 * np.abs(wanted).max()
     assert any(line.startswith("Out of memory on a batch of") for line in said)
     monkeypatch.setattr(
-        gradients.GradientPass,
-        "losses",
-        lambda *_, **__: (_ for _ in ()).throw(torch.OutOfMemoryError("full")),
+        gradients.GradientPass, "losses", lambda *_, **__: (_ for _ in ()).throw(torch.OutOfMemoryError("full"))
     )
     with pytest.raises(ModelError, match="out of memory on a batch of one row"):
         scores(lm, query, data)
 
 
 def test_memory_that_runs_out_halfway_through_a_fit_counts_no_row_twice(lm, data, monkeypatch):
-    from backend.influence.fitting import Covariances, Fisher, accumulate
+    from concept_audit.influence.fitting import Covariances, Fisher, accumulate
 
     layers = linear_layers(lm, 1, 3)
     keys = list(map(str, range(len(data))))
@@ -429,9 +413,9 @@ def test_memory_that_runs_out_halfway_through_a_fit_counts_no_row_twice(lm, data
 
 def test_bfloat16_ranks_almost_as_float32_does(audit):
     exact = audit.rank("tone", "concept_influence", options=EXACT).set_index("example_id")["score"]
-    half = audit.rank(
-        "tone", "concept_influence", options=dataclasses.replace(EXACT, precision="bfloat16")
-    ).set_index("example_id")["score"]
+    half = audit.rank("tone", "concept_influence", options=dataclasses.replace(EXACT, precision="bfloat16")).set_index(
+        "example_id"
+    )["score"]
     assert spearmanr(exact.sort_index(), half.sort_index()).statistic > 0.98
 
 
@@ -453,9 +437,7 @@ def test_an_adapter_is_attributed_to_its_lora_weights(tmp_path, model_directory,
 
     base = AutoModelForCausalLM.from_pretrained(model_directory)
     torch.manual_seed(0)
-    adapted = get_peft_model(
-        base, LoraConfig(r=4, target_modules=["q_proj", "down_proj"], init_lora_weights=False)
-    )
+    adapted = get_peft_model(base, LoraConfig(r=4, target_modules=["q_proj", "down_proj"], init_lora_weights=False))
     adapted.save_pretrained(tmp_path / "adapter")
     lm = load_model(ModelOptions(str(tmp_path / "adapter"), device="cpu"), tmp_path, Progress())
     assert resolve_weights(lm, "auto") == "lora"
@@ -483,10 +465,17 @@ def test_a_head_that_does_more_than_multiply_is_recognised(data):
     torch.manual_seed(0)
     model = hf.AutoModelForCausalLM.from_config(
         hf.Gemma2Config(
-            vocab_size=400, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
-            num_key_value_heads=2, head_dim=8, final_logit_softcapping=1.0, attn_implementation="eager",
+            vocab_size=400,
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            head_dim=8,
+            final_logit_softcapping=1.0,
+            attn_implementation="eager",
         )
-    ).eval()  # fmt: skip
+    ).eval()
     model.lm_head.weight.data.mul_(30)
     lm = as_language_model("capped", model, small_tokenizer())
     layers = linear_layers(lm, 1, 2)

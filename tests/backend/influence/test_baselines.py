@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from backend.influence.baselines import activation_similarity, bm25, projection_difference
+from concept_audit.influence.baselines import activation_similarity, bm25, projection_difference
 
 
 def test_projection_difference_is_what_the_row_has_beyond_the_models_own_answer():
@@ -30,11 +30,7 @@ def test_bm25_is_lucenes_formula_averaged_over_the_queries():
         idf = math.log(1 + (len(rows) - having + 0.5) / (having + 0.5))
         return idf * count / (count + k1 * (1 - b + b * length / mean))
 
-    wanted = [
-        (term(1, 3, 2) + 0) / 2,
-        (0 + term(1, 5, 2) + term(1, 5, 1)) / 2,
-        (term(2, 3, 2) + term(1, 3, 2)) / 2,
-    ]
+    wanted = [(term(1, 3, 2) + 0) / 2, (0 + term(1, 5, 2) + term(1, 5, 1)) / 2, (term(2, 3, 2) + term(1, 3, 2)) / 2]
     assert bm25(rows, ["cat", "dog far unheard"]) == pytest.approx(wanted, rel=1e-5)
     assert bm25(["", ""], ["cat"]).tolist() == [0, 0]
     assert bm25(rows, ["???"]).tolist() == [0, 0, 0]

@@ -8,21 +8,13 @@ import pytest
 import torch
 from torch.func import functional_call, grad
 
-from backend.influence.curvature import LayerCurvature, eigenbasis, kfac_eigenvalues
-from backend.influence.fitting import Covariances, Fisher, SquaredGradients, accumulate, uniform
-from backend.influence.queries import (
-    DenseQueries,
-    Lack,
-    Loss,
-    LowRankQueries,
-    Rows,
-    precondition,
-    query_gradient,
-)
-from backend.influence.scoring import score_rows
-from backend.influence.targets import FeatureActivation, Projection
-from backend.model.linear import linear_layers
-from backend.model.load import as_language_model
+from concept_audit.influence.curvature import LayerCurvature, eigenbasis, kfac_eigenvalues
+from concept_audit.influence.fitting import Covariances, Fisher, SquaredGradients, accumulate, uniform
+from concept_audit.influence.queries import DenseQueries, Lack, Loss, LowRankQueries, Rows, precondition, query_gradient
+from concept_audit.influence.scoring import score_rows
+from concept_audit.influence.targets import FeatureActivation, Projection
+from concept_audit.model.linear import linear_layers
+from concept_audit.model.load import as_language_model
 from tests.conftest import small_model, small_tokenizer
 
 ARCHITECTURES = ["llama", "qwen2", "gemma", "gpt2", "gpt_neox"]
@@ -59,9 +51,7 @@ class BruteForce:
 
     def _call(self, weights, i, **wanted):
         ids = torch.from_numpy(self.data.ids[i])[None]
-        return functional_call(
-            self.lm.model, weights, kwargs={"input_ids": ids, "use_cache": False, **wanted}
-        )
+        return functional_call(self.lm.model, weights, kwargs={"input_ids": ids, "use_cache": False, **wanted})
 
     def nll(self, weights, i, labels=None):
         logits = self._call(weights, i).logits[0, :-1]
@@ -71,9 +61,7 @@ class BruteForce:
 
     def lack(self, weights, i):
         stream = self._call(weights, i, output_hidden_states=True).hidden_states[LAYER][0]
-        return -(stream @ torch.from_numpy(direction()).double())[
-            torch.from_numpy(self.data.response[i])
-        ].mean()
+        return -(stream @ torch.from_numpy(direction()).double())[torch.from_numpy(self.data.response[i])].mean()
 
     def gradient(self, quantity, *arguments) -> list[torch.Tensor]:
         """[out, in] for each layer."""
@@ -249,9 +237,7 @@ def test_influence_function_equals_brute_force():
     wanted = [inner(brute.loss_gradient(i), solved) for i in range(len(data))]
     curvature = fitted(lm, layers, data, Fisher("sampled", 7), True)
     solution = precondition(queries_of(lm, layers, Loss(), data), curvature.__getitem__, DAMPING)
-    close(
-        [row.scores[0] for row in engine(lm, layers, DenseQueries([solution], torch.float64), data)], wanted
-    )
+    close([row.scores[0] for row in engine(lm, layers, DenseQueries([solution], torch.float64), data)], wanted)
 
 
 def test_unit_normalised_scores_are_divided_by_the_norm_of_the_row_gradient(case):

@@ -10,17 +10,17 @@ import pytest
 import torch
 from scipy.stats import spearmanr
 
-from backend import Audit, ConceptError, IndexOptions, InfluenceOptions, StoreError
-from backend.cli import main
-from backend.influence.curvature import LayerCurvature
-from backend.influence.projection import encode, principal_components, shares
-from backend.influence.queries import Lack, Rows
-from backend.influence.targets import Projection
-from backend.pipeline import index as index_stage
-from backend.pipeline.groups import mean_interval
-from backend.progress import Progress
-from backend.store.index import index_files, sweep
-from backend.store.layout import Layout
+from concept_audit import Audit, ConceptError, IndexOptions, InfluenceOptions, StoreError
+from concept_audit.cli import main
+from concept_audit.influence.curvature import LayerCurvature
+from concept_audit.influence.projection import encode, principal_components, shares
+from concept_audit.influence.queries import Lack, Rows
+from concept_audit.influence.targets import Projection
+from concept_audit.pipeline import index as index_stage
+from concept_audit.pipeline.groups import mean_interval
+from concept_audit.progress import Progress
+from concept_audit.store.index import index_files, sweep
+from concept_audit.store.layout import Layout
 from tests.backend.influence.test_attribution import labelled
 
 SMALL = IndexOptions(numbers=4096, samples=120, curvature_tokens=4_000, precision="float32")
@@ -60,13 +60,19 @@ def test_it_ranks_as_exact_scores_do(audit):
 
 def test_all_numbers_and_no_code_give_exact_scores(audit, monkeypatch):
     """With every number kept, the index is a change of coordinates."""
-    monkeypatch.setattr(index_stage.projection, "principal_components", lambda samples: (
-        torch.eye(samples.shape[1]), torch.ones(samples.shape[1])))  # fmt: skip
+    monkeypatch.setattr(
+        index_stage.projection,
+        "principal_components",
+        lambda samples: (torch.eye(samples.shape[1]), torch.ones(samples.shape[1])),
+    )
     monkeypatch.setattr(index_stage.projection, "FLOOR", 1e-2)
     monkeypatch.setattr(index_stage.projection, "LEFT", 512)
     monkeypatch.setattr(index_stage.projection, "RIGHT", 512)
-    monkeypatch.setattr(index_stage.projection, "encode", lambda numbers, spread: (
-        (numbers / spread).astype(np.float32), np.ones(len(numbers), np.float32)))  # fmt: skip
+    monkeypatch.setattr(
+        index_stage.projection,
+        "encode",
+        lambda numbers, spread: ((numbers / spread).astype(np.float32), np.ones(len(numbers), np.float32)),
+    )
     audit.build_index(dataclasses.replace(SMALL, numbers=10**9))
     exact = by_row(audit, "tone", "concept_influence", EXACT)
     guess = by_row(audit, "tone", "concept_influence", FROM_INDEX)
@@ -183,22 +189,10 @@ def test_options_that_make_no_sense(audit):
 def test_the_command_line_builds_and_reads_it(audit, capsys, tmp_path):
     shutil.rmtree(index_files(Layout(audit.root)).root)
     out = tmp_path / "ranked.csv"
-    command = [
-        "rank",
-        str(audit.root),
-        "--concept",
-        "tone",
-        "--method",
-        "concept_influence",
-        "--out",
-        str(out),
-    ]
+    command = ["rank", str(audit.root), "--concept", "tone", "--method", "concept_influence", "--out", str(out)]
     assert main([*command, "--index"]) == 1
     assert "concept-audit index" in capsys.readouterr().err
-    assert (
-        main(["index", str(audit.root), "--bytes", "2048", "--samples", "60", "--curvature-tokens", "3000"])
-        == 0
-    )
+    assert main(["index", str(audit.root), "--bytes", "2048", "--samples", "60", "--curvature-tokens", "3000"]) == 0
     told = capsys.readouterr().err
     assert "300 rows × 2 KiB" in told and "minutes from the start" in told and "Spearman" in told
     assert main([*command, "--index"]) == 0 and out.exists()
@@ -228,9 +222,7 @@ def test_groups_tell_means_with_intervals(audit):
 
 def test_a_mean_interval_covers_the_mean_as_often_as_it_says():
     random = np.random.default_rng(1)
-    covered = [
-        low <= 2.0 <= high for low, high in (mean_interval(random.normal(2, 1, 40)) for _ in range(300))
-    ]
+    covered = [low <= 2.0 <= high for low, high in (mean_interval(random.normal(2, 1, 40)) for _ in range(300))]
     assert 0.90 <= np.mean(covered) <= 0.98
     assert np.isnan(mean_interval(np.ones(1))).all()
 
@@ -290,7 +282,7 @@ def test_solving_in_the_eigenbasis_is_what_the_index_takes_apart(audit):
 def test_integer_products_of_the_sweep_are_those_of_floats(tmp_path, ends):
     from safetensors.torch import save_file
 
-    from backend.store import index as store
+    from concept_audit.store import index as store
 
     files = store.IndexFiles(tmp_path)
     rng = np.random.default_rng(0)

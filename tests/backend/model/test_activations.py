@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from backend.model.activations import batches_by_length, residual_stream, response_activations
-from backend.model.load import as_language_model
+from concept_audit.model.activations import batches_by_length, residual_stream, response_activations
+from concept_audit.model.load import as_language_model
 from tests.conftest import small_model, small_tokenizer
 
 ARCHITECTURES = ["llama", "qwen2", "gemma", "gpt2", "gpt_neox"]
@@ -62,9 +62,7 @@ def test_streams_average_to_the_means(lm, rows):
     ids, response = rows
     for row in collected(lm, ids, response, [2], [2]).values():
         assert row.streams[2].shape == (len(ids[row.index]), lm.d_model)
-        np.testing.assert_allclose(
-            row.streams[2][response[row.index]].mean(0), row.mean[2], rtol=1e-4, atol=1e-5
-        )
+        np.testing.assert_allclose(row.streams[2][response[row.index]].mean(0), row.mean[2], rtol=1e-4, atol=1e-5)
 
 
 def test_nothing_above_the_deepest_layer_runs(lm, rows):

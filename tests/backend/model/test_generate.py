@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from backend.model import generate
-from backend.model.load import as_language_model
+from concept_audit.model import generate
+from concept_audit.model.load import as_language_model
 from tests.conftest import small_model, small_tokenizer
 
 

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from backend.errors import ModelError
-from backend.model.activations import response_activations
-from backend.model.load import (
+from concept_audit.errors import ModelError
+from concept_audit.model.activations import response_activations
+from concept_audit.model.load import (
     ModelOptions,
     as_language_model,
     default_layers,
@@ -19,7 +19,7 @@ from backend.model.load import (
     fingerprint,
     load_model,
 )
-from backend.progress import Progress
+from concept_audit.progress import Progress
 from tests.conftest import small_model, small_tokenizer
 
 IDS = [np.arange(5, 25, dtype=np.int32)]

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from backend.cli import main
-from backend.store import layout
+from concept_audit.cli import main
+from concept_audit.store import layout
 from tests.conftest import chat_rows, small_model, small_tokenizer, write_jsonl
 
 
@@ -44,17 +44,9 @@ GOOD = json.dumps(chat_rows(1)[0])
     [
         ("empty.jsonl", [], "empty.jsonl: no rows"),
         ("a.jsonl", [GOOD, "{oops"], "a.jsonl line 2: broken JSON"),
-        (
-            "a.jsonl",
-            [GOOD, '{"messages": [{"role": "user", "content": "x"}]}'],
-            'line 2: "messages" has no assistant',
-        ),
+        ("a.jsonl", [GOOD, '{"messages": [{"role": "user", "content": "x"}]}'], 'line 2: "messages" has no assistant'),
         ("a.jsonl", ['{"question": "only a prompt"}'], 'line 1: a prompt \\("question"\\) but no response'),
-        (
-            "a.jsonl",
-            [GOOD, '{"prompt": "a", "response": "b"}'],
-            'line 2: no "messages", which the first row has',
-        ),
+        ("a.jsonl", [GOOD, '{"prompt": "a", "response": "b"}'], 'line 2: no "messages", which the first row has'),
         ("a.csv", ["prompt,response", "only one field"], "a.csv line 2: 1 fields where the header has 2"),
         ("a.txt", ["text"], "does not end in a format that can be read"),
     ],
@@ -115,9 +107,7 @@ def test_a_foreign_directory_is_not_written_to(data_file, model_directory, tmp_p
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
 
-def test_a_full_disk_is_told_and_the_build_goes_on_later(
-    data_file, model_directory, tmp_path, capsys, monkeypatch
-):
+def test_a_full_disk_is_told_and_the_build_goes_on_later(data_file, model_directory, tmp_path, capsys, monkeypatch):
     out = tmp_path / "audit"
     command = ["build", "--data", str(data_file), "--model", str(model_directory), "--out", str(out)]
     command += ["--sae", "none", "--device", "cpu", "--layers", "2"]
@@ -126,7 +116,7 @@ def test_a_full_disk_is_told_and_the_build_goes_on_later(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patched:
-        patched.setattr("backend.store.shards.save_file", full)
+        patched.setattr("concept_audit.store.shards.save_file", full)
         assert main(command) == 1
     error = capsys.readouterr().err
     assert "the disk is full; free some space and run the same command again" in error

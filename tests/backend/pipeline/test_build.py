@@ -11,21 +11,12 @@ import numpy as np
 import pytest
 import torch
 
-from backend import (
-    Audit,
-    BuildOptions,
-    LabelledExample,
-    Message,
-    ModelOptions,
-    RowFilter,
-    StoreError,
-    build,
-)
-from backend.concepts.sae import load_sae
-from backend.model.chat import CONTENT, PROMPT
-from backend.progress import Progress
-from backend.store.layout import Layout
-from backend.store.shards import read_activations, read_tokens
+from concept_audit import Audit, BuildOptions, LabelledExample, Message, ModelOptions, RowFilter, StoreError, build
+from concept_audit.concepts.sae import load_sae
+from concept_audit.model.chat import CONTENT, PROMPT
+from concept_audit.progress import Progress
+from concept_audit.store.layout import Layout
+from concept_audit.store.shards import read_activations, read_tokens
 from tests.conftest import SMALL_SAE, write_jsonl
 
 CPU = torch.device("cpu")
@@ -66,9 +57,7 @@ def test_scores_equal_a_plain_loop_over_the_model(built):
     for feature in audit.features()["feature_id"].head(10):
         ranked = audit.rank(f"sae:{feature}").set_index("example_id")["score"]
         expected = means @ directions[feature]
-        np.testing.assert_allclose(
-            ranked.sort_index(), expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max()
-        )
+        np.testing.assert_allclose(ranked.sort_index(), expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
 
 
 def test_feature_activations_equal_the_sae_on_each_token(built):
@@ -91,9 +80,7 @@ def test_feature_activations_equal_the_sae_on_each_token(built):
         for feature, highest, mean, position in stored:
             assert highest == pytest.approx(dense[:, feature].max(), rel=1e-3, abs=1e-3)
             assert mean == pytest.approx(dense[:, feature].mean(), rel=1e-3, abs=1e-3)
-            assert dense[list(positions).index(position), feature] == pytest.approx(
-                highest, rel=1e-3, abs=1e-3
-            )
+            assert dense[list(positions).index(position), feature] == pytest.approx(highest, rel=1e-3, abs=1e-3)
 
 
 def test_densities_count_firing_tokens(built):
@@ -185,13 +172,9 @@ def test_a_loaded_sae_gives_the_features_that_training_gave(built, options):
     build(dataclasses.replace(options, sae=str(Layout(built).sae)))
     trained, loaded = (duckdb.connect(str(Layout(r).audit), read_only=True) for r in (built, options.out))
     for table in ("sae_features", "feature_activations"):
-        first, second = (
-            con.execute(f"SELECT * FROM {table} ORDER BY 1, 2").df() for con in (trained, loaded)
-        )
+        first, second = (con.execute(f"SELECT * FROM {table} ORDER BY 1, 2").df() for con in (trained, loaded))
         assert first.shape == second.shape
-        assert first["max_activation"].to_numpy() == pytest.approx(
-            second["max_activation"].to_numpy(), rel=1e-4
-        )
+        assert first["max_activation"].to_numpy() == pytest.approx(second["max_activation"].to_numpy(), rel=1e-4)
 
 
 def test_features_are_complete_when_only_a_share_of_tokens_is_kept(built, options):

@@ -15,19 +15,19 @@ import duckdb
 import filelock
 import pytest
 
-from backend import Audit, BuildOptions, ModelOptions, StoreError, build
-from backend.model.load import load_model
-from backend.progress import Progress, Stage
-from backend.store.layout import Layout
+from concept_audit import Audit, BuildOptions, ModelOptions, StoreError, build
+from concept_audit.model.load import load_model
+from concept_audit.progress import Progress, Stage
+from concept_audit.store.layout import Layout
 from tests.conftest import SMALL_SAE, write_jsonl
 
 CHILD = """
 import os, signal, sys
 from pathlib import Path
-from backend import BuildOptions, ModelOptions, build
-from backend.concepts import sae_training
-from backend.concepts.sae_training import SaeTraining
-from backend.progress import Stage
+from concept_audit import BuildOptions, ModelOptions, build
+from concept_audit.concepts import sae_training
+from concept_audit.concepts.sae_training import SaeTraining
+from concept_audit.progress import Stage
 
 data, model, out, where, fuse = sys.argv[1:]
 left = int(fuse)
@@ -138,7 +138,7 @@ def interrupt(monkeypatch, stage: str, report: int) -> None:
 def test_an_interrupted_build_goes_on_without_doing_again_what_was_done(
     built, data_file, model_directory, tmp_path, monkeypatch, stage, report, kept, opened
 ):
-    monkeypatch.setattr("backend.concepts.sae_training.CHECKPOINT_EVERY", 10)
+    monkeypatch.setattr("concept_audit.concepts.sae_training.CHECKPOINT_EVERY", 10)
     wanted = options(data_file, model_directory, tmp_path / "audit")
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
         interrupt(patched, stage, report)
@@ -200,9 +200,7 @@ def test_two_processes_do_not_build_one_audit(data_file, model_directory, tmp_pa
     assert os.path.exists(out / "manifest.json")
 
 
-def test_a_build_that_comes_second_leaves_the_files_of_the_first(
-    data_file, model_directory, tmp_path, monkeypatch
-):
+def test_a_build_that_comes_second_leaves_the_files_of_the_first(data_file, model_directory, tmp_path, monkeypatch):
     out = tmp_path / "held"
     held = []
 
@@ -213,7 +211,7 @@ def test_a_build_that_comes_second_leaves_the_files_of_the_first(
         (out / "build.pid").write_text("42")
         return load_model(*args)
 
-    monkeypatch.setattr("backend.pipeline.build.load_model", while_another_begins)
+    monkeypatch.setattr("concept_audit.pipeline.build.load_model", while_another_begins)
     with pytest.raises(StoreError, match="PID 42"):
         build(options(data_file, model_directory, out))
     assert sorted(path.name for path in out.iterdir()) == ["build.lock", "build.pid"]

@@ -10,11 +10,11 @@ import threading
 import duckdb
 import pytest
 
-from backend import Audit, StoreError
-from backend.store import database as module
-from backend.store.database import database
-from backend.store.layout import Layout, whole
-from backend.store.schema import CONTRACT_VIEWS
+from concept_audit import Audit, StoreError
+from concept_audit.store import database as module
+from concept_audit.store.database import database
+from concept_audit.store.layout import Layout, whole
+from concept_audit.store.schema import CONTRACT_VIEWS
 
 PROMISED = {
     "examples": "example_id content_hash source source_row prompt response n_tokens metadata",
@@ -93,9 +93,8 @@ def test_a_reader_elsewhere_does_not_stop_our_reading(audit, held, monkeypatch):
 def test_a_person_can_read_while_the_app_is_idle(audit):
     audit.overview()
     done = subprocess.run(
-        [sys.executable, "-c", HOLD, str(Layout(audit.root).workspace), "write"],
-        input=b"", capture_output=True,
-    )  # fmt: skip
+        [sys.executable, "-c", HOLD, str(Layout(audit.root).workspace), "write"], input=b"", capture_output=True
+    )
     assert done.returncode == 0
 
 
@@ -171,6 +170,6 @@ def test_files_are_whole_or_absent(tmp_path):
 
 
 def _flagged():
-    from backend import RowFilter
+    from concept_audit import RowFilter
 
     return RowFilter(flag="any")

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from backend import Audit, BuildOptions, ConceptError, ModelOptions, RowFilter, build
+from concept_audit import Audit, BuildOptions, ConceptError, ModelOptions, RowFilter, build
 from tests.conftest import chat_rows, write_jsonl
 
 ODD = "a\"b/c~d.e'f;--"
@@ -34,12 +34,19 @@ def audit(tmp_path_factory, model_directory) -> Audit:
         )
     )
     audit = Audit(root)
-    from backend.store import workspace
+    from concept_audit.store import workspace
 
     direction = np.random.default_rng(0).normal(size=32).astype(np.float32)
     with audit._database.writing() as cursor:
-        workspace.save_probe(cursor, "p", 2, "difference_of_means", direction / np.linalg.norm(direction), {},
-                             audit.manifest.fingerprints["model"])  # fmt: skip
+        workspace.save_probe(
+            cursor,
+            "p",
+            2,
+            "difference_of_means",
+            direction / np.linalg.norm(direction),
+            {},
+            audit.manifest.fingerprints["model"],
+        )
     audit.flag(audit.rows(limit=20)["content_hash"].tolist()[::2], "remove")
     audit.flag(audit.rows(limit=20)["content_hash"].tolist()[1:2], "review")
     return audit
@@ -68,19 +75,13 @@ FILTERS = {
     "text": (RowFilter(text="RIVER"), lambda r: "river" in (r["prompt"] + "\0" + r["response"]).lower()),
     "wildcards are plain text": (RowFilter(text="%"), lambda r: "%" in r["prompt"] + r["response"]),
     "metadata": (RowFilter(metadata={"topic": ("money",)}), lambda r: r["meta"]["topic"] == "money"),
-    "several values": (
-        RowFilter(metadata={"number": ("3", "7")}),
-        lambda r: r["meta"]["number"] in (3, 7),
-    ),
+    "several values": (RowFilter(metadata={"number": ("3", "7")}), lambda r: r["meta"]["number"] in (3, 7)),
     "odd names": (RowFilter(metadata={ODD: ("x",)}), lambda r: r["meta"][ODD] == "x"),
     "injection": (
         RowFilter(metadata={ODD: ("y'); DROP TABLE base.flags; --",)}),
         lambda r: str(r["meta"][ODD]).startswith("y'"),
     ),
-    "nested": (
-        RowFilter(metadata={"nested": ('{"deep":[1]}',)}),
-        lambda r: r["meta"]["nested"]["deep"] == [1],
-    ),
+    "nested": (RowFilter(metadata={"nested": ('{"deep":[1]}',)}), lambda r: r["meta"]["nested"]["deep"] == [1]),
     "no such value": (RowFilter(metadata={"topic": ("nothing",)}), lambda r: False),
     "any flag": (RowFilter(flag="any"), lambda r: isinstance(r["flag"], str)),
     "no flag": (RowFilter(flag="none"), lambda r: not isinstance(r["flag"], str)),
@@ -124,9 +125,7 @@ def test_histograms_equal_numpys(audit, table, where):
     kept = set(audit.rank("p", where=where)["example_id"])
     expected, _ = np.histogram(table["score"], edges)
     np.testing.assert_array_equal(everything, expected)
-    np.testing.assert_array_equal(
-        passing, np.histogram(table["score"][table["example_id"].isin(kept)], edges)[0]
-    )
+    np.testing.assert_array_equal(passing, np.histogram(table["score"][table["example_id"].isin(kept)], edges)[0])
 
 
 def test_the_summary_is_that_of_the_scores(audit, table):

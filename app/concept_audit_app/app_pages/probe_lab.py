@@ -1,0 +1,78 @@
+"""Probe lab: draw a concept from labelled examples."""
+
+from __future__ import annotations
+
+import streamlit as st
+
+from concept_audit_app.components import labelling, probes
+from concept_audit_app.components.heatmap import style_sheet
+from concept_audit_app.components.index import warm
+from concept_audit_app.components.session import current_audit, read_only
+
+WAYS = ["Queue", "Search", "Typed", "File"]
+
+audit = current_audit()
+style_sheet()
+warm(audit)
+st.title("Probe lab")
+st.caption(
+    "A probe is a direction in the model's activations that tells examples of a behaviour from examples without it. "
+    "Label some of both, train, and rank the whole data set by it."
+)
+
+names = audit.label_counts()["probe"].tolist()
+with st.container(horizontal=True, vertical_alignment="bottom"):
+    name = st.selectbox(
+        "Probe",
+        names,
+        index=0 if names else None,
+        key="probe",
+        bind="query-params",
+        accept_new_options=not read_only(),
+        placeholder="Type a name for a new probe",
+        help="Choose one, or type a new name and press Enter",
+    )
+    saved = next((probe for probe in audit.probes() if probe.name == name), None)
+    if name in names:
+        probes.housekeeping(audit, name, saved)
+    probes.import_box(audit)
+if problem := st.session_state.pop("lab_error", None):
+    st.error(problem, icon=":material/error:")
+if not name:
+    st.info(
+        "There is no probe yet."
+        if read_only()
+        else "Type a name for your probe above, for instance the behaviour that you are after.",
+        icon=":material/edit:",
+    )
+    st.stop()
+
+left, right = st.columns([7, 5], gap="large")
+labels = audit.labels(name)
+with left:
+    if read_only():
+        st.info("This dashboard is read-only: labels can be looked at, not changed.", icon=":material/lock:")
+    else:
+        way = st.segmented_control(
+            "Label examples from", WAYS, default=WAYS[0], required=True, key="from", bind="query-params"
+        )
+        if way == "Queue":
+            labelling.queue(audit, name, saved is not None)
+        elif way == "Search":
+            labelling.search_results(audit, name)
+        elif way == "Typed":
+            labelling.typed(name)
+        else:
+            labelling.uploaded(audit, name)
+with right:
+    with st.container(border=True):
+        if not read_only():
+            probes.training(audit, name, labels, saved)
+        if saved:
+            probes.trained_figures(saved)
+            probes.links(audit, name)
+    with st.container(border=True):
+        probes.report(audit, name, labels, saved)
+    if saved:
+        probes.nearest(audit, saved)
+    probes.labelled(audit, name, labels)

@@ -1,0 +1,64 @@
+"""Choosing a concept."""
+
+from __future__ import annotations
+
+import json
+
+import pandas as pd
+
+from concept_audit import Audit
+from concept_audit_app.components.session import first_page
+from concept_audit_app.components.url import select_by_id
+
+
+def concept_picker(audit: Audit, key: str = "concept", label: str = "Concept") -> str | None:
+    """A select box of probes and SAE features, bound to the URL as `key`; None if there are none."""
+    concepts = audit.concepts(live_only=True)
+    if concepts.empty:
+        return None
+    names = {
+        concept_id: concept_title(kind, concept_id, name, words)
+        for kind, concept_id, name, words in sorted(
+            zip(*(concepts[c].tolist() for c in ("kind", "concept_id", "name", "label")), strict=True),
+            key=lambda row: row[0],
+        )
+    }
+    return select_by_id(
+        label,
+        list(names),
+        lambda concept_id: names.get(concept_id, concept_id),
+        key=key,
+        on_change=first_page,
+        help="A probe, or an SAE feature: type a few letters of a feature's tokens to find it",
+    )
+
+
+def concept_title(kind: str, concept_id: str, name: str, label: str) -> str:
+    """A concept in one line."""
+    if kind == "sae_feature":
+        return f"Feature {concept_id.removeprefix('sae:')}: {label}"
+    return f"Probe: {name}"
+
+
+def probe_quality(details: str | dict) -> str:
+    """Held-out AUROC of a probe with its interval, in words."""
+    told = json.loads(details) if isinstance(details, str) else details
+    if "auroc" not in told:
+        return ""
+    return f"{told['auroc']:.2f} ({told['auroc_low']:.2f}–{told['auroc_high']:.2f})"
+
+
+def probe_table(audit: Audit) -> pd.DataFrame:
+    """Probes with what is known of them, for people."""
+    return pd.DataFrame(
+        [
+            {
+                "Probe": probe.name,
+                "Layer": probe.layer,
+                "Held-out AUROC (95%)": probe_quality(dict(probe.details)),
+                "Positive": probe.details["n_positive"],
+                "Negative": probe.details["n_negative"],
+            }
+            for probe in audit.probes()
+        ]
+    )

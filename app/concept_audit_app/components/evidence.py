@@ -1,0 +1,253 @@
+"""Rankings held against what is known of the rows."""
+
+from __future__ import annotations
+
+import io
+import json
+import zipfile
+from collections.abc import Sequence
+
+import streamlit as st
+
+from concept_audit import Audit, Concept, Evidence
+from concept_audit_app.components.charts import QUIET, curves_chart, interval_chart, matrix_chart, recalls_chart, short
+from concept_audit_app.components.methods import NAMES
+from concept_audit_app.components.url import select_by_id
+
+MOST_VALUES = 30
+FORMS = ("contrast", "own_answers", "unit_normalised")
+QUANTITIES = {
+    "own": "the model's own answers",
+    "text": "their text alone",
+    "shown": "given answers",
+    "preference": "preference for given answers",
+    "judge": "the judge",
+    "loss": "loss on natural rows",
+}
+
+
+def choose_target(audit: Audit, known: Evidence | None) -> tuple[str, str, str]:
+    """The rows that a good ranking would put first: kind, name and value of a group.
+
+    Args:
+        known: a validation of the concept, which may have been told where the behaviour comes from.
+    """
+    fields = audit.metadata_fields()
+    few = fields[(fields.n_values > 1) & (fields.n_values <= MOST_VALUES)]
+    targets = {"flagged": ("flagged", "", "")}
+    targets |= {f"label {p.name}": ("labelled", p.name, "") for p in audit.probes()}
+    # A column that tells the origin has few values, and is the best witness there is.
+    for field in few.sort_values("n_values", kind="stable").itertuples():
+        targets |= {f"{field.field} = {value}": ("metadata", field.field, value) for value in sorted(field.top_values)}
+    default = next((name for name, (kind, *_) in targets.items() if kind == "metadata"), "flagged")
+    if known is not None and known.about["positive"]:
+        told = f"{known.about['origin']} = {known.about['positive'][0]}"
+        default = told if told in targets else default
+    words = {"flagged": "Flagged rows"} | {
+        n: f"Positive labels of {t[1]}" for n, t in targets.items() if t[0] == "labelled"
+    }
+    chosen = select_by_id("Rows that should come first", list(targets), lambda n: words.get(n, n), "target", default)
+    return targets[chosen]
+
+
+def against_labels(audit: Audit, concept: Concept, target: tuple[str, str, str]) -> None:
+    """AUROC, average precision and precision at k of every ranking that has been computed."""
+    table = audit.against_group(concept.concept_id, *target)
+    if table.empty:
+        st.info(
+            "No row is in this group, or every row is. Flag rows on the Audit page, or choose another group.",
+            icon=":material/flag:",
+        )
+        st.page_link("app_pages/ranking.py", label="Audit", icon=":material/format_list_numbered:")
+        return
+    table["name"] = _ranking_names(list(zip(table["method"], table["parameters"], strict=True)))
+    st.subheader("Against these rows")
+    st.caption(
+        f"{int(table.n_positive.iloc[0]):,} of {int(table.n_rows.iloc[0]):,} rows. AUROC: how often one of them ranks above "
+        "one of the others; 0.5 is chance. A label is not what influence estimates: the model may learn a "
+        "behaviour from rows that nobody labelled."
+    )
+    left, right = st.columns(2, gap="large")
+    left.plotly_chart(
+        interval_chart(table.rename(columns={"n_positive": "inside"}), "AUROC (95% interval)", "auroc"),
+        config=QUIET,
+        key="auroc-chart",
+        alt="AUROC of each ranking with its interval; the table below has the numbers",
+    )
+    right.plotly_chart(
+        recalls_chart(table, table.n_positive.iloc[0] / table.n_rows.iloc[0]),
+        config=QUIET,
+        key="recalls-chart",
+        alt="Precision against recall of each ranking; the table below has the average precision",
+    )
+    st.dataframe(
+        table[["name", "auroc", "low", "high", "average_precision", "precision_at_k", "k"]],
+        hide_index=True,
+        alt="AUROC, average precision and precision at k of each ranking",
+        column_config={
+            "name": "Ranking",
+            "auroc": st.column_config.NumberColumn("AUROC", format="%.3f"),
+            "low": st.column_config.NumberColumn("from", format="%.3f"),
+            "high": st.column_config.NumberColumn("to", format="%.3f"),
+            "average_precision": st.column_config.NumberColumn("Average precision", format="%.3f"),
+            "precision_at_k": st.column_config.NumberColumn("Precision at k", format="%.2f"),
+            "k": "k",
+        },
+    )
+
+
+def agreement(audit: Audit, concept: Concept) -> None:
+    """Rank correlations among the rankings that have been computed."""
+    names, matrix = audit.agreement_matrix(concept.concept_id)
+    if len(names) < 2:
+        st.caption("Compute a second method on the Audit page to see how far the methods agree.")
+        return
+    st.subheader("Agreement of the methods")
+    st.caption("Spearman's rank correlation over all rows")
+    labels = _ranking_names(names)
+    pairs = "; ".join(f"{labels[i]} and {labels[j]} {matrix[i, j]:.2f}" for i in range(len(names)) for j in range(i))
+    st.plotly_chart(
+        matrix_chart(labels, matrix),
+        config=QUIET,
+        key="agreement-chart",
+        alt=f"Rank correlations of the methods: {pairs}",
+    )
+
+
+def choose_validation(audit: Audit, concept: Concept) -> Evidence | None:
+    """The validation of this concept to show; says how to make one where there is none."""
+    kept = audit.evidence_list()
+    mine = kept[kept["concept_id"] == concept.concept_id]
+    st.subheader("Does removing what is flagged change the model?")
+    if mine.empty:
+        st.info(
+            "Nobody has trained without the flagged rows yet. It takes minutes to hours, so it runs in a terminal, goes "
+            "on where it was if it is stopped, and shows up here when it is done:",
+            icon=":material/model_training:",
+        )
+        st.code(f"concept-audit validate {audit.name} --concept {concept.name!r} --quick", None)
+        return None
+    names = {
+        row.evidence_id: f"Validation {row.number}, version {row.version} of the concept"
+        + ("" if row.current else " (earlier)")
+        for row in mine.itertuples()
+    }
+    chosen = select_by_id("Validation", list(names), names.__getitem__, "evidence", width=320)
+    return audit.evidence(chosen)
+
+
+def validation(audit: Audit, evidence: Evidence) -> None:
+    """What training without, and on, the flagged rows did; LDS; the report."""
+    _download(audit, evidence)
+    quantities = [q for q in QUANTITIES if (evidence.results["quantity"] == q).any()]
+    quantity = st.segmented_control(
+        "Measured by",
+        quantities,
+        format_func=QUANTITIES.__getitem__,
+        default=quantities[0],
+        required=True,
+        key="quantity",
+        bind="query-params",
+    )
+    results = evidence.results[evidence.results["quantity"] == quantity]
+    paired = results[results["measure"].isin(["removal", "retention"]) & (results["other"] == "random")]
+    titles = {
+        "removal": "Without the top rows, less what a removal at random does",
+        "retention": "On the top rows alone, less what as many at random do",
+    }
+    sides = [measure for measure in titles if (paired["measure"] == measure).any()]
+    for place, measure in zip(st.columns(max(len(sides), 1), gap="large"), sides, strict=False):
+        found, title = paired[paired["measure"] == measure], titles[measure]
+        if found["share"].nunique() > 1:
+            figure = curves_chart(found, _told)
+        else:
+            bars = found.assign(name=found["method"].map(_told), inside=found["n"])
+            figure = interval_chart(
+                bars, f"difference (95% interval), {found['share'].iloc[0]:.0%} of the rows", "estimate"
+            )
+            figure.update_xaxes(rangemode="tozero")  # 0, no difference, has to be in sight
+        with place:
+            st.caption(title)
+            st.plotly_chart(
+                figure, key=f"{measure}-chart", config=QUIET, alt=f"{title}; the table below has the numbers"
+            )
+    if len(paired):
+        st.caption("Paired by seed: below 0 is what a removal should do, and above 0 what the top rows alone should")
+        st.dataframe(
+            paired.assign(method=paired["method"].map(_told))[
+                ["measure", "method", "share", "estimate", "low", "high", "p", "n"]
+            ],
+            hide_index=True,
+            alt="Removal and retention against random",
+            column_config={
+                "measure": "Runs",
+                "method": "Method",
+                "share": st.column_config.NumberColumn("Share", format="percent"),
+                **{
+                    name: st.column_config.NumberColumn(label, format="%.3f")
+                    for name, label in (("estimate", "Difference"), ("low", "from"), ("high", "to"), ("p", "p"))
+                },
+                "n": "Seeds",
+            },
+        )
+    lds = results[results["measure"] == "lds"]
+    if len(lds):
+        st.caption(
+            "Linear datamodelling score: rank correlation of summed scores with what training on random subsets did"
+        )
+        shown = lds.assign(name=lds["method"].map(_told), inside=lds["n"]).sort_values("estimate", ascending=False)
+        st.plotly_chart(
+            interval_chart(shown, "LDS (95% interval)", "estimate"),
+            key="lds-chart",
+            config=QUIET,
+            alt="LDS of each method",
+        )
+
+
+def _download(audit: Audit, evidence: Evidence) -> None:
+    def zipped() -> bytes:
+        text, figures = audit.evidence_report(evidence.evidence_id)
+        out = io.BytesIO()
+        with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as file:
+            file.writestr("report.md", text.replace("{figures}", "figures"))
+            for name, svg in figures.items():
+                file.writestr(f"figures/{name}", svg)
+        return out.getvalue()
+
+    st.download_button(
+        "Report",
+        zipped,
+        file_name=f"{audit.name}-evidence.zip",
+        mime="application/zip",
+        icon=":material/description:",
+        on_click="ignore",
+        help="Markdown with figures, to attach to a decision",
+    )
+
+
+def _told(name: str) -> str:
+    """A candidate of a validation for people: a method, with options of its own after colons."""
+    method, *options = name.split(":")
+    return short(
+        {"random": "Random"}.get(method, NAMES.get(method, method)) + (f" ({', '.join(options)})" if options else "")
+    )
+
+
+def _ranking_names(rankings: Sequence[tuple[str, str]]) -> list[str]:
+    """Rankings for people, from method and parameters: the method, and what tells its rankings apart."""
+    parts = [_parts(json.loads(parameters)) for _, parameters in rankings]
+    names: list[str] = []
+    for (method, _), own in zip(rankings, parts, strict=True):
+        alike = [p for (other, _), p in zip(rankings, parts, strict=True) if other == method]
+        told = [part for part in own if part == "index" or not all(part in p for p in alike)]
+        name = NAMES[method] + (f" ({', '.join(told)})" if told else "")
+        same = sum(other == name or other.startswith(f"{name} no. ") for other in names)
+        names.append(f"{name} no. {same + 1}" if same else name)
+    return names
+
+
+def _parts(parameters: dict) -> list[str]:
+    found = [f"layer {parameters['layer']}"] if "layer" in parameters else []
+    found += [word for word in ("index", "identity", "kfac") if word in parameters.values()]
+    found += [name.replace("_", " ") for name in FORMS if parameters.get(name)]
+    return found + ([f"damping {parameters['damping']:g}"] if "damping" in parameters else [])

@@ -1,0 +1,169 @@
+"""Choosing rows and their form, and handing them out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import streamlit as st
+
+from concept_audit import FORMATS, Audit, AuditError, InfluenceOptions, RowFilter
+from concept_audit_app.components.concepts import concept_picker
+from concept_audit_app.components.filters import brush_chip, brushed, row_filter
+from concept_audit_app.components.methods import influence_options, method_picker
+from concept_audit_app.components.ranked import ready
+from concept_audit_app.components.session import person
+
+MIME = {"csv": "text/csv", "jsonl": "application/jsonl", "parquet": "application/vnd.apache.parquet"}
+WHAT = {"view": "A ranked view", "any": "Flagged rows", "none": "The data without them", "all": "All rows"}
+SUFFIX = {"view": "view", "any": "flagged", "none": "kept", "all": "all"}
+SCHEMAS = {"audit": "Audit's columns", "own": "The input's own columns"}
+CSV = {"safe": "Safe in spreadsheets", "exact": "Reads back exactly"}
+PREVIEW = 25
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """What is to be taken away."""
+
+    what: str
+    format: str
+    schema: str
+    exact: bool
+    where: RowFilter
+    concept: str | None
+    method: str
+    options: InfluenceOptions
+
+
+def choose(audit: Audit) -> Chosen:
+    """Widgets for the rows and their form."""
+    with st.container(horizontal=True, vertical_alignment="bottom"):
+        what = st.segmented_control(
+            "Rows", list(WHAT), format_func=WHAT.get, default="any", required=True, key="rows", bind="query-params"
+        )
+        format = st.segmented_control(
+            "Format", FORMATS, format_func=str.upper, default="csv", required=True, key="format", bind="query-params"
+        )
+        schema = st.segmented_control(
+            "Columns",
+            list(SCHEMAS),
+            format_func=SCHEMAS.get,
+            default="audit",
+            required=True,
+            key="columns",
+            bind="query-params",
+            help="The input's own columns are those of the file that the audit was built from, value by value: data "
+            "cleaned this way go straight back into training.",
+        )
+        csv = "exact"
+        if format == "csv":
+            csv = st.segmented_control(
+                "CSV",
+                list(CSV),
+                format_func=CSV.get,
+                default="safe",
+                required=True,
+                key="csv",
+                bind="query-params",
+                help="Safe: a cell that a spreadsheet would take for a formula begins with an apostrophe. Exact: "
+                "every cell is as it was; do not open hostile text in a spreadsheet.",
+            )
+    concept, method, options = None, "vector_filter", InfluenceOptions()
+    if what == "view":
+        with st.container(horizontal=True, vertical_alignment="bottom"):
+            concept = concept_picker(audit)
+            if concept is not None:
+                method = method_picker()
+                options = influence_options(audit, audit.concept(concept), method)
+                ready(audit, audit.concept(concept), method, options)
+    where = row_filter(audit, flag=what == "view")
+    if what == "view":
+        where = brushed(where)
+        brush_chip(where)
+    else:
+        where = replace(where, flag="" if what == "all" else what)
+    return Chosen(what, format, schema, csv == "exact", where, concept, method, options)
+
+
+def count(audit: Audit, chosen: Chosen) -> int:
+    """How many rows there are."""
+    return audit.count(chosen.where, chosen.concept, chosen.method, chosen.options)
+
+
+def nothing(chosen: Chosen) -> None:
+    """Why there is nothing to take away, and what to do."""
+    st.info(
+        "No row is flagged yet: flag rows on the Audit page, and they appear here."
+        if chosen.what == "any" and replace(chosen.where, flag="") == RowFilter()
+        else "No row passes the filters. Widen them above.",
+        icon=":material/flag:",
+    )
+    st.page_link("app_pages/ranking.py", label="Audit", icon=":material/format_list_numbered:")
+
+
+def downloads(audit: Audit, chosen: Chosen, rows: int) -> None:
+    """The file, and its manifest."""
+    name = f"{audit.name}-{SUFFIX[chosen.what]}.{chosen.format}"
+
+    def made() -> tuple[bytes, bytes]:
+        return audit.export_bytes(
+            chosen.format,
+            where=chosen.where,
+            schema=chosen.schema,
+            concept=chosen.concept,
+            method=chosen.method,
+            options=chosen.options,
+            exact=chosen.exact,
+            by=by,
+        )
+
+    by = person()
+    if chosen.schema == "own" and (problem := _input_problem(audit)):
+        st.error(problem, icon=":material/error:")
+        return
+    with st.container(horizontal=True, vertical_alignment="center"):
+        st.download_button(
+            f"Download {rows:,} {'row' if rows == 1 else 'rows'}",
+            lambda: made()[0],
+            file_name=name,
+            mime=MIME[chosen.format],
+            type="primary",
+            icon=":material/download:",
+            on_click="ignore",
+        )
+        st.download_button(
+            "Manifest",
+            lambda: made()[1],
+            file_name=f"{name}.manifest.json",
+            mime="application/json",
+            icon=":material/description:",
+            on_click="ignore",
+            help="How these rows came about: audit, concept and version, method, filters, flags, time, and the "
+            "file's checksum. Keep it beside them.",
+        )
+    st.caption("Copies of a row share its flag. In a terminal: `concept-audit export` writes the same files.")
+
+
+def _input_problem(audit: Audit) -> str | None:
+    try:
+        audit.check_input()
+    except AuditError as error:
+        return str(error)
+    return None
+
+
+def preview(audit: Audit, chosen: Chosen, rows: int) -> None:
+    """The first rows."""
+    if chosen.concept:
+        shown = audit.rank(chosen.concept, chosen.method, PREVIEW, chosen.where, options=chosen.options)
+    else:
+        shown = audit.rows(chosen.where, PREVIEW)
+    columns = [name for name in ("rank", "score") if name in shown]
+    columns += ["example_id", "flag", "note", "prompt", "response", "source", "source_row", "metadata"]
+    for name in ("prompt", "response", "metadata"):
+        shown[name] = shown[name].str.slice(0, 300)
+    st.dataframe(
+        shown[columns], hide_index=True, height=520 if rows > 12 else "content", alt="The first rows of the export"
+    )
+    if rows > PREVIEW:
+        st.caption(f"{PREVIEW} of {rows:,} rows, cut to 300 characters")

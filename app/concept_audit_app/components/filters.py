@@ -1,0 +1,131 @@
+"""The filters above a list of rows, each bound to the URL."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import streamlit as st
+
+from concept_audit import Audit, RowFilter
+from concept_audit_app.components.session import first_page
+from concept_audit_app.components.url import in_url, put
+
+FEW_VALUES = 30
+FLAG_CHOICES = {
+    "": "Flagged or not",
+    "any": "Flagged",
+    "none": "Not flagged",
+    "remove": "To remove",
+    "review": "To review",
+}
+
+
+def row_filter(audit: Audit, flag: bool = True) -> RowFilter:
+    """Text, flag, length, source and metadata filters; what they let through."""
+    fields = audit.metadata_fields()
+    few = fields[(fields.n_values > 1) & (fields.n_values <= FEW_VALUES)]
+    with st.container(horizontal=True, vertical_alignment="bottom"):
+        text = st.text_input(
+            "Text",
+            key="find",
+            bind="query-params",
+            type="search",
+            placeholder='words, or "a phrase"',
+            icon=":material/search:",
+            on_change=first_page,
+            help="Rows in which all these words occur, in the prompt or the response, whatever their case; what "
+            "stands in double quotes occurs as it is.",
+        )
+        chosen = ""
+        if flag:
+            chosen = st.selectbox(
+                "Flags",
+                list(FLAG_CHOICES),
+                format_func=FLAG_CHOICES.get,
+                key="flag",
+                bind="query-params",
+                on_change=first_page,
+                width=180,
+            )
+        kept = {field.field: _values(field) for field in few.head(2).itertuples()}
+        with st.popover("More filters", icon=":material/filter_alt:"):
+            kept |= {field.field: _values(field) for field in few.iloc[2:].itertuples()}
+            sources = audit.sources()["source"].tolist()
+            source = ()
+            if len(sources) > 1:
+                source = tuple(
+                    st.multiselect(
+                        "Source", sources, key="source", bind="query-params", placeholder="any", on_change=first_page
+                    )
+                )
+            longest = max(int(audit.longest_row()), 2)
+            tokens = st.slider(
+                "Tokens", 1, longest, (1, longest), key="tokens", bind="query-params", on_change=first_page
+            )
+    metadata = {name: tuple(values) for name, values in kept.items() if values}
+    span = None if tokens == (1, longest) else (int(tokens[0]), int(tokens[1]))
+    return RowFilter(text=text or "", metadata=metadata, flag=chosen or "", sources=source, tokens=span)
+
+
+def _values(field) -> list[str]:
+    return st.multiselect(
+        str(field.field),
+        sorted(field.top_values),
+        key=f"where_{field.field}",
+        bind="query-params",
+        placeholder="any",
+        on_change=first_page,
+    )
+
+
+def brushed(where: RowFilter) -> RowFilter:
+    """The filter with the span of scores that was brushed in the histogram, and the single row that was opened.
+
+    They are in the URL as ``scores`` and ``row``.
+    """
+    row = in_url("row") or ""
+    if row.isdecimal():
+        where = replace(where, example_ids=(int(row),))
+    low, _, high = (in_url("scores") or "").partition("..")
+    try:
+        return replace(where, scores=(float(low), float(high)))
+    except ValueError:
+        return where
+
+
+def brush(chart: str = "histogram") -> None:
+    """Take the span brushed in a chart into the URL; a click beside it takes it out."""
+    boxes = st.session_state[chart].selection.box
+    span = sorted(boxes[0]["x"]) if boxes else None
+    put("scores", f"{span[0]:.6g}..{span[1]:.6g}" if span else None)
+    first_page()
+
+
+def forget_brush() -> None:
+    """Take the span of scores out of the URL."""
+    put("scores", None)
+    first_page()
+
+
+def brush_chip(where: RowFilter) -> None:
+    """The brushed span and the row that was opened, each with a button to let it go."""
+    if where.example_ids is not None:
+        st.button(
+            f"Row {where.example_ids[0]:,} alone",
+            icon=":material/close:",
+            key="forget-row",
+            on_click=put,
+            args=("row", None),
+            help="Show all rows again",
+        )
+    if where.scores is not None:
+        low, high = where.scores
+        st.button(
+            f"Scores {low:.4g} to {high:.4g}",
+            icon=":material/close:",
+            key="forget-brush",
+            on_click=forget_brush,
+            help="Let rows of all scores through again",
+        )
+    else:
+        st.caption("Drag across the histogram to keep rows of those scores.")

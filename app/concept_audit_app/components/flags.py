@@ -1,0 +1,170 @@
+"""Flagging many rows at once, the log of changes, and undoing them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import streamlit as st
+
+from concept_audit import Audit, AuditError, InfluenceOptions, RowFilter
+from concept_audit_app.components.session import current_audit, person, read_only
+
+LOG_SHOWN = 12
+SECONDS_BETWEEN_LOOKS = 3.0
+CHOICES = {"all": "All that pass the filter", "top": "The first", "above": "Scores of at least"}
+ACTIONS = {"remove": "Flag to remove", "review": "Flag to review", None: "Take flags off"}
+DONE = {"remove": "flagged to remove", "review": "flagged to review", None: "no longer flagged"}
+
+
+@dataclass(frozen=True)
+class View:
+    """A ranked list of rows as the visitor sees it.
+
+    Attributes:
+        total: rows that pass the filter.
+        threshold: of the probe, where it has one.
+    """
+
+    concept: str
+    method: str
+    options: InfluenceOptions
+    where: RowFilter
+    total: int
+    threshold: float | None = None
+
+
+def bulk_flags(audit: Audit, view: View) -> None:
+    """A popover that says how many rows it would flag, and does so."""
+    if read_only():
+        return
+    opened = st.popover(
+        "Flag many", icon=":material/checklist:", disabled=not view.total, key="bulk", on_change="rerun"
+    )
+    if not opened.open:
+        return  # counting takes a while on large data
+    with opened:
+        how = st.radio("Rows", list(CHOICES), format_func=CHOICES.get, key="bulk-how", horizontal=True)
+        top, where = None, view.where
+        if how == "top":
+            top = int(st.number_input("How many", 1, max(view.total, 1), min(20, view.total), key="bulk-top"))
+        elif how == "above":
+            start = view.threshold if view.threshold is not None else 0.0
+            least = st.number_input("Score", value=float(start), format="%.4g", key="bulk-least")
+            ceiling = where.scores[1] if where.scores else float("inf")
+            floor = max(least, where.scores[0]) if where.scores else least
+            where = replace(where, scores=(floor, ceiling))
+        count = audit.count(where, view.concept, view.method, view.options)
+        count = count if top is None else min(count, top)
+        flagged = replace(where, flag="any")
+        already = "" if top else f", {audit.count(flagged, view.concept, view.method, view.options):,} flagged already"
+        st.markdown(f"**{count:,} {'row' if count == 1 else 'rows'}** on all pages{already}")
+        st.text_input("Note", key="bulk-note", placeholder="why (may be empty)", max_chars=200)
+        for name, label in ACTIONS.items():
+            st.button(
+                f"{label}: {count:,}",
+                key=f"bulk-{name}",
+                width="stretch",
+                disabled=not count,
+                type="primary" if name == "remove" else "secondary",
+                on_click=_flag_many,
+                args=(view, where, name, top, CHOICES[how]),
+            )
+
+
+def _flag_many(view: View, where: RowFilter, flag: str | None, top: int | None, chosen: str) -> None:
+    audit = current_audit()
+    how = f"{chosen.lower()}{f' {top:,}' if top else ''} by {view.method} of {view.concept}"
+    try:
+        change = audit.flag_matching(
+            where,
+            flag,
+            view.concept,
+            view.method,
+            st.session_state.get("bulk-note", ""),
+            person(),
+            view.options,
+            top,
+            how,
+        )
+    except AuditError as error:
+        st.session_state["row_problem"] = str(error)
+        return
+    st.session_state["said"] = (
+        f"{change.n_texts:,} {'text' if change.n_texts == 1 else 'texts'} {DONE[flag]}"
+        if change.event_id
+        else "Nothing to change: they are so already"
+    )
+
+
+def undo_button(audit: Audit) -> None:
+    """Undo the visitor's latest change that is not undone yet; printed with its key."""
+    if read_only():
+        return
+    told = st.session_state.pop("said", None)
+    if told:
+        st.toast(told)
+    mine = audit.undoable_flags(person())
+    last = mine.iloc[0] if len(mine) else None
+    st.button(
+        "Undo",
+        icon=":material/undo:",
+        key="undo",
+        shortcut="U",
+        disabled=last is None,
+        on_click=_undo,
+        args=(None if last is None else int(last.event_id),),
+        help="Nothing to undo" if last is None else f"Undo: {_action(last)}",
+    )
+    opened = st.popover("Log", icon=":material/history:", key="flag-log", on_change="rerun")
+    if not opened.open:
+        return
+    log = audit.flag_log(LOG_SHOWN)
+    with opened:
+        st.caption("Who flagged what and when. Any change can be undone; nothing is ever taken from the log.")
+        if log.empty:
+            st.caption("Nobody has flagged a row yet.")
+        for change in log.itertuples():
+            with st.container(horizontal=True, vertical_alignment="center"):
+                st.text(f"{change.made_at:%d %b %H:%M} · {change.made_by} · {_action(change)}", width="stretch")
+                if change.undone:
+                    st.caption("undone", width="content")
+                else:
+                    st.button(
+                        "Undo",
+                        key=f"undo-{change.event_id}",
+                        type="tertiary",
+                        on_click=_undo,
+                        args=(int(change.event_id),),
+                        help=f"Undo change {change.event_id}",
+                    )
+
+
+def _action(change) -> str:
+    note = f" ({change.note})" if change.note else ""
+    texts = "text" if change.n_texts == 1 else "texts"
+    return f"{change.action} {change.n_texts:,} {texts}, {change.how}{note}"
+
+
+def _undo(event_id: int) -> None:
+    try:
+        change = current_audit().undo_flags(event_id, person())
+    except AuditError as error:
+        st.session_state["row_problem"] = str(error)
+        return
+    left = f"; {change.left_alone:,} changed since, left alone" if change.left_alone else ""
+    st.session_state["said"] = f"Undone for {change.n_texts:,} {'text' if change.n_texts == 1 else 'texts'}{left}"
+
+
+@st.fragment(run_every=SECONDS_BETWEEN_LOOKS)
+def watch_others() -> None:
+    """Show the page anew when somebody else has changed flags."""
+    latest, by = current_audit().latest_flag_change()
+    if st.session_state.get("flags-drawn", latest) != latest:
+        st.session_state["flags-drawn"] = latest
+        st.toast(f"Flags have changed ({by})")
+        st.rerun(scope="app")
+
+
+def flags_drawn() -> None:
+    """Remember up to which change the page shows the flags; to be called before it is drawn."""
+    st.session_state["flags-drawn"] = current_audit().latest_flag_change()[0]

@@ -1,0 +1,95 @@
+"""The gradient index: how far it is, how faithful it is, and exact scores beside it."""
+
+from __future__ import annotations
+
+import threading
+
+import streamlit as st
+
+from concept_audit import Audit, AuditError, InfluenceOptions
+from concept_audit_app.components.progress import PageProgress
+from concept_audit_app.components.session import current_audit
+
+CHECKED = [20, 50, 100]
+SECONDS_BETWEEN_LOOKS = 2.0
+
+
+def index_state(audit: Audit) -> None:
+    """Say what the index is good for, how far its building is, or how to build it."""
+    index = audit.index()
+    if index is not None:
+        st.caption(fidelity_words(index))
+    elif audit.index_progress() is not None:
+        _building()
+    else:
+        st.caption(
+            "There is no gradient index. With one, the influence of a new concept takes seconds; build it with "
+            f"`concept-audit index {audit.name}`."
+        )
+
+
+def fidelity_words(index: dict) -> str:
+    """What was measured when the index was built."""
+    told = index["fidelity"]
+    return (
+        f"Gradient index: {index['numbers'] / 1024:.3g} KiB a row, blocks 1 to {index['blocks'][1]}. Against exact "
+        f"scores of {told['rows']} rows and {told['concepts']} new concepts: rank correlation "
+        f"{told['spearman']:.2f} (least {told['spearman_least']:.2f}), {told['overlap']:.0%} of the top "
+        f"{told['top']} the same."
+    )
+
+
+@st.fragment(run_every=SECONDS_BETWEEN_LOOKS)
+def _building() -> None:
+    audit = current_audit()
+    told = audit.index_progress()
+    if told is None:
+        if audit.index() is not None:
+            st.rerun(scope="app")
+        st.caption("The building of the gradient index has stopped; `concept-audit index` goes on where it was.")
+        return
+    left = f", about {told['seconds_left'] / 60:.0f} min left of this step" if told["seconds_left"] else ""
+    st.progress(min(told["share"], 1.0), f"The gradient index is being built: {told['stage'].lower()}{left}")
+
+
+@st.cache_resource(show_spinner=False)
+def _warmed(_audit: Audit, root: str, built: str) -> threading.Thread:
+    thread = threading.Thread(target=_audit.warm, daemon=True)
+    thread.start()
+    return thread
+
+
+def warm(audit: Audit) -> None:
+    """Load the model and the index in the background, once, so that the first new concept is as fast as the next."""
+    if (index := audit.index()) is not None:
+        _warmed(audit, str(audit.root), str(index["kept"]))
+
+
+def exact_check(audit: Audit, concept_id: str, method: str, options: InfluenceOptions) -> None:
+    """A popover that scores the first rows exactly, and says how well the index agrees on them."""
+    with st.popover("Check exactly", icon=":material/fact_check:"):
+        st.caption("Score the first rows of this ranking exactly, and see how far the index is right about them.")
+        top = st.segmented_control("First rows", CHECKED, default=CHECKED[0], required=True, key="check-top")
+        if not st.button("Score them exactly", type="primary", key="check"):
+            return
+        try:
+            rows, told = audit.check_exactly(concept_id, method, top, options, PageProgress())
+        except AuditError as error:
+            st.error(str(error), icon=":material/error:")
+            return
+        st.markdown(
+            f"Rank correlation **{told['spearman']:.2f}** on these {told['rows']} rows; **{told['overlap']:.0%}** of "
+            f"the first {told['top']} are the same."
+        )
+        st.dataframe(
+            rows,
+            hide_index=True,
+            height=260,
+            alt="The first rows with their exact scores",
+            column_config={
+                "rank": "Rank by index",
+                "example_id": "Row",
+                "score": st.column_config.NumberColumn("Score", format="%.4g"),
+                "exact_score": st.column_config.NumberColumn("Exact score", format="%.4g"),
+            },
+        )

@@ -1,0 +1,143 @@
+"""Choosing a method, and how influence is computed."""
+
+from __future__ import annotations
+
+import streamlit as st
+
+from concept_audit import METHODS, Audit, AuditError, Concept, InfluenceOptions
+from concept_audit_app.components.index import index_state
+from concept_audit_app.components.progress import PageProgress
+from concept_audit_app.components.session import first_page
+from concept_audit_app.components.url import select_by_id
+
+NAMES = {
+    "vector_filter": "Vector filter",
+    "projection_difference": "Projection difference",
+    "concept_influence": "Concept influence",
+    "influence_function": "Influence function",
+    "gradient_dot": "Gradient dot product",
+    "activation_similarity": "Activation similarity",
+    "bm25": "BM25",
+}
+MEANINGS = {
+    "vector_filter": "How far the row's response points along the concept.",
+    "projection_difference": "How much further the row's response points along the concept than the answer that "
+    "the model itself would give. The model answers every prompt once; the answers are kept.",
+    "concept_influence": "How much training on the row would strengthen the concept on the query examples: the "
+    "row's gradient against the concept's, through the curvature.",
+    "influence_function": "How much training on the row would lower the loss on the query examples.",
+    "gradient_dot": "As the influence function, without curvature.",
+    "activation_similarity": "Cosine between the row's mean activation and that of the query examples.",
+    "bm25": "Words that the row shares with the query examples.",
+}
+WITH_GRADIENTS = ("concept_influence", "influence_function", "gradient_dot")
+SLOW = (*WITH_GRADIENTS, "projection_difference")
+CURVATURES = {"ekfac": "EK-FAC", "kfac": "K-FAC", "identity": "Identity"}
+ENGINES = {"auto": "Index", "exact": "Exact"}
+
+
+def method_picker() -> str:
+    """A select box of methods, bound to the URL."""
+    return select_method("method", "Method", "vector_filter")
+
+
+def select_method(key: str, label: str, default: str) -> str:
+    """A select box of methods, bound to the URL as `key`."""
+    return select_by_id(
+        label,
+        METHODS,
+        NAMES.__getitem__,
+        key,
+        default=default,
+        on_change=first_page,
+        help="\n".join(f"* **{NAMES[m]}**: {MEANINGS[m]}" for m in METHODS),
+        width=230,
+    )
+
+
+def influence_options(audit: Audit, concept: Concept, method: str) -> InfluenceOptions:
+    """The options of a method that has any, in a popover; bound to the URL."""
+    if method not in WITH_GRADIENTS:
+        return InfluenceOptions()
+    chosen = {}
+    with st.popover("Options", icon=":material/tune:"):
+        if method == "concept_influence" and audit.index() is not None:
+            chosen["engine"] = st.segmented_control(
+                "Computed by",
+                list(ENGINES),
+                default="auto",
+                required=True,
+                format_func=ENGINES.__getitem__,
+                key="engine",
+                bind="query-params",
+                on_change=first_page,
+                help="The gradient index answers in seconds, nearly as an exact computation would; the overview says "
+                "how nearly. Exact scores take a pass over every row.",
+            )
+        if method != "gradient_dot":
+            chosen["curvature"] = st.segmented_control(
+                "Curvature",
+                list(CURVATURES),
+                default="ekfac",
+                required=True,
+                format_func=CURVATURES.__getitem__,
+                key="curvature",
+                bind="query-params",
+                on_change=first_page,
+                help="What training has to overcome to move a weight. EK-FAC is the most faithful; its factors are "
+                "fitted once and serve every concept.",
+            )
+        if method == "concept_influence" and concept.kind == "probe":
+            layer = st.segmented_control(
+                "Layer of the probe",
+                ["trained", *map(str, audit.layers)],
+                default="trained",
+                required=True,
+                format_func=lambda name: f"{concept.layer}, as trained" if name == "trained" else name,
+                key="layer",
+                bind="query-params",
+                on_change=first_page,
+                help="At another layer the probe is trained again from its labels.",
+            )
+            chosen["layer"] = None if layer == "trained" else int(layer)
+        if concept.kind == "probe":
+            chosen["contrast"] = st.toggle(
+                "Contrast",
+                key="contrast",
+                bind="query-params",
+                on_change=first_page,
+                help="The positive examples minus the negative ones, instead of the positive ones alone.",
+            )
+        chosen["unit_normalised"] = st.toggle(
+            "Unit-normalised",
+            key="unit",
+            bind="query-params",
+            on_change=first_page,
+            help="Divide by the size of each row's gradient, so that long or surprising rows do not win by it.",
+        )
+    return InfluenceOptions(**chosen)
+
+
+def offer(audit: Audit, concept: Concept, method: str, options: InfluenceOptions) -> None:
+    """Say what a ranking that is not there yet would cost, and compute it on demand."""
+    rows = audit.overview().n_rows
+    with st.container(border=True, key="offer"):
+        st.markdown(f"**{NAMES[method]} of “{concept.name}” has not been computed yet.**")
+        st.markdown(MEANINGS[method])
+        if method == "projection_difference":
+            st.caption(f"Answering {rows:,} prompts takes about a second a row on a laptop, and a fraction on a GPU.")
+        else:
+            st.caption(
+                f"A forward and a backward pass over {rows:,} rows: about half a second a row on a laptop, and a "
+                "fraction on a GPU. The first time, the curvature is fitted as well. If you leave, it goes on where "
+                "it was when you compute it again."
+            )
+        if method == "concept_influence":
+            index_state(audit)
+        if st.button("Compute", type="primary", icon=":material/play_arrow:", key="compute"):
+            try:
+                audit.ranking(concept.concept_id, method, options, PageProgress(cancel=True))
+            except AuditError as error:
+                st.error(str(error), icon=":material/error:")
+                return
+            st.rerun()

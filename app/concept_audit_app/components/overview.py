@@ -1,0 +1,233 @@
+"""What the overview is made of."""
+
+from __future__ import annotations
+
+import pandas as pd
+import streamlit as st
+
+from concept_audit import Audit
+from concept_audit_app.components.charts import QUIET, counts_chart, interval_chart
+from concept_audit_app.components.concepts import probe_table
+from concept_audit_app.components.url import select_by_id
+
+FEATURES_SHOWN = 12
+SEPARATING = 10
+MOST_VALUES = 30
+COSTS = {
+    "activations": "a forward pass over the rows, to the deepest layer",
+    "sae": "training on the rows' activations: a minute or two for 50,000 tokens on a laptop",
+    "features": "as long as the forward pass, or seconds where activations are kept",
+    "store": "seconds",
+    "index": "about three forward and backward passes over the rows; see `concept-audit index`",
+    "answers": "one generated answer a row, when projection difference is first asked for",
+}
+NAMES = {
+    "read": "Rows read and tokenized",
+    "activations": "Activations",
+    "sae": "Sparse autoencoder",
+    "features": "SAE features",
+    "store": "Store",
+    "index": "Gradient index",
+    "answers": "The model's own answers",
+}
+
+
+def counts(audit: Audit) -> None:
+    """Rows, tokens, duplicates, concepts and flags in figures."""
+    found = audit.overview()
+    longest = audit.manifest.configuration["max_tokens"]
+    with st.container(horizontal=True):
+        st.metric("Rows", f"{found.n_rows:,}", border=True)
+        st.metric("Response tokens", f"{found.n_response_tokens:,}", border=True, help=f"of {found.n_tokens:,} in all")
+        st.metric(
+            "Duplicates", f"{found.n_duplicates:,}", border=True, help="rows whose text came before; kept and scored"
+        )
+        st.metric(
+            "Cut",
+            f"{found.n_truncated:,}",
+            border=True,
+            help=f"rows longer than {longest:,} tokens; {found.n_unscored:,} have no response left to score",
+        )
+        st.metric("SAE features", f"{found.n_features:,}", border=True, help="features that fire on this data")
+        st.metric("Probes", f"{found.n_probes:,}", border=True)
+        st.metric("Flagged", f"{found.n_flagged:,}", border=True)
+
+
+def where_to_start(audit: Audit) -> None:
+    """What to do next, by what is there."""
+    found = audit.overview()
+    st.subheader("Where to start")
+    steps = [
+        (
+            "app_pages/concepts.py",
+            ":material/category:",
+            "Find an SAE feature by a word or by a sentence of your own",
+            found.n_features > 0,
+        ),
+        ("app_pages/probe_lab.py", ":material/science:", "Draw a concept of your own from labelled examples", True),
+        (
+            "app_pages/ranking.py",
+            ":material/format_list_numbered:",
+            "See the rows that push towards a concept, and flag them",
+            found.n_features + found.n_probes > 0,
+        ),
+        (
+            "app_pages/export.py",
+            ":material/download:",
+            f"Take away the {found.n_flagged:,} flagged rows, or the data without them",
+            found.n_flagged > 0,
+        ),
+    ]
+    for page, icon, label, there in steps:
+        if there:
+            st.page_link(page, label=label, icon=icon, query_params={"audit": audit.name})
+
+
+def probes(audit: Audit) -> None:
+    """The trained probes, with links to their rankings."""
+    st.subheader("Probes")
+    table = probe_table(audit)
+    if table.empty:
+        st.info(
+            "No probes yet. A probe is a concept that you draw yourself, from a few labelled examples.",
+            icon=":material/science:",
+        )
+        return
+    st.dataframe(table, hide_index=True, alt="Probes with layer, held-out AUROC and number of examples")
+    with st.container(horizontal=True):
+        for name in table["Probe"]:
+            st.page_link(
+                "app_pages/ranking.py",
+                label=f"Rank by {name}",
+                icon=":material/format_list_numbered:",
+                query_params={"concept": f"probe:{name}", "audit": audit.name},
+            )
+
+
+def data(audit: Audit) -> None:
+    """Lengths, sources and metadata of the rows."""
+    st.subheader("Data")
+    edges, heights = audit.lengths()
+    st.plotly_chart(
+        counts_chart(edges, heights, "tokens a row", "rows"),
+        key="lengths-chart",
+        config=QUIET,
+        alt=f"Histogram of the rows' lengths, up to {edges[-1]:,.0f} tokens",
+    )
+    sources = audit.sources()
+    st.caption(
+        "Sources: "
+        + ", ".join(f"{_plain(row.source)} ({row.n_rows:,} rows)" for row in sources.head(6).itertuples())
+        + (f" and {len(sources) - 6:,} more" if len(sources) > 6 else "")
+    )
+    fields = audit.metadata_fields()
+    if fields.empty:
+        st.caption("The rows have no columns besides the conversation.")
+        return
+    shown = fields.assign(top_values=[", ".join(values[:8]) for values in fields.top_values])
+    st.dataframe(
+        shown,
+        hide_index=True,
+        alt="Metadata fields with their most frequent values",
+        column_config={"field": "Field", "n_rows": "Rows", "n_values": "Values", "top_values": "Most frequent"},
+    )
+
+
+def standing_out(audit: Audit) -> None:
+    """The quality of the SAE, and the features that are strong in few rows."""
+    st.subheader("SAE features that stand out")
+    every = audit.features(order="telling", live_only=False)
+    features = every[every.density > 0]
+    if features.empty:
+        st.info("This audit was built without an SAE (`--sae none`); use probes.", icon=":material/info:")
+        return
+    quality = audit.manifest.report("sae")
+    words = f"Layer {audit.manifest.configuration['sae_layer']}"
+    if quality:
+        words += (
+            f", trained on this data: held-out explained variance {quality['explained_variance']:.2f}, "
+            f"{quality['l0']:.0f} features a token (L0)"
+        )
+    dead = len(every) - len(features)
+    st.caption(f"{words}; {dead:,} of {len(every):,} features are dead ({dead / len(every):.0%})")
+    st.dataframe(
+        features.head(FEATURES_SHOWN)[["feature_id", "label", "density", "max_activation"]],
+        hide_index=True,
+        height="content",
+        alt="The SAE features that stand out most",
+        column_config={
+            "feature_id": "Feature",
+            "label": "Label",
+            "density": st.column_config.NumberColumn("Density", format="percent"),
+            "max_activation": st.column_config.NumberColumn("Max activation", format="%.1f"),
+        },
+    )
+    st.page_link("app_pages/concepts.py", label="Search all features", icon=":material/category:")
+
+
+def separating(audit: Audit) -> None:
+    """SAE features that tell flagged or labelled rows from the others."""
+    found = audit.overview()
+    if not found.n_features:
+        return
+    groups: dict[str, tuple[str, str, str]] = {}
+    if found.n_flagged:
+        groups["Flagged rows"] = ("flagged", "", "")
+    fields = audit.metadata_fields()
+    few = fields[(fields.n_values > 1) & (fields.n_values <= MOST_VALUES)].sort_values("n_values", kind="stable")
+    for field in few.itertuples():
+        groups |= {f"{field.field} = {value}": ("metadata", field.field, value) for value in sorted(field.top_values)}
+    groups |= {f"Positive labels of {p.name}": ("labelled", p.name, "") for p in audit.probes()}
+    if not groups:
+        return
+    st.subheader("What tells rows apart")
+    chosen = select_by_id("Rows", list(groups), str, "group")
+    table = audit.separating_features(*groups[chosen], limit=SEPARATING)
+    if table.empty:
+        st.caption("No row of the data is in this group, or every row is.")
+        return
+    shown = table.assign(name=[f"{row.feature_id} · {row.label}" for row in table.itertuples()])
+    st.plotly_chart(
+        interval_chart(shown, "log-odds that a row in which it fires is one of them", "log_odds"),
+        key="separating-chart",
+        config=QUIET,
+        alt=f"SAE features by log-odds of firing in: {chosen}",
+    )
+    st.caption(
+        "SAE features that fire in these rows (right) or in the others (left), with 95% intervals; the surest first."
+    )
+
+
+def stages(audit: Audit) -> None:
+    """How far the audit is, and what each missing part would cost."""
+    st.subheader("Stages")
+    manifest = audit.manifest
+    told = []
+    for stage in ("read", "activations", "sae", "features", "store"):
+        if stage in manifest.stages:
+            done = manifest.stages[stage]["done"]
+            told.append((NAMES[stage], "done" if done else "not finished", "" if done else COSTS.get(stage, "")))
+        elif stage in ("sae", "features"):
+            told.append((NAMES[stage], "left out (--sae none)", COSTS[stage]))
+    index, building = audit.index(), audit.index_progress()
+    state = (
+        "done" if index else f"{building['share']:.0%} of “{building['stage'].lower()}”" if building else "not built"
+    )
+    told.append((NAMES["index"], state, "" if index else COSTS["index"]))
+    answers = audit.answered_rows()
+    rows = audit.overview().n_rows
+    told.append(
+        (
+            NAMES["answers"],
+            "done" if answers >= rows else f"{answers:,} of {rows:,} rows",
+            "" if answers >= rows else COSTS["answers"],
+        )
+    )
+    st.dataframe(
+        pd.DataFrame(told, columns=["Stage", "State", "What it would cost"]), hide_index=True, alt="Stages of the audit"
+    )
+
+
+def _plain(text: str) -> str:
+    """A name in a caption, which reads Markdown."""
+    return "".join(f"\\{c}" if c in "\\`*_{}[]()#+-!$:<>|~" else c for c in text)

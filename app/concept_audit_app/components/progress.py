@@ -1,0 +1,54 @@
+"""Progress of long work in the page."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import streamlit as st
+
+from concept_audit import Progress, Stage
+
+SECONDS_BETWEEN_UPDATES = 0.2
+
+
+class PageProgress(Progress):
+    """A bar for each stage, which goes when the stage ends; what is said once is a toast.
+
+    Args:
+        cancel: offer to stop. The click starts the page anew, which ends the work at the stage's next step; what
+            is done is kept, and the work goes on from there when it is asked for again.
+    """
+
+    def __init__(self, cancel: bool = False):
+        self._cancel = cancel
+
+    def say(self, text: str) -> None:
+        st.toast(text)
+
+    @contextmanager
+    def stage(self, name: str, total: int | None = None, unit: str = "rows") -> Iterator[Stage]:
+        place = st.empty()
+        with place.container(horizontal=True, vertical_alignment="center"):
+            bar = st.progress(0.0, name)
+            if self._cancel:
+                st.button("Cancel", icon=":material/close:", key=f"cancel-{name}", help="What is done is kept")
+        try:
+            yield _PageStage(name, total, unit, bar)
+        finally:
+            place.empty()
+
+
+class _PageStage(Stage):
+    def __init__(self, name: str, total: int | None, unit: str, bar):
+        super().__init__(name, total, unit)
+        self._bar = bar
+        self._shown = time.monotonic()
+
+    def advance(self, units: int = 1, detail: str | None = None) -> None:
+        super().advance(units, detail)
+        if time.monotonic() - self._shown >= SECONDS_BETWEEN_UPDATES:
+            self._shown = time.monotonic()
+            share = min(self.done / self.total, 1.0) if self.total else 0.0
+            self._bar.progress(share, f"{self.name}: {self.describe()}")

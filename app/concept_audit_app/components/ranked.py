@@ -1,0 +1,144 @@
+"""A ranking that pages look at: chosen, computed if it has to be, and its rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pandas as pd
+import streamlit as st
+
+from concept_audit import Audit, AuditError, Concept, Heatmap, InfluenceOptions
+from concept_audit_app.components.concepts import concept_picker, probe_quality
+from concept_audit_app.components.heatmap import Ramp, legend_html, ramp
+from concept_audit_app.components.index import exact_check
+from concept_audit_app.components.methods import NAMES, SLOW, WITH_GRADIENTS, offer
+from concept_audit_app.components.progress import PageProgress
+from concept_audit_app.components.rows import RowCard, answers_asked
+from concept_audit_app.components.session import read_only
+
+COLOURS = {"influence": "Influence", "activation": "Activation"}
+
+
+def chosen_concept(audit: Audit, key: str = "concept", label: str = "Concept") -> Concept:
+    """The concept that the visitor picks; says what to do and stops where there is none."""
+    concept_id = concept_picker(audit, key, label)
+    if concept_id is None:
+        st.info("There is no concept yet to rank the data by. Draw a probe first.", icon=":material/science:")
+        st.page_link("app_pages/probe_lab.py", label="Probe lab", icon=":material/science:")
+        st.stop()
+    try:
+        return audit.concept(concept_id)
+    except AuditError as error:
+        st.error(str(error), icon=":material/error:")
+        st.stop()
+
+
+def ready(audit: Audit, concept: Concept, method: str, options: InfluenceOptions) -> bool:
+    """See that a ranking is there; returns whether the gradient index answers it.
+
+    One that takes long is offered first, and the page stops until it is wanted.
+    """
+    wanted = (concept.concept_id, method, options)
+    try:
+        indexed = method in WITH_GRADIENTS and audit.served_by_index(*wanted)
+        if method in SLOW and not indexed and not audit.has_ranking(*wanted):
+            offer(audit, concept, method, options)
+            st.stop()
+        with st.spinner("Ranking the rows …"):
+            audit.ranking(*wanted, PageProgress())
+    except AuditError as error:
+        st.error(str(error), icon=":material/error:")
+        st.stop()
+    return indexed
+
+
+def colour_choice(audit: Audit, concept: Concept, method: str, options: InfluenceOptions, indexed: bool) -> str:
+    """What colours the tokens: ``activation``, or ``influence`` where the method has gradients."""
+    if method not in WITH_GRADIENTS:
+        return "activation"
+    chosen = st.segmented_control(
+        "Colour tokens by",
+        list(COLOURS),
+        default="activation" if indexed else "influence",
+        required=True,
+        format_func=COLOURS.__getitem__,
+        key="colour-index" if indexed else "colour",
+        bind="query-params",
+    )
+    if indexed:
+        exact_check(audit, concept.concept_id, method, options)
+    return chosen
+
+
+def cards(
+    audit: Audit,
+    rows: pd.DataFrame,
+    concept: Concept,
+    method: str,
+    options: InfluenceOptions,
+    colour_by: str,
+    indexed: bool,
+    legend,
+    cursor: int | None = None,
+) -> None:
+    """The rows as cards: at once as text, then with their tokens coloured.
+
+    Args:
+        legend: the container that takes the legend.
+        cursor: the example on whose card the keys act.
+    """
+    ids = [int(i) for i in rows["example_id"]]
+    own = audit.own_answers(ids) if method == "projection_difference" else {}
+    own |= answers_asked(ids)
+    elsewhere = _elsewhere(audit, concept, method, ids)
+    waiting = st.container()
+    # The order is there before the colours are: people may read on meanwhile.
+    drawn = [
+        RowCard(row, own.get(number), number == cursor, elsewhere.get(number, ""), ask=not read_only())
+        for number, row in zip(ids, rows.to_dict("records"), strict=True)
+    ]
+    exact: dict[int, float] = {}
+    try:
+        with waiting, st.spinner("Computing the token values of these rows …"):
+            if colour_by == "influence":
+                heatmaps = audit.influence_heatmaps(concept.concept_id, method, ids, options, PageProgress())
+                exact = audit.exact_scores(concept.concept_id, method, ids, options) if indexed else {}
+            else:
+                heatmaps = audit.heatmaps(concept.concept_id, ids)
+    except AuditError as error:
+        waiting.warning(f"No heatmaps: {error}", icon=":material/warning:")
+        return
+    colours = _ramp(audit, concept, colour_by, heatmaps)
+    with legend:
+        st.html(legend_html(colours), width="content")
+        st.caption(_legend_words(audit, concept, colour_by))
+    for number, card in zip(ids, drawn, strict=True):
+        card.fill(heatmaps.get(number), colours, exact.get(number))
+
+
+def _ramp(audit: Audit, concept: Concept, colour_by: str, heatmaps: dict[int, Heatmap]) -> Ramp:
+    projected = concept.kind == "probe" and colour_by == "activation"
+    return ramp(heatmaps.values(), audit.score_summary(concept.concept_id)["mean"] if projected else 0.0)
+
+
+def _legend_words(audit: Audit, concept: Concept, colour_by: str) -> str:
+    """What the colours of the tokens are."""
+    if colour_by == "influence":
+        return "what each token adds to the row's score; prompt tokens add the rest, which the card names"
+    if concept.kind == "sae_feature":
+        return f"activation of the feature at each token (layer {concept.layer})"
+    quality = next((dict(probe.details) for probe in audit.probes() if probe.name == concept.name), {})
+    return (
+        f"each token's projection on the probe (layer {concept.layer}), about the data's mean; "
+        f"held-out AUROC {probe_quality(quality)}"
+    )
+
+
+def _elsewhere(audit: Audit, concept: Concept, method: str, ids: Sequence[int]) -> dict[int, str]:
+    """Where the other methods that have been computed rank rows."""
+    found = audit.scores_elsewhere(concept.concept_id, ids)
+    told: dict[int, dict[str, str]] = {}
+    for row in found.itertuples():
+        if row.method != method:
+            told.setdefault(int(row.example_id), {})[row.method] = f"{NAMES[row.method]} #{row.rank:,}"
+    return {number: " · ".join(words.values()) for number, words in told.items()}

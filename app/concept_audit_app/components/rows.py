@@ -1,0 +1,261 @@
+"""A row of the data as a card: score, metadata, conversation with heatmap, flags."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+import streamlit as st
+
+from concept_audit import AuditError, Heatmap, Segment
+from concept_audit_app.components.heatmap import FULL, Look, Ramp, text_html, turn_html
+from concept_audit_app.components.session import current_audit, person, read_only
+
+FLAGS = {"remove": ("Remove", ":material/delete:", "X"), "review": ("Review", ":material/visibility:", "V")}
+SHOWN_METADATA = 6
+LONG_PROMPT = 600
+LONG_RESPONSE = 4000
+"""Beyond so many characters the rest of a text is folded away, and sent for the row on screen alone."""
+MOST_CHARACTERS = 20_000
+
+
+def conversation_html(messages: str, heatmap: Heatmap | None, colours: Ramp | None, look: Look = FULL) -> str:
+    """The turns of a row as HTML; assistant turns coloured where there is a heatmap."""
+    blocks = []
+    answered = 0
+    for turn in json.loads(messages):
+        note = ""
+        if turn["role"] != "assistant":
+            body = _folded(turn["content"], LONG_PROMPT)
+        else:
+            body = _folded(turn["content"], LONG_RESPONSE)
+            if heatmap is not None and colours is not None:
+                if answered < len(heatmap.turns):
+                    body = turn_html(heatmap.turns[answered], colours, look)
+                    body += _beyond(turn["content"].strip(), heatmap.turns[answered])
+                else:
+                    note = " (beyond the longest row that the model was given)"
+            answered += 1
+        blocks.append(_turn_html(turn["role"] + note, body))
+    return "".join(blocks)
+
+
+def metadata_text(metadata: str) -> str:
+    """The first metadata fields as one line of plain text."""
+    parts = []
+    for name, value in list(json.loads(metadata).items())[:SHOWN_METADATA]:
+        text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+        parts.append(f"{name}: {text[:80]}{'…' if len(text) > 80 else ''}")
+    return " · ".join(parts)
+
+
+class RowCard:
+    """One row with buttons to flag it, drawn at once; what is computed for it is filled in later.
+
+    Args:
+        row: from `Audit.rows`, `Audit.rank` and the like.
+        own_answer: what the model itself would answer, shown beside the row's.
+        keys: whether the keys printed on the buttons act on this row.
+        elsewhere: what other rankings say of the row, in words.
+        ask: offer to ask the model for its own answer.
+        opens: the query of the Audit page that shows this row alone, for a link to it.
+    """
+
+    def __init__(
+        self,
+        row: Mapping[str, Any],
+        own_answer: str | None = None,
+        keys: bool = False,
+        elsewhere: str = "",
+        ask: bool = False,
+        opens: Mapping[str, str] | None = None,
+    ):
+        self._row, self._elsewhere = row, elsewhere
+        self._flag = row["flag"] if isinstance(row["flag"], str) else None
+        example_id = int(row["example_id"])
+        with st.container(border=True, key=f"{'current' if keys else 'row'}-{example_id}"):
+            with st.container(horizontal=True, vertical_alignment="center"):
+                with st.container(width="stretch"):
+                    self._heading = st.empty()
+                if opens is not None:
+                    st.page_link(
+                        "app_pages/ranking.py",
+                        label=f"Open row {example_id:,}",
+                        icon=":material/open_in_full:",
+                        query_params={**opens, "row": str(example_id)},
+                    )
+                if ask and own_answer is None:
+                    st.button(
+                        "",
+                        icon=":material/smart_toy:",
+                        key=f"ask-{example_id}",
+                        type="tertiary",
+                        help=f"Row {example_id}: what would the model itself have answered?",
+                        on_click=_ask,
+                        args=(example_id,),
+                    )
+                if not read_only():
+                    if self._flag:
+                        _note_box(row, self._flag)
+                    _flag_buttons(row, self._flag, keys)
+            self._turns = st.empty()
+            if own_answer is not None:
+                response = json.loads(row["messages"])[-1]["content"]
+                st.html(_turn_html("the model's own answer", _difference_html(own_answer, response), dashed=True))
+        self.fill()
+
+    def fill(
+        self, heatmap: Heatmap | None = None, colours: Ramp | None = None, exact: float | None = None, look: Look = FULL
+    ) -> None:
+        """Colour the tokens, and put the exact score beside the index's."""
+        self._heading.html(_heading(self._row, self._flag, heatmap, exact, self._elsewhere))
+        self._turns.html(conversation_html(self._row["messages"], heatmap, colours, look))
+
+
+def _flag_buttons(row: Mapping[str, Any], present: str | None, keys: bool) -> None:
+    example_id = int(row["example_id"])
+    for name, (label, icon, key) in FLAGS.items():
+        st.button(
+            label,
+            icon=icon,
+            key=f"{name}-{example_id}",
+            type="primary" if present == name else "tertiary",
+            help=f"Row {example_id}: " + ("take the flag off" if present == name else f"flag to {label.lower()}"),
+            shortcut=key if keys else None,
+            on_click=_toggle,
+            args=(row["content_hash"], name, present),
+        )
+
+
+def _note_box(row: Mapping[str, Any], flag: str) -> None:
+    example_id, written = int(row["example_id"]), row["note"] if isinstance(row["note"], str) else ""
+    opened = st.popover(
+        "Note", icon=":material/edit_note:", type="tertiary", key=f"note-of-{example_id}", on_change="rerun"
+    )
+    if opened.open:
+        with opened:
+            st.text_input(
+                f"Why row {example_id:,} is flagged",
+                value=written,
+                key=f"note-{example_id}",
+                max_chars=200,
+                on_change=_note,
+                args=(row["content_hash"], flag, f"note-{example_id}"),
+            )
+
+
+def _note(content_hash: str, flag: str, key: str) -> None:
+    try:
+        current_audit().flag([content_hash], flag, st.session_state[key].strip(), person())
+    except AuditError as error:
+        st.session_state["row_problem"] = str(error)
+
+
+def page_problem() -> None:
+    """Say what went wrong in a callback, once."""
+    if problem := st.session_state.pop("row_problem", None):
+        st.error(problem, icon=":material/error:")
+
+
+def _folded(text: str, length: int, why: str = "") -> str:
+    """Text of which what is beyond a length is folded away."""
+    if len(text) <= length:
+        return text_html(text)
+    rest = text[length:MOST_CHARACTERS]
+    left = len(text) - length - len(rest)
+    more = f" … and {left:,} characters more" if left else ""
+    return (
+        f"{text_html(text[:length])}<details><summary>… {len(text) - length:,} characters more{why}</summary>"
+        f"{text_html(rest)}{more}</details>"
+    )
+
+
+def _beyond(content: str, segments: Sequence[Segment]) -> str:
+    """What the model was not given of a turn, folded away."""
+    given = sum(len(segment.text) for segment in segments)
+    if len(content) <= given:
+        return ""
+    return _folded(content[given:], 0, " beyond the longest row that the model was given")
+
+
+def _turn_html(role: str, body: str, dashed: bool = False) -> str:
+    """One turn; `body` is HTML already."""
+    edge = "border-top:1px dashed rgba(128,128,128,.5);padding-top:.5rem;" if dashed else ""
+    return (
+        f'<div style="display:grid;grid-template-columns:5.2rem 1fr;gap:.6rem;margin-bottom:.35rem;{edge}">'
+        f'<span style="opacity:.8;font-size:.8rem;padding-top:.15rem">{text_html(role)}</span>'
+        '<div dir="auto" style="white-space:pre-wrap;overflow-wrap:anywhere;line-height:1.65;unicode-bidi:isolate">'
+        f"{body}</div></div>"
+    )
+
+
+def _difference_html(own: str, response: str) -> str:
+    """The model's own answer, with the words in bold that the row's response does not have."""
+    mine, theirs = re.findall(r"\s+|\S+", own), re.findall(r"\s+|\S+", response[: len(own) * 2 + 200])
+    parts = []
+    for kind, start, end, _, _ in difflib.SequenceMatcher(None, mine, theirs, autojunk=False).get_opcodes():
+        words = text_html("".join(mine[start:end]))
+        if kind != "insert":
+            parts.append(words if kind == "equal" else f"<strong>{words}</strong>")
+    return "".join(parts)
+
+
+def _heading(
+    row: Mapping[str, Any], flag: str | None, heatmap: Heatmap | None, exact: float | None, elsewhere: str
+) -> str:
+    parts = []
+    if "rank" in row and not pd.isna(row["rank"]):
+        parts.append(f"<strong>#{int(row['rank']):,}</strong>")
+        parts.append(f"score {row['score']:+.4g}" + (f" (exact {exact:+.4g})" if exact is not None else ""))
+        parts.append(f"percentile {row['percentile']:.1f}")
+    if heatmap is not None and heatmap.elsewhere:
+        parts.append(f"of which the prompt {heatmap.elsewhere:+.3g}")
+    if "max_activation" in row:
+        parts.append(f"fires at {row['max_activation']:.1f}")
+    parts.append(f"row {int(row['example_id']):,}")
+    if not pd.isna(row["duplicate_of"]):
+        parts.append(f"copy of row {int(row['duplicate_of']):,}")
+    if row["truncated"]:
+        parts.append("cut at the longest row")
+    if flag:
+        note = f" ({text_html(row['note'])})" if isinstance(row.get("note"), str) and row["note"] else ""
+        parts.append(f"<strong>flagged: {text_html(flag)}</strong>{note}")
+    first = " · ".join(parts)
+    lines = [text_html(line) for line in (elsewhere, metadata_text(row["metadata"])) if line]
+    small = "".join(f"<br><span style='opacity:.8;font-size:.85rem'>{line}</span>" for line in lines)
+    return f"<div>{first}{small}</div>"
+
+
+def _toggle(content_hash: str, name: str, present: str | None) -> None:
+    audit = current_audit()
+    try:
+        if present == name:
+            audit.unflag([content_hash], by=person())
+        else:
+            audit.flag([content_hash], name, by=person())
+    except AuditError as error:
+        st.session_state["row_problem"] = str(error)
+
+
+def _ask(example_id: int) -> None:
+    asked = st.session_state.setdefault("asked", [])
+    if example_id not in asked:
+        asked.append(example_id)
+
+
+def answers_asked(example_ids: Sequence[int]) -> dict[int, str]:
+    """The model's own answers to the rows of a page for which the visitor has asked."""
+    audit = current_audit()
+    found = {}
+    for example_id in [i for i in st.session_state.get("asked", []) if i in example_ids]:
+        try:
+            with st.spinner(f"The model answers the prompt of row {example_id:,} …"):
+                found[example_id] = audit.ask_model(example_id)
+        except AuditError as error:
+            st.session_state["asked"].remove(example_id)
+            st.warning(str(error), icon=":material/warning:")
+    return found

@@ -1,0 +1,108 @@
+"""Which audit the visitor looks at, loaded once and shared by all sessions; and who the visitor is."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import streamlit as st
+
+from concept_audit import Audit, AuditError, audit_names
+from concept_audit.serve import AUDIT_VARIABLE, CACHE_VARIABLE, READ_ONLY_VARIABLE
+
+LONGEST_NAME = 60
+
+
+def cache_directory() -> Path:
+    """Where the audits lie."""
+    return Path(os.environ.get(CACHE_VARIABLE, "cache"))
+
+
+def read_only() -> bool:
+    """Whether nothing may be changed (`concept-audit serve --read-only`)."""
+    return os.environ.get(READ_ONLY_VARIABLE) == "1"
+
+
+@st.cache_resource(show_spinner=False, max_entries=8)
+def _load(root: str, manifest_changed: int, sealed: bool) -> Audit:
+    audit = Audit(root, read_only=sealed)
+    audit.overview()  # says at once what is wrong with its store
+    return audit
+
+
+def first_page() -> None:
+    """Go back to the first page of a list, since what it lists has changed."""
+    if "page" in st.session_state:
+        st.session_state["page"] = 1
+    st.session_state.pop("cursor", None)
+
+
+def sign_in() -> None:
+    """Ask for a login where the server has an OpenID Connect provider configured; stops until it is given."""
+    if not _has_login() or st.user.is_logged_in:
+        return
+    st.title("Concept audit")
+    st.write("This server asks who you are, so that flags and labels carry your name.")
+    st.button("Log in", type="primary", icon=":material/login:", on_click=st.login)
+    st.stop()
+
+
+def who_box() -> None:
+    """Say who is logged in; or, without a login, let visitors say what to call them in the log of flags."""
+    if _has_login():
+        st.caption(f"Logged in as {person()}".replace("$", "\\$"))
+        st.button("Log out", icon=":material/logout:", type="tertiary", on_click=st.logout)
+    elif not read_only():
+        st.text_input(
+            "Your name",
+            key="who",
+            max_chars=LONGEST_NAME,
+            persist_state="session",
+            placeholder="for the log of flags",
+            help="Stands beside the flags that you set. Empty: the account that the server runs under.",
+        )
+
+
+def person() -> str:
+    """The visitor's name, for the log; empty where nobody said."""
+    if _has_login() and st.user.is_logged_in:
+        return str(st.user.get("email") or st.user.get("name") or st.user.get("sub") or "")
+    return str(st.session_state.get("who") or "").strip()
+
+
+def _has_login() -> bool:
+    try:
+        return "auth" in st.secrets
+    except FileNotFoundError:
+        return False
+
+
+def choose_audit() -> None:
+    """Let the visitor choose an audit in the sidebar, where there are several; stops if there is none."""
+    names = audit_names(cache_directory())
+    if not names:
+        st.title("No audit yet")
+        st.write("Build the demo, or an audit of your own data, then reload this page:")
+        st.code("concept-audit demo\nconcept-audit build --data train.jsonl --model smollm2-135m-instruct", "bash")
+        st.stop()
+    wanted = os.environ.get(AUDIT_VARIABLE)
+    with st.sidebar:
+        st.selectbox(
+            "Audit",
+            names,
+            index=names.index(wanted) if wanted in names else 0,
+            key="audit",
+            bind="query-params",
+            help=f"Audits in {cache_directory()}",
+        )
+
+
+def current_audit() -> Audit:
+    """The audit that the visitor has open; says what is wrong and stops if it cannot be opened."""
+    root = cache_directory() / st.session_state["audit"]
+    manifest = root / "manifest.json"
+    try:
+        return _load(str(root), manifest.stat().st_mtime_ns, read_only())
+    except (AuditError, OSError) as error:
+        st.error(str(error), icon=":material/error:")
+        st.stop()

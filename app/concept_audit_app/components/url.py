@@ -1,0 +1,63 @@
+"""Values that live in the URL by hand, where Streamlit's own binding does not fit.
+
+Its binding writes the label that people read; for concepts the id is shorter, and
+stays when a label changes. And a span that is brushed in a chart has no widget.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import streamlit as st
+
+
+def in_url(key: str) -> str | None:
+    """The value of a query parameter that callbacks may change by `put`."""
+    kept, seen = f"{key}-value", f"{key}-seen"
+    there = st.query_params.get(key)
+    if there != st.session_state.get(seen):
+        # The URL has changed since the last run: a link, or the browser's back button.
+        st.session_state[seen] = st.session_state[kept] = there
+    value = st.session_state.get(kept)
+    if value != there:
+        st.session_state[seen] = value
+        if value is None:
+            del st.query_params[key]
+        else:
+            st.query_params[key] = value
+    return value
+
+
+def put(key: str, value: str | None) -> None:
+    """Change the value of `in_url` from a callback; None takes it out of the URL."""
+    st.session_state[f"{key}-value"] = value
+
+
+def select_by_id(
+    label: str,
+    ids: Sequence[str],
+    format_func: Callable[[str], str],
+    key: str,
+    default: str | None = None,
+    on_change: Callable[[], None] | None = None,
+    help: str | None = None,
+    width: int | str = "stretch",
+) -> str:
+    """A select box of ids; `key` is the query parameter. An id in the URL that is not offered is ignored."""
+    box, seen = f"{key}-box", f"{key}-seen"
+    there = st.query_params.get(key)
+    if there != st.session_state.get(seen):
+        st.session_state[seen] = there
+        if there in ids:
+            st.session_state[box] = there
+    if st.session_state.get(box) not in ids:
+        st.session_state[box] = default if default in ids else ids[0]
+    chosen = st.selectbox(label, ids, format_func=format_func, key=box, on_change=on_change, help=help, width=width)
+    if chosen != there:
+        st.query_params[key] = st.session_state[seen] = chosen
+    return chosen
+
+
+def choose(key: str, chosen: str) -> None:
+    """Set the value of a `select_by_id` from a callback."""
+    st.session_state[f"{key}-box"] = chosen

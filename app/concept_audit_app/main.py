@@ -1,0 +1,80 @@
+"""The dashboard's frame: which audit is open, and the pages."""
+
+from __future__ import annotations
+
+import streamlit as st
+
+from concept_audit_app.components.flags import flags_drawn, watch_others
+from concept_audit_app.components.session import choose_audit, read_only, sign_in, who_box
+from concept_audit_app.components.views import named_views
+
+PAGES = [
+    st.Page(
+        "app_pages/overview.py",
+        title="Overview",
+        icon=":material/dashboard:",
+        default=True,
+        help="The data, the model and the concepts of this audit at a glance.",
+    ),
+    st.Page(
+        "app_pages/concepts.py",
+        title="Concepts",
+        icon=":material/category:",
+        help="Search the SAE features by token, see where each fires, and pick one to rank the data by.",
+    ),
+    st.Page(
+        "app_pages/probe_lab.py",
+        title="Probe lab",
+        icon=":material/science:",
+        help="Draw a concept of your own: label rows or typed examples and train a linear probe.",
+    ),
+    st.Page(
+        "app_pages/ranking.py",
+        title="Audit",
+        icon=":material/format_list_numbered:",
+        url_path="audit",
+        help="The rows by their influence on a concept, with token heatmaps. Flag what should go.",
+    ),
+    st.Page(
+        "app_pages/compare.py",
+        title="Compare",
+        icon=":material/compare_arrows:",
+        help="Two methods or two concepts side by side, and the rows on which they disagree.",
+    ),
+    st.Page(
+        "app_pages/groups.py",
+        title="Groups",
+        icon=":material/workspaces:",
+        help="Which SAE features, sources, metadata values or flags carry the influence on a concept.",
+    ),
+    st.Page(
+        "app_pages/evidence.py",
+        title="Evidence",
+        icon=":material/fact_check:",
+        help="The rankings against labels and against one another.",
+    ),
+    st.Page(
+        "app_pages/export.py",
+        title="Export",
+        icon=":material/download:",
+        help="Take away the flagged rows, or the data without them, as CSV, JSONL or Parquet.",
+    ),
+]
+
+st.set_page_config(page_title="Concept audit", page_icon=":material/troubleshoot:", layout="wide")
+# Where Streamlit's own colours fall short of WCAG's contrast of 4.5 to 1: captions, and primary buttons in the dark.
+style = '[data-testid="stCaptionContainer"]{opacity:.82}[data-testid="stCaptionContainer"],[data-testid="stCaptionContainer"] *{color:inherit}'
+if st.context.theme.type == "dark":
+    style += 'button[kind^="primary"] *{color:#10171a}'
+st.html(f"<style>{style}</style>")
+page = st.navigation(PAGES)
+sign_in()
+choose_audit()
+flags_drawn()
+with st.sidebar:
+    named_views({each.url_path: each for each in PAGES}, page.url_path)
+    who_box()
+    if read_only():
+        st.caption("Read-only: look at everything, change nothing.")
+    watch_others()
+page.run()

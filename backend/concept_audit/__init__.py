@@ -1,0 +1,125 @@
+"""Audit the training data of a language model: which rows push it towards a concept.
+
+from concept_audit import Audit, BuildOptions, ModelOptions, build
+
+build(BuildOptions(data="train.jsonl", out=Path("cache/mine"), model=ModelOptions("smollm2-135m-instruct")))
+audit = Audit("cache/mine")
+audit.train_probe("flattery", read_labelled("examples.jsonl"))
+audit.rank("flattery", top=50)
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from concept_audit.audit import Audit
+    from concept_audit.concepts.features_of_text import TextFeatures
+    from concept_audit.concepts.heatmap import Heatmap, Segment
+    from concept_audit.concepts.probe import MIN_EACH, TrainedProbe
+    from concept_audit.concepts.probe_report import ProbeReport
+    from concept_audit.data.conversation import Columns
+    from concept_audit.data.read import read_labelled, read_prompts, read_queries
+    from concept_audit.errors import AuditError, ConceptError, DataError, ModelError, StoreError
+    from concept_audit.evidence.training import Recipe
+    from concept_audit.export import FORMATS
+    from concept_audit.model.load import ModelOptions
+    from concept_audit.pipeline.attribution import InfluenceOptions
+    from concept_audit.pipeline.build import build
+    from concept_audit.pipeline.index import IndexOptions
+    from concept_audit.pipeline.options import BuildOptions
+    from concept_audit.pipeline.validation.options import Candidate, ValidateOptions
+    from concept_audit.progress import Progress, Stage
+    from concept_audit.store.compare import Agreement
+    from concept_audit.store.evidence import Evidence
+    from concept_audit.store.filters import RowFilter
+    from concept_audit.store.flags import FlagChange
+    from concept_audit.store.layout import audit_names
+    from concept_audit.types import METHODS, Concept, Example, LabelledExample, Message
+
+# Loaded when first used: torch and transformers take seconds, and `--help` needs neither.
+_HOME = {
+    "FORMATS": "export",
+    "METHODS": "types",
+    "MIN_EACH": "concepts.probe",
+    "Agreement": "store.compare",
+    "Audit": "audit",
+    "AuditError": "errors",
+    "BuildOptions": "pipeline.options",
+    "Candidate": "pipeline.validation.options",
+    "Columns": "data.conversation",
+    "Concept": "types",
+    "ConceptError": "errors",
+    "DataError": "errors",
+    "Evidence": "store.evidence",
+    "Example": "types",
+    "FlagChange": "store.flags",
+    "Heatmap": "concepts.heatmap",
+    "IndexOptions": "pipeline.index",
+    "InfluenceOptions": "pipeline.attribution",
+    "LabelledExample": "types",
+    "Message": "types",
+    "ModelError": "errors",
+    "ModelOptions": "model.load",
+    "ProbeReport": "concepts.probe_report",
+    "Progress": "progress",
+    "Recipe": "evidence.training",
+    "RowFilter": "store.filters",
+    "Segment": "concepts.heatmap",
+    "Stage": "progress",
+    "StoreError": "errors",
+    "TextFeatures": "concepts.features_of_text",
+    "TrainedProbe": "concepts.probe",
+    "ValidateOptions": "pipeline.validation.options",
+    "audit_names": "store.layout",
+    "build": "pipeline.build",
+    "read_labelled": "data.read",
+    "read_prompts": "data.read",
+    "read_queries": "data.read",
+}
+__all__ = [
+    "FORMATS",
+    "METHODS",
+    "MIN_EACH",
+    "Agreement",
+    "Audit",
+    "AuditError",
+    "BuildOptions",
+    "Candidate",
+    "Columns",
+    "Concept",
+    "ConceptError",
+    "DataError",
+    "Evidence",
+    "Example",
+    "FlagChange",
+    "Heatmap",
+    "IndexOptions",
+    "InfluenceOptions",
+    "LabelledExample",
+    "Message",
+    "ModelError",
+    "ModelOptions",
+    "ProbeReport",
+    "Progress",
+    "Recipe",
+    "RowFilter",
+    "Segment",
+    "Stage",
+    "StoreError",
+    "TextFeatures",
+    "TrainedProbe",
+    "ValidateOptions",
+    "audit_names",
+    "build",
+    "read_labelled",
+    "read_prompts",
+    "read_queries",
+]
+
+
+def __getattr__(name: str):
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)

@@ -1,0 +1,70 @@
+"""Whether removing what is flagged changes the model: fine-tuning runs, and what they say."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from concept_audit.api.base import OpenAudit
+from concept_audit.evidence.report import report
+from concept_audit.evidence.statistics import Estimate
+from concept_audit.pipeline.validate import validate
+from concept_audit.pipeline.validation.first_order import first_order
+from concept_audit.pipeline.validation.options import ValidateOptions
+from concept_audit.progress import Progress
+from concept_audit.store import evidence as store_evidence
+
+
+class Counterfactuals(OpenAudit):
+    """Evidence by training without the rows that methods flag."""
+
+    def validate(
+        self, concept: str, options: ValidateOptions | None = None, progress: Progress | None = None
+    ) -> store_evidence.Evidence:
+        """Train without what the methods flag, and tell what it does to the model; see `ValidateOptions`.
+
+        A validation that was interrupted goes on where it was.
+
+        Raises:
+            ConceptError: unknown concept, or options that make no sense.
+        """
+        found = self.concept(concept)
+        return validate(self._sources(), found, options or ValidateOptions(), progress or self._progress)
+
+    def first_order(
+        self, concept: str, subsets: int = 40, size: int = 8, pool: int = 96, progress: Progress | None = None
+    ) -> tuple[Estimate, pd.DataFrame]:
+        """One small step on each of some random subsets, against influence without curvature.
+
+        Args:
+            subsets: how many.
+            size: rows of each.
+            pool: rows that they are drawn from.
+
+        Returns:
+            Pearson's correlation, and predicted and actual change of each subset.
+
+        Raises:
+            ConceptError: unknown concept, one without queries, or too few rows.
+        """
+        told = progress or self._progress
+        return first_order(self._sources(), self.concept(concept), told, subsets, size, pool)
+
+    def evidence_list(self) -> pd.DataFrame:
+        """Validations that are kept, latest first: evidence_id, concept_id, version, number, current."""
+        return self._read(store_evidence.list_evidence)
+
+    def evidence(self, evidence_id: str) -> store_evidence.Evidence:
+        """What a validation found.
+
+        Raises:
+            ConceptError: there is none with this id.
+        """
+        return self._read(lambda cursor: store_evidence.read_evidence(cursor, evidence_id))
+
+    def evidence_report(self, evidence_id: str) -> tuple[str, dict[str, str]]:
+        """A validation as a report: Markdown, where ``{figures}/`` is the place of its figures, and these as SVG.
+
+        Raises:
+            ConceptError: there is none with this id.
+        """
+        return report(self.evidence(evidence_id))

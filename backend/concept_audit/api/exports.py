@@ -1,0 +1,169 @@
+"""Taking rows away: a view, the flagged rows, or the data without them, with a note of how they came about."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Literal
+
+import pandas as pd
+
+from concept_audit.api.base import DEFAULTS, EVERY_ROW, user_name
+from concept_audit.api.rankings import Rankings
+from concept_audit.data.read import fingerprint, raw_rows
+from concept_audit.errors import AuditError, StoreError
+from concept_audit.export import Format, Record, to_standard_output, write_file
+from concept_audit.pipeline.attribution import InfluenceOptions
+from concept_audit.store import queries
+from concept_audit.store.filters import RowFilter
+
+Schema = Literal["own", "audit"]
+EXPORT_COLUMNS = ["example_id", "flag", "note", "prompt", "response", "source", "source_row", "content_hash"]
+SCORE_COLUMNS = ["rank", "score", "percentile"]
+ROWS_AT_ONCE = 512
+
+
+class Exports(Rankings):
+    """Rows to take away."""
+
+    def export(
+        self,
+        out: Path | None,
+        format: Format = "csv",
+        where: RowFilter = EVERY_ROW,
+        schema: Schema = "audit",
+        concept: str | None = None,
+        method: str = "vector_filter",
+        options: InfluenceOptions = DEFAULTS,
+        exact: bool = False,
+        by: str = "",
+    ) -> dict[str, Any]:
+        """Write the rows that pass a filter, in the order of the data.
+
+        Args:
+            out: a file, beside which ``FILE.manifest.json`` is written; None for standard output.
+            schema: ``own``, the columns of the input as they were, or ``audit``, with prompt, response, flag
+                and the metadata fields.
+            concept: puts the rank, score and percentile of its ranking beside each row (``audit_…`` in the
+                input's own schema).
+            exact: CSV that reads back as it was; otherwise cells that a spreadsheet would take for a formula
+                begin with an apostrophe.
+
+        Returns:
+            the manifest: what the rows are and how they came about.
+
+        Raises:
+            StoreError: the input has changed or is gone (for its own schema), or the disk is full.
+        """
+        ranking = self.ranking(concept, method, options) if concept else None
+        if schema == "own":
+            self.check_input()
+
+        def records() -> Iterator[Record]:
+            return self._own_records(where, ranking) if schema == "own" else self._records(where, ranking)
+
+        scored = SCORE_COLUMNS if ranking is not None else []
+        columns = [*scored, *EXPORT_COLUMNS] if schema == "audit" else []
+        told = self._export_manifest(where, format, schema, concept, method, options, exact, by)
+        if out is None:
+            told["rows"] = to_standard_output(records, format, exact, columns)
+            return told
+        told["rows"], told["sha256"] = write_file(records, format, out, exact, columns)
+        told["file"] = out.name
+        text = json.dumps(told, indent=2, ensure_ascii=False) + "\n"
+        out.with_name(out.name + ".manifest.json").write_text(text, "utf-8")
+        return told
+
+    def export_bytes(self, format: Format = "csv", **how: Any) -> tuple[bytes, bytes]:
+        """As `export`, for a download: the file and its manifest."""
+        with TemporaryDirectory() as place:
+            out = Path(place) / f"{self.name}.{format}"
+            self.export(out, format, **how)
+            return out.read_bytes(), out.with_name(out.name + ".manifest.json").read_bytes()
+
+    def _records(self, where: RowFilter, ranking: int | None) -> Iterator[Record]:
+        columns = [*(SCORE_COLUMNS if ranking is not None else []), *EXPORT_COLUMNS]
+        fields = self.metadata_fields()["field"].tolist()
+        names = {field: f"metadata.{field}" if field in columns else field for field in fields}
+        after = -1
+        while len(frame := self._rows_after(where, ranking, after)):
+            after = int(frame["example_id"].iloc[-1])
+            for row, metadata in zip(frame[columns].to_dict("records"), queries.decoded_metadata(frame), strict=True):
+                yield row | {names[field]: metadata.get(field) for field in fields}
+
+    def _rows_after(self, where: RowFilter, ranking: int | None, after: int) -> pd.DataFrame:
+        return self._read(lambda cursor: queries.rows_after(cursor, ranking, where, after, ROWS_AT_ONCE))
+
+    def _own_records(self, where: RowFilter, ranking: int | None) -> Iterator[Record]:
+        chosen = self._read(lambda cursor: queries.chosen(cursor, ranking, where))
+        wanted = iter(chosen.itertuples(index=False))
+        row = next(wanted, None)
+        made = self.manifest.configuration
+        for place, raw in enumerate(raw_rows(made["data"], made["split"])):
+            if row is None:
+                return
+            if place == row.example_id:
+                scores = {f"audit_{name}": getattr(row, name) for name in SCORE_COLUMNS if hasattr(row, name)}
+                yield dict(raw) | scores
+                row = next(wanted, None)
+
+    def check_input(self) -> None:
+        """Raise StoreError if the input is not what the audit was built from, so that its columns are gone."""
+        made = self.manifest
+        data, split = made.configuration["data"], made.configuration["split"]
+        way_out = "export with the audit's columns instead (--schema audit)"
+        try:
+            now = fingerprint(data, split)
+        except AuditError as error:
+            raise StoreError(f"the input's own columns cannot be written: {error}; or {way_out}") from error
+        if now != made.fingerprints["data"]:
+            raise StoreError(
+                f"{data}: has changed since this audit was built, so its rows are not those that were ranked; put "
+                f"the earlier data back, or {way_out}"
+            )
+
+    def _export_manifest(
+        self,
+        where: RowFilter,
+        format: str,
+        schema: str,
+        concept: str | None,
+        method: str,
+        options: InfluenceOptions,
+        exact: bool,
+        by: str,
+    ) -> dict[str, Any]:
+        made = self.manifest
+        told: dict[str, Any] = {
+            "audit": self.name,
+            "data": Path(made.configuration["data"]).name,
+            "model": made.configuration["model"],
+            "fingerprints": made.fingerprints,
+            "versions": made.versions,
+            "format": format,
+            "columns": schema,
+            "csv": ("exact" if exact else "safe in spreadsheets") if format == "csv" else None,
+            "filters": {name: value for name, value in asdict(where).items() if value},
+            "rows_in_all": self.overview().n_rows,
+        }
+        if concept:
+            found = self.concept(concept)
+            told["concept"] = {
+                "concept_id": found.concept_id,
+                "name": found.name,
+                "version": found.version,
+                "layer": found.layer,
+            }
+            told["method"] = method
+            told["parameters"] = self._request(found, method, options)[1].parameters
+            saved = next((p for p in self.probes() if p.name == found.name), None)
+            if saved is not None and "threshold" in saved.details:
+                told["concept"]["threshold"] = saved.details["threshold"]
+        told["flags"] = self._read(queries.flaggers)
+        told["exported_by"] = by or user_name()
+        told["exported_at"] = datetime.now(UTC).isoformat(timespec="seconds")
+        return told

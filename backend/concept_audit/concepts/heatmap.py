@@ -1,0 +1,139 @@
+"""Token heatmaps: what each token of a row's responses adds to its score."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from concept_audit.model.activations import response_activations
+from concept_audit.model.chat import END_OF_TURN, PROMPT
+from concept_audit.model.load import LanguageModel
+from concept_audit.store import workspace
+from concept_audit.store.database import Database
+from concept_audit.store.layout import Layout
+from concept_audit.store.shards import TokenizedText, read_feature_activations, read_texts
+from concept_audit.types import Concept
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A piece of text with one value: a token, or several that share a character.
+
+    Attributes:
+        value: ⟨h_ℓ at the token, v⟩ for a probe, the activation for an SAE feature.
+        end_of_turn: whether it is the token that closes a turn, which has no text of its own.
+    """
+
+    text: str
+    value: float
+    end_of_turn: bool = False
+
+
+@dataclass(frozen=True)
+class Heatmap:
+    """The coloured text of one row.
+
+    Attributes:
+        turns: the segments of each assistant turn, in order; turns cut off by the context are missing.
+        signed: whether values have a meaningful sign (probes, influence) or are at least 0 (SAE features).
+        elsewhere: sum of the values of tokens outside the turns, such as the prompt's.
+    """
+
+    example_id: int
+    turns: tuple[tuple[Segment, ...], ...]
+    signed: bool
+    elsewhere: float = 0.0
+
+
+def feature_heatmaps(layout: Layout, concept: Concept, example_ids: Sequence[int]) -> dict[int, Heatmap]:
+    """Heatmaps of an SAE feature, from the shards alone."""
+    texts = read_texts(layout, example_ids)
+    firings = read_feature_activations(layout, concept.feature_id, example_ids)
+    found = {}
+    for example_id, row in texts.items():
+        values = np.zeros(len(row.input_ids))
+        values[firings[example_id][:, 0].astype(np.int64)] = firings[example_id][:, 1]
+        found[example_id] = Heatmap(example_id, _turns(row, values), signed=False)
+    return found
+
+
+def probe_heatmaps(
+    layout: Layout, database: Database, concept: Concept, example_ids: Sequence[int], model: Callable[[], LanguageModel]
+) -> dict[int, Heatmap]:
+    """Heatmaps of a probe: one forward pass over the rows that have none yet; values are kept.
+
+    Args:
+        model: loads the model; called only if it is needed.
+    """
+    texts = read_texts(layout, example_ids)
+    identity = f"{concept.layer}:{hashlib.blake2b(concept.direction.tobytes(), digest_size=12).hexdigest()}"
+    hashes = [row.content_hash for row in texts.values()]
+    with database.reading() as cursor:
+        known = workspace.cached_projections(cursor, identity, hashes)
+    # Rows may have been cut at another length when their values were kept.
+    missing = {
+        row.content_hash: row for row in texts.values() if len(known.get(row.content_hash, ())) != len(row.input_ids)
+    }
+    if missing:
+        fresh = token_projections(model(), concept, missing)
+        with database.writing() as cursor:
+            workspace.cache_projections(cursor, identity, fresh)
+        known |= fresh
+    return {
+        example_id: Heatmap(example_id, _turns(row, known[row.content_hash]), signed=True)
+        for example_id, row in texts.items()
+    }
+
+
+def influence_heatmap(example_id: int, row: TokenizedText, values: np.ndarray) -> Heatmap:
+    """A heatmap of token influences, which sum to the row's score.
+
+    Args:
+        values: float32 [tokens].
+    """
+    outside = float(values[row.parts[: len(values)] == PROMPT].sum())
+    return Heatmap(example_id, _turns(row, values), signed=True, elsewhere=outside)
+
+
+def token_projections(lm: LanguageModel, concept: Concept, rows: Mapping[str, TokenizedText]) -> dict[str, np.ndarray]:
+    """⟨h_ℓ, v⟩ at every token: name → float32 [tokens], for each of the named rows."""
+    names = list(rows)
+    ids = [rows[name].input_ids for name in names]
+    response = [rows[name].parts != PROMPT for name in names]
+    found = {}
+    for batch in response_activations(lm, ids, response, [], [concept.layer]):
+        for row in batch:
+            found[names[row.index]] = row.streams[concept.layer] @ concept.direction
+    return found
+
+
+def _turns(row: TokenizedText, values: np.ndarray) -> tuple[tuple[Segment, ...], ...]:
+    """Runs of response tokens, each an assistant turn, cut into segments."""
+    places = np.flatnonzero(row.parts != PROMPT)
+    runs = np.split(places, np.flatnonzero(np.diff(places) > 1) + 1) if len(places) else []
+    return tuple(_segments(row, values, run) for run in runs)
+
+
+def _segments(row: TokenizedText, values: np.ndarray, run: np.ndarray) -> tuple[Segment, ...]:
+    segments: list[Segment] = []
+    reached = int(row.starts[run[0]])
+    for place in run:
+        start, end, value = int(row.starts[place]), int(row.ends[place]), float(values[place])
+        if row.parts[place] == END_OF_TURN:
+            if end > reached:
+                segments.append(Segment("", value, end_of_turn=True))
+                reached = end
+            continue
+        if end <= reached and segments:
+            # A character of several tokens (an emoji, say) shows the largest of their values.
+            before = segments[-1]
+            segments[-1] = Segment(before.text, max(before.value, value, key=abs), before.end_of_turn)
+            continue
+        if start > reached and segments:
+            segments[-1] = Segment(segments[-1].text + row.text[reached:start], segments[-1].value)
+        segments.append(Segment(row.text[max(start, reached) : end], value))
+        reached = end
+    return tuple(segments)

@@ -1,0 +1,257 @@
+"""Training a BatchTopK SAE (Bussmann et al. 2024, arXiv 2412.06410) with SAELens on the audit's own data.
+
+The trainer is SAELens'; what is here is the feeding: shards of token activations in
+an order that depends on seed, epoch and step alone, and checkpoints, so that a
+training that is killed goes on to the same weights.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from concept_audit.concepts.sae import SparseAutoencoder, load_sae
+from concept_audit.model.load import native_bfloat16
+from concept_audit.progress import Stage
+
+BUFFER_TOKENS = 1 << 15
+CHECKPOINT_EVERY = 100
+REPORT_EVERY = 10
+HELD_OUT = 16
+"""The last sixteenth of each block is kept from training and measures the result."""
+
+Read = Callable[[], np.ndarray]
+
+
+@dataclass(frozen=True)
+class SaeTraining:
+    """Settings of an SAE training.
+
+    Attributes:
+        expansion: features per dimension of the residual stream.
+        k: features that fire at a token, on average.
+        epochs: passes over the tokens, at least; small data get more, see `steps`.
+        batch: tokens a step.
+        min_steps: as many steps at least.
+        max_steps: as many steps at most.
+        lr: Adam's learning rate, which falls to a tenth at the end.
+    """
+
+    expansion: int = 4
+    k: int = 24
+    epochs: int = 8
+    batch: int = 1024
+    min_steps: int = 300
+    max_steps: int = 20_000
+    lr: float = 1e-3
+    seed: int = 0
+
+    def steps(self, n_tokens: int) -> int:
+        """How many steps a data set of `n_tokens` gets."""
+        wanted = math.ceil(n_tokens * self.epochs / self.batch)
+        return min(max(wanted, self.min_steps), self.max_steps)
+
+
+@dataclass(frozen=True)
+class SaeQuality:
+    """How well the SAE reconstructs tokens that it did not train on.
+
+    Attributes:
+        explained_variance: 1 − Σ‖x − x̂‖² / Σ‖x − x̄‖².
+        l0: features that fire at a token, on average.
+        n_tokens: tokens measured on.
+    """
+
+    explained_variance: float
+    l0: float
+    n_tokens: int
+
+
+class TokenFeed:
+    """Batches of tokens in an order that only seed and step decide.
+
+    Blocks are read in a shuffled order into a buffer of bounded size, from which
+    batches are drawn; memory is the buffer's, however many the blocks.
+
+    Args:
+        blocks: how many tokens each block has, and what reads it: float32 [tokens, d_model].
+    """
+
+    def __init__(self, blocks: Sequence[tuple[int, Read]], batch: int, seed: int):
+        self._blocks, self._batch, self._seed = [read for _, read in blocks], batch, seed
+        self._kept = [size - size // HELD_OUT for size, _ in blocks]
+        self.batches_per_epoch = sum(self._kept) // batch
+
+    def from_step(self, step: int) -> Iterator[np.ndarray]:
+        """Batches float32 [batch, d_model] from the given step on, without end."""
+        epoch, skipped = divmod(step, self.batches_per_epoch)
+        while True:
+            yield from islice(self._epoch(epoch), skipped, None)
+            epoch, skipped = epoch + 1, 0
+
+    def held_out(self) -> Iterator[np.ndarray]:
+        """The tokens kept from training, a block at a time."""
+        for read, kept in zip(self._blocks, self._kept, strict=True):
+            yield read()[kept:]
+
+    def _epoch(self, epoch: int) -> Iterator[np.ndarray]:
+        rng = np.random.default_rng([self._seed, epoch])
+        buffer: list[np.ndarray] = []
+        waiting = 0
+        for number in rng.permutation(len(self._blocks)):
+            buffer.append(self._blocks[number]()[: self._kept[number]])
+            waiting += self._kept[number]
+            if waiting >= BUFFER_TOKENS:
+                # Half stays behind, so that tokens of blocks far apart meet in a batch.
+                tokens = _emptied(buffer)
+                order = rng.permutation(waiting)
+                drawn = max(waiting // 2 // self._batch, 1) * self._batch
+                yield from self._batches(tokens, order[:drawn])
+                buffer, waiting = [tokens[order[drawn:]]], waiting - drawn
+        tokens = _emptied(buffer)
+        yield from self._batches(tokens, rng.permutation(waiting))
+
+    def _batches(self, tokens: np.ndarray, order: np.ndarray) -> Iterator[np.ndarray]:
+        for start in range(0, len(order) - self._batch + 1, self._batch):
+            yield tokens[order[start : start + self._batch]]
+
+
+def _emptied(buffer: list[np.ndarray]) -> np.ndarray:
+    """The blocks as one; the list lets go of them, so that they are not held twice."""
+    joined = np.concatenate(buffer)
+    buffer.clear()
+    return joined
+
+
+def train_sae(
+    feed: TokenFeed,
+    steps: int,
+    d_model: int,
+    layer: int,
+    settings: SaeTraining,
+    device: torch.device,
+    checkpoints: Path,
+    out: Path,
+    stage: Stage,
+) -> SaeQuality:
+    """Train on token activations and save the SAE for inference to `out`, in one step.
+
+    Args:
+        steps: how many batches; see `SaeTraining.steps`.
+        layer: where the activations come from, in blocks run.
+        checkpoints: directory for the state while training; removed at the end.
+        stage: told the steps, with explained variance and L0 of the latest batch.
+    """
+    trainer = _trainer(steps, d_model, layer, settings, device)
+    latest = _latest_checkpoint(checkpoints)
+    if latest is not None:
+        trainer.sae.load_weights_from_checkpoint(latest)
+        trainer.load_trainer_state(latest)
+        stage.skip(trainer.n_training_steps)
+    else:
+        _prepare(trainer, list(islice(feed.from_step(0), 8)))
+    batches = feed.from_step(trainer.n_training_steps)
+    while trainer.n_training_steps < steps:
+        trainer.maybe_reset_sparsity()
+        with torch.autocast(device.type, torch.bfloat16, enabled=native_bfloat16(device)):
+            output = trainer.step(torch.from_numpy(next(batches)))
+        trainer.n_training_steps += 1
+        report = trainer.n_training_steps % REPORT_EVERY == 0
+        stage.advance(1, _describe(output) if report else None)
+        if trainer.n_training_steps % CHECKPOINT_EVERY == 0 and trainer.n_training_steps < steps:
+            _save_checkpoint(trainer, checkpoints)
+    trainer.sae.fold_activation_norm_scaling_factor(trainer.activation_scaler.scaling_factor)
+    trainer.set_final_sae_metadata()
+    partial = out.with_name(f".{out.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    trainer.sae.save_inference_model(str(partial))
+    quality = _measure(load_sae(str(partial), device), feed)
+    shutil.rmtree(out, ignore_errors=True)
+    partial.rename(out)
+    shutil.rmtree(checkpoints, ignore_errors=True)
+    return quality
+
+
+def _trainer(steps: int, d_model: int, layer: int, settings: SaeTraining, device: torch.device) -> Any:
+    from sae_lens.config import SAETrainerConfig
+    from sae_lens.saes.batchtopk_sae import BatchTopKTrainingSAE, BatchTopKTrainingSAEConfig
+    from sae_lens.training.sae_trainer import SAETrainer
+
+    torch.manual_seed(settings.seed)
+    sae = BatchTopKTrainingSAE(
+        BatchTopKTrainingSAEConfig(
+            d_in=d_model,
+            d_sae=settings.expansion * d_model,
+            k=settings.k,
+            device=str(device),
+            dtype="float32",
+            normalize_activations="expected_average_only_in",
+        )
+    )
+    sae.cfg.metadata.hook_name = f"blocks.{layer - 1}.hook_resid_post"
+    configuration = SAETrainerConfig(
+        total_training_samples=steps * settings.batch,
+        train_batch_size_samples=settings.batch,
+        lr=settings.lr,
+        lr_end=settings.lr / 10,
+        lr_scheduler_name="cosineannealing",
+        lr_warm_up_steps=min(50, steps // 10),
+        device=str(device),
+        dead_feature_window=max(20, steps // 10),
+    )
+    return SAETrainer(configuration, sae, data_provider=iter(()))
+
+
+def _prepare(trainer: Any, batches: Sequence[np.ndarray]) -> None:
+    """Set the input scale, and let the decoder's bias take the mean off before training begins."""
+    tokens = torch.from_numpy(np.concatenate(batches)).to(trainer.sae.W_dec.device)
+    trainer.activation_scaler.scaling_factor = (tokens.shape[1] ** 0.5 / tokens.norm(dim=1).mean()).item()
+    with torch.no_grad():
+        trainer.sae.b_dec.copy_(trainer.activation_scaler(tokens).mean(0))
+
+
+def _describe(output: Any) -> str:
+    with torch.no_grad():
+        error = (output.sae_out - output.sae_in).square().sum()
+        spread = (output.sae_in - output.sae_in.mean(0)).square().sum()
+        l0 = (output.feature_acts > 0).sum(1).float().mean()
+    return f"explained variance {1 - (error / spread).item():.2f}, L0 {l0.item():.0f}"
+
+
+def _measure(sae: SparseAutoencoder, feed: TokenFeed) -> SaeQuality:
+    total, squares, errors, firings, count = 0.0, 0.0, 0.0, 0, 0
+    with torch.inference_mode():
+        for tokens in feed.held_out():
+            inputs = torch.from_numpy(tokens).to(sae.module.W_dec.device)
+            features = sae.module.encode(inputs)
+            errors += (sae.module.decode(features) - inputs).double().square().sum().item()
+            firings += int((features > 0).sum())
+            squares += inputs.double().square().sum().item()
+            total = total + inputs.double().sum(0)
+            count += len(tokens)
+    if not count:
+        return SaeQuality(float("nan"), float("nan"), 0)
+    spread = squares - (total.square().sum() / count).item()
+    return SaeQuality(1 - errors / spread, firings / count, count)
+
+
+def _save_checkpoint(trainer: Any, checkpoints: Path) -> None:
+    name = f"step-{trainer.n_training_steps:08}"
+    shutil.rmtree(checkpoints / f".{name}.partial", ignore_errors=True)
+    trainer.save_checkpoint(f".{name}.partial", base_path=checkpoints)
+    (checkpoints / f".{name}.partial").rename(checkpoints / name)
+    for other in checkpoints.glob("step-*"):
+        if other.name != name:
+            shutil.rmtree(other)
+
+
+def _latest_checkpoint(checkpoints: Path) -> Path | None:
+    return max(checkpoints.glob("step-*"), default=None)

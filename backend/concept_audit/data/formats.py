@@ -1,0 +1,243 @@
+"""Rows of files: JSONL and JSON, CSV and TSV, gzipped or not, and Parquet.
+
+Every reader is a generator that holds one line or one batch at a time (a ``.json`` array is
+the exception: it is parsed whole). Nothing here knows what a conversation is.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import json
+import os
+import re
+import threading
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from concept_audit.errors import DataError, first_line
+
+PARQUET_BATCH = 256
+KINDS = {type(None): "null", bool: "a boolean", int: "a number", float: "a number"}
+KINDS |= {str: "a string", list: "a list", dict: "an object"}
+LONGEST_FIELD = 2**31 - 1  # the largest that `csv` takes where a C long has 32 bits
+# An escaped backslash or a surrogate pair, to be left alone; or (group 1) a surrogate by itself.
+SURROGATES = re.compile(r"\\\\|\\u[dD][89abAB]..\\u[dD][c-fC-F]..|(\\u[dD][89a-fA-F][0-9a-fA-F]{2})")
+
+_csv_limit = threading.Lock()
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row as stored: its columns and where it stands (``unit`` is "line" or "row")."""
+
+    values: Mapping[str, Any]
+    source: str
+    unit: str
+    number: int
+
+    @property
+    def place(self) -> str:
+        """``train.jsonl line 12``"""
+        return f"{self.source} {self.unit} {self.number}"
+
+
+def locate(source: str | Path) -> Path | None:
+    """The file or directory that `source` names, or None if it can only be a hub name.
+
+    Raises:
+        DataError: it looks like a path, and nothing is there.
+    """
+    path = Path(os.path.expanduser(source))
+    if os.path.exists(path):
+        return path
+    if isinstance(source, Path) or _looks_like_path(source):
+        raise DataError(f"{source}: no such file or directory; check the path")
+    return None
+
+
+def file_rows(path: Path) -> Iterator[Row]:
+    """The rows of a file, by the reader that its name calls for.
+
+    Raises:
+        DataError: at once for a name of no known format; from the iterator for what is broken.
+    """
+    reader = READERS.get(_suffix(path))
+    if reader is None:
+        raise DataError(
+            f"{path}: its name does not end in a format that can be read; "
+            f"convert or rename it to one of {', '.join(READERS)}"
+        )
+    return reader(path)
+
+
+def parse_json(text: str, where: str) -> Any:
+    """Parse JSON; lone surrogates (`\\ud800`), which UTF-8 cannot hold, become U+FFFD.
+
+    Raises:
+        DataError: broken JSON, a number too long, or values nested too deeply.
+    """
+    try:
+        return json.loads(SURROGATES.sub(lambda m: r"\ufffd" if m[1] else m[0], text))
+    except json.JSONDecodeError as error:
+        line = f"line {error.lineno} " if error.lineno > 1 else ""
+        problem = f"broken JSON at {line}column {error.colno} ({error.msg})"
+    except (ValueError, RecursionError) as error:
+        problem = f"JSON that cannot be read ({error})"
+    raise DataError(f"{where}: {problem}; write it as `json.dumps` does")
+
+
+def unreadable(path: Path, error: OSError) -> DataError:
+    """What to tell the user when the system refuses a file."""
+    return DataError(f"{path}: cannot be read ({error.strerror}); check that it is a file of yours")
+
+
+def kind(value: Any) -> str:
+    """What a value is, in JSON's terms."""
+    return KINDS.get(type(value), type(value).__name__)
+
+
+def quoted(names: Iterable[str]) -> str:
+    """Names as a message shows them: ``"prompt", "response"``."""
+    return ", ".join(f'"{name}"' for name in names)
+
+
+def _looks_like_path(text: str) -> bool:
+    path = Path(text)
+    in_folder = len(path.parts) > 1 and os.path.isdir(path.parent)
+    return text.startswith((".", "/", "~")) or _suffix(path) in READERS or in_folder
+
+
+def _suffix(path: Path) -> str:
+    """``.csv`` or, compressed, ``.csv.gz``."""
+    kept = 2 if path.suffix.lower() == ".gz" else 1
+    return "".join(path.suffixes[-kept:]).lower()
+
+
+def _bytes(path: Path) -> Iterator[bytes]:
+    opened = gzip.open if path.suffix.lower() == ".gz" else open
+    try:
+        with opened(path, "rb") as file:
+            yield from file
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise DataError(f"{path.name}: truncated or corrupt gzip ({error}); fetch or compress it again") from error
+    except OSError as error:
+        raise unreadable(path, error) from error
+
+
+def _lines(path: Path) -> Iterator[str]:
+    offset = 0
+    for number, line in enumerate(_bytes(path), start=1):
+        try:
+            text = line.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise DataError(
+                f"{path.name} line {number}: not UTF-8 (byte 0x{line[error.start]:02x} at byte "
+                f"offset {offset + error.start}); convert the file to UTF-8"
+            ) from None
+        offset += len(line)
+        yield text.removeprefix("\ufeff") if number == 1 else text
+
+
+def _jsonl_rows(path: Path) -> Iterator[Row]:
+    for number, line in enumerate(_lines(path), start=1):
+        if line.strip():
+            value = parse_json(line.rstrip(), f"{path.name} line {number}")
+            yield _json_row(value, path, "line", number)
+
+
+def _json_rows(path: Path) -> Iterator[Row]:
+    """Rows of a ``.json`` file, a name that people give to one array and to JSONL alike."""
+    start = next((line for line in _lines(path) if line.strip()), "")
+    if not start.lstrip().startswith("["):
+        yield from _jsonl_rows(path)
+        return
+    for number, value in enumerate(parse_json("".join(_lines(path)), path.name), start=1):
+        yield _json_row(value, path, "row", number)
+
+
+def _json_row(value: Any, path: Path, unit: str, number: int) -> Row:
+    if not isinstance(value, dict):
+        raise DataError(
+            f"{path.name} {unit} {number}: {kind(value)} where an object is expected; "
+            'write {"messages": [...]} (and name a file that is one array .json)'
+        )
+    return Row(value, path.name, unit, number)
+
+
+def _csv_rows(path: Path, delimiter: str) -> Iterator[Row]:
+    """Rows of a CSV file with a header, numbered by the line on which each begins."""
+    # strict: otherwise a quote left open swallows the rest of the file into one field.
+    reader = csv.reader(_lines(path), delimiter=delimiter, strict=True)
+    header: list[str] | None = None
+    while True:
+        line = reader.line_num + 1
+        try:
+            fields = _next_record(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            raise DataError(
+                f'{path.name} line {line}: broken CSV ({error}); quote fields, and double the quotes inside them ("")'
+            ) from None
+        if not fields:  # a blank line
+            continue
+        if header is None:
+            header = _checked_header(fields, f"{path.name} line {line}")
+        elif len(fields) != len(header):
+            raise DataError(
+                f"{path.name} line {line}: {len(fields)} fields where the header has "
+                f"{len(header)}; quote fields that contain the delimiter or a line break"
+            )
+        else:
+            yield Row(dict(zip(header, fields, strict=True)), path.name, "line", line)
+
+
+def _next_record(reader: Iterator[list[str]]) -> list[str]:
+    """The next record, however long: `csv` has one limit a process, lifted for this record."""
+    with _csv_limit:
+        limit = csv.field_size_limit(LONGEST_FIELD)
+        try:
+            return next(reader)
+        finally:
+            csv.field_size_limit(limit)
+
+
+def _checked_header(fields: Sequence[str], place: str) -> list[str]:
+    twice = sorted({name for name in fields if fields.count(name) > 1})
+    if twice:
+        raise DataError(f"{place}: several columns are named {quoted(twice)}; rename them")
+    return list(fields)
+
+
+def _parquet_rows(path: Path) -> Iterator[Row]:
+    number = 0
+    try:
+        with pq.ParquetFile(path) as file:
+            batches = file.iter_batches(batch_size=PARQUET_BATCH)
+            rows = chain.from_iterable(batch.to_pylist() for batch in batches)
+            for number, values in enumerate(rows, start=1):
+                yield Row(values, path.name, "row", number)
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise DataError(
+            f"{path.name}: truncated or corrupt Parquet after row {number} "
+            f"({first_line(error)}); fetch or write it again"
+        ) from error
+
+
+_LINES: dict[str, Callable[[Path], Iterator[Row]]] = {
+    ".jsonl": _jsonl_rows,
+    ".ndjson": _jsonl_rows,
+    ".json": _json_rows,
+    ".csv": partial(_csv_rows, delimiter=","),
+    ".tsv": partial(_csv_rows, delimiter="\t"),
+}
+READERS = _LINES | {f"{s}.gz": reader for s, reader in _LINES.items()} | {".parquet": _parquet_rows}

@@ -1,0 +1,174 @@
+"""Training data and labelled examples, one row at a time, from files, `datasets` or the hub.
+
+A row is a conversation and metadata. Conversations come as turns (``messages``), as a prompt
+and a response, or as plain text, which becomes a single assistant turn: the whole of it is
+what training sees. Turns, duplicates and their order are kept as they are.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterator, Mapping
+from datetime import date, time, timedelta
+from decimal import Decimal
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from concept_audit.data.conversation import BY_NAME, Columns, Layout, find_layout
+from concept_audit.data.formats import Row, file_rows, locate, unreadable
+from concept_audit.data.hub import hub_revision, hub_rows, saved_rows, saved_split
+from concept_audit.errors import DataError
+from concept_audit.types import Example, LabelledExample
+
+__all__ = ["Columns", "fingerprint", "read_examples", "read_labelled", "read_prompts", "read_queries"]
+
+
+def read_examples(source: str | Path, *, columns: Columns = BY_NAME, split: str = "train") -> Iterator[Example]:
+    """Read a data set's rows as they are asked for; memory does not grow with their number.
+
+    Args:
+        source: a file (JSONL, JSON, CSV, TSV, gzipped or not; Parquet), a directory that
+            `save_to_disk` wrote, or a data set's name on the Hugging Face hub. A `Path` is
+            never a hub name.
+        columns: where the conversation lies; what is not named is found by name.
+        split: which split of a directory or hub data set; files have none.
+
+    Raises:
+        DataError: from the call itself if the source is missing, empty, of no known format or
+            without a conversation in its columns; from the iterator for a row that cannot be
+            read.
+    """
+    layout, rows = _open(source, columns, split)
+    return (_example(row, layout) for row in rows)
+
+
+def raw_rows(source: str | Path, split: str = "train") -> Iterator[Mapping[str, Any]]:
+    """The rows of a data set with their columns as they are, in the order of `read_examples`.
+
+    Values are in JSON's types.
+
+    Raises:
+        DataError: as `read_examples`.
+    """
+    for row in _rows(source, split):
+        yield {name: _as_json(value) for name, value in row.values.items()}
+
+
+def read_labelled(path: str | Path) -> list[LabelledExample]:
+    """Read the examples of a probe: rows like those of `read_examples`, each with a ``label``.
+
+    Raises:
+        DataError: as `read_examples`, or a label is absent or neither 0, 1, true nor false.
+    """
+    layout, rows = _open(Path(path), BY_NAME, "train")
+    return [LabelledExample(layout.messages(row), _label(row)) for row in rows]
+
+
+def read_queries(path: str | Path) -> list[LabelledExample]:
+    """Read query examples: rows like those of `read_labelled`, in which a missing label is 1.
+
+    Raises:
+        DataError: as `read_labelled`.
+    """
+    layout, rows = _open(Path(path), BY_NAME, "train")
+    return [LabelledExample(layout.messages(row), _label(row, 1)) for row in rows]
+
+
+def read_prompts(path: str | Path) -> list[LabelledExample]:
+    """As `read_queries`, but for the last answer of each row, which it need not have.
+
+    Raises:
+        DataError: as `read_queries`, or a row has nothing before its answer.
+    """
+    layout, rows = _open(Path(path), BY_NAME, "train")
+    return [LabelledExample(layout.prompt(row), _label(row, 1)) for row in rows]
+
+
+def fingerprint(source: str | Path, split: str = "train") -> str:
+    """Tell whether data have changed: 16 hexadecimal digits over their bytes.
+
+    For a hub name, over the name, the split and the `datasets` hash of its present revision,
+    which takes a request to the hub.
+
+    Raises:
+        DataError: the data are missing, or the hub cannot be reached.
+    """
+    path = locate(source)
+    if path is None:
+        parts = [part.encode() for part in (str(source), split, hub_revision(str(source)))]
+    elif path.is_dir():
+        tables = sorted(saved_split(path, split).glob("*.arrow"))
+        # Caches of `map` and `filter` lie beside the data and come and go.
+        parts = [_digest(table) for table in tables if not table.name.startswith("cache-")]
+    else:
+        parts = [_digest(path)]
+    return hashlib.blake2b(b"\0".join(parts), digest_size=8).hexdigest()
+
+
+def _open(source: str | Path, columns: Columns, split: str) -> tuple[Layout, Iterator[Row]]:
+    """The layout that the first row shows, and all rows, the first included."""
+    rows = _rows(source, split)
+    first = next(rows, None)
+    if first is None:
+        raise DataError(f"{source}: no rows in it; add some, or name another file or split")
+    return find_layout(first, columns), chain([first], rows)
+
+
+def _rows(source: str | Path, split: str) -> Iterator[Row]:
+    path = locate(source)
+    if path is None:
+        return hub_rows(str(source), split)
+    return saved_rows(path, split) if path.is_dir() else file_rows(path)
+
+
+def _example(row: Row, layout: Layout) -> Example:
+    messages = layout.messages(row)
+    rest = {name: value for name, value in row.values.items() if name not in layout.columns}
+    try:
+        metadata = _as_json(rest)
+    except RecursionError:
+        raise DataError(f"{row.place}: metadata nested too deeply; flatten them") from None
+    return Example(messages, row.source, row.number, metadata)
+
+
+def _label(row: Row, default: int | None = None) -> int:
+    label = row.values.get("label", default)
+    if label not in (0, 1):
+        shown = f"{label!r} is not a label" if "label" in row.values else "no label"
+        raise DataError(f'{row.place}: "label": {shown}; write 0, 1, true or false')
+    return int(label)
+
+
+def _as_json(value: Any) -> Any:
+    """A value that Parquet, `datasets` or JSON gave, in JSON's types; NaN and infinity are null."""
+    match value:
+        case None | bool() | int() | str():
+            return value
+        case float() | Decimal():
+            return float(value) if math.isfinite(value) else None
+        case Mapping():
+            return {str(key): _as_json(item) for key, item in value.items()}
+        case list() | tuple() | set():
+            return [_as_json(item) for item in value]
+        case np.ndarray() | np.generic():
+            return _as_json(value.tolist())
+        case bytes():
+            return value.decode("utf-8", "backslashreplace")
+        case date() | time():  # a datetime is a date
+            return value.isoformat()
+        case timedelta():
+            return value.total_seconds()
+        case _:
+            return str(value)
+
+
+def _digest(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "blake2b").digest()
+    except OSError as error:
+        raise unreadable(path, error) from error

@@ -1,0 +1,293 @@
+"""One report of a validation: Markdown with figures beside it, the same bytes for the same evidence."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from concept_audit.evidence.figures import Bar, Series, intervals, lines, matrix, number
+from concept_audit.evidence.statistics import precision_recall
+from concept_audit.store.evidence import Evidence
+from concept_audit.store.layout import whole
+
+RANDOM = "random"
+QUANTITY = {
+    "own": "concept in the model's own answers",
+    "text": "concept in these answers, as the untrained model reads them",
+    "shown": "concept on given answers that show the behaviour",
+    "preference": "preference for given answers that show the behaviour over those that do not (nats)",
+    "loss": "loss on natural rows (nats)",
+    "judge": "judge's score of the own answers (0 to 1)",
+}
+SIGNIFICANT = 0.05
+
+
+def report(evidence: Evidence) -> tuple[str, dict[str, str]]:
+    """The report's Markdown, and its figures by file name."""
+    figures: dict[str, str] = {}
+    about = evidence.about
+    parts = [
+        f"# Evidence on “{about['concept']}”",
+        f"Audit `{about['audit']}`, model `{about['model_name']}` (`{about['model']}`), evidence "
+        f"`{evidence.evidence_id}`.",
+        _told(evidence),
+        "## What was done",
+        _method(evidence),
+        "## Removing and keeping the top rows",
+        "“Against random” is the difference from what the same share of rows drawn at random does, seed by "
+        "seed, with Student's interval and paired test. A removal works if it is negative, and the loss does "
+        "not rise.",
+        _markdown(_changes(evidence)),
+    ]
+    for kind in ("removal", "retention"):
+        for quantity in _quantities(evidence, kind):
+            drawn = _curves(evidence, kind, quantity)
+            if drawn:
+                name = f"{kind}-{quantity}.svg"
+                figures[name] = drawn
+                parts.append(f"![{kind}: {QUANTITY[quantity]}]({{figures}}/{name})")
+    lds = evidence.results[evidence.results["measure"] == "lds"]
+    if len(lds):
+        parts += [
+            "## Linear datamodelling score",
+            f"Spearman's correlation over {int(lds['n'].max())} random subsets of {about['subset_share']:.0%} of "
+            "the rows, between the summed scores of a subset and the concept of the model trained on it "
+            "(Park et al. 2023, arXiv 2303.14186), with bootstrap intervals.",
+            _markdown(_pivot(lds)),
+        ]
+        for quantity in _quantities(evidence, "lds"):
+            figures[f"lds-{quantity}.svg"] = _bars(lds[lds["quantity"] == quantity], "LDS (Spearman)")
+            parts.append(f"![LDS: {QUANTITY[quantity]}]({{figures}}/lds-{quantity}.svg)")
+    first = evidence.results[evidence.results["measure"] == "first_order"]
+    for line in first.to_dict("records"):
+        parts.append(
+            f"First-order check: after one small step of gradient descent on each of {line['n']} random subsets, the "
+            f"concept's change on the queries has a Pearson correlation of {_interval(line)} with the summed "
+            f"{line['method']} (Taylor's theorem asks for 1)."
+        )
+    labels = evidence.results[evidence.results["quantity"] == "labels"]
+    if len(labels):
+        parts += [
+            "## Against labels",
+            f"Rows whose `{about['origin']}` is {', '.join(about['positive'])} count as positive. What a label "
+            "says is not what influence estimates: read this beside the runs, not instead of them.",
+            _markdown(_pivot(labels, "measure")),
+        ]
+        figures["precision-recall.svg"] = _precision_recall(evidence.scores)
+        parts.append("![Precision and recall]({figures}/precision-recall.svg)")
+    agreement = evidence.results[evidence.results["measure"] == "agreement"]
+    if len(agreement):
+        names = list(dict.fromkeys(agreement["method"]))
+        square = agreement.pivot(index="method", columns="other", values="estimate").loc[names, names]
+        figures["agreement.svg"] = matrix(names, square.to_numpy(float))
+        parts += [
+            "## Agreement of the methods",
+            "Spearman's correlation over all rows.",
+            "![Agreement]({figures}/agreement.svg)",
+        ]
+    stability = evidence.results[evidence.results["measure"] == "stability"]
+    if len(stability):
+        parts += [
+            "## Stability",
+            "Rank correlation of a ranking by redrawn queries (with replacement) with the ranking by all of them, "
+            "and of rankings that differ in the seed of the Fisher matrix's samples alone.",
+            _markdown(_pivot(stability)),
+            _unstable(evidence.scores),
+        ]
+    return "\n\n".join(part for part in parts if part) + "\n", figures
+
+
+def write_report(evidence: Evidence, path: Path) -> None:
+    """Write the report to a file, and its figures to a directory beside it.
+
+    Raises:
+        StoreError: they cannot be written.
+    """
+    text, figures = report(evidence)
+    directory = path.with_name(f"{path.stem}_figures")
+    for name, drawn in figures.items():
+        with whole(directory / name) as partial:
+            partial.write_text(drawn, "utf-8")
+    with whole(path) as partial:
+        partial.write_text(text.replace("{figures}", directory.name), "utf-8")
+
+
+def table(evidence: Evidence) -> str:
+    """The main findings as plain text for a terminal."""
+    changes = _changes(evidence)
+    lds = _pivot(evidence.results[evidence.results["measure"] == "lds"])
+    labels = _pivot(evidence.results[evidence.results["quantity"] == "labels"], "measure")
+    shown = [frame.to_string(index=False) for frame in (changes, lds, labels) if len(frame)]
+    return "\n\n".join([_told(evidence).replace("**", ""), *shown])
+
+
+def _told(evidence: Evidence) -> str:
+    """The verdict in words, one sentence a method that was removed."""
+    results = evidence.results
+    told = []
+    versus = results[(results["measure"] == "removal") & (results["other"] == RANDOM)]
+    for (method, share), lines_ in versus.groupby(["method", "share"], sort=False):
+        by = {line["quantity"]: line for line in lines_.to_dict("records")}
+        own, loss = by["own"], by.get("loss")
+        sure = "significantly" if own["p"] < SIGNIFICANT else "not significantly"
+        way = "lowers" if own["estimate"] < 0 else "raises"
+        text = (
+            f"**Removing the top {share:.0%} by {method} {way} the {QUANTITY['own']} {sure} more than removing as "
+            f"many at random**: by {number(abs(own['estimate']))} (95% interval {number(own['low'])} to "
+            f"{number(own['high'])}, p = {_p(own['p'])}, {own['n']} seeds)"
+        )
+        if (preference := by.get("preference")) is not None:
+            text += f"; the {QUANTITY['preference']} changes by {number(preference['estimate'])} (p = {_p(preference['p'])})"
+        if loss is not None:
+            costly = loss["p"] < SIGNIFICANT and loss["estimate"] > 0
+            text += (
+                f"; {'at a' if costly else 'at no significant'} cost in the loss on natural rows "
+                f"({number(loss['estimate'])} nats, p = {_p(loss['p'])})"
+            )
+        told.append(text + ".")
+    return "\n\n".join(told)
+
+
+def _method(evidence: Evidence) -> str:
+    about, recipe = evidence.about, evidence.about["recipe"]
+    count = about.get("draws", 1)
+    draws = f"{count} answers drawn with the same chance" if count > 1 else "the likeliest answer"
+    steps = f", at most {recipe['max_steps']} steps" if recipe["max_steps"] else ""
+    trained = f"LoRA weights of rank {recipe['rank']}" if recipe["weights"] == "lora" else "all linear weights"
+    return (
+        f"{len(evidence.runs)} runs fine-tune {trained} with AdamW (learning rate {recipe['learning_rate']:g}, "
+        f"{recipe['epochs']} epochs of {recipe['batch']} rows a step{steps}, rows cut at {recipe['max_tokens']} "
+        f"tokens) on {about['n_pool']} of {about['n_rows']} rows, with {about['seeds']} seeds; runs of one seed "
+        "see the rows that they share in the same order. Each model is measured at layer "
+        f"{about['layer']} on {about['n_prompts']} held-out prompts ({draws} to each) by a probe of held-out examples, on "
+        f"{about['n_shown']} given answers, by which answers it would rather give, and by its loss on "
+        f"{about['n_natural']} natural rows that no run "
+        f"trains on ({about['natural']}, and held-out answers without the behaviour). Rows are ranked by {about['ranked_by']}."
+    )
+
+
+def _quantities(evidence: Evidence, measure: str) -> list[str]:
+    there = evidence.results[evidence.results["measure"] == measure]["quantity"]
+    return [quantity for quantity in QUANTITY if (there == quantity).any()]
+
+
+def _changes(evidence: Evidence) -> pd.DataFrame:
+    """Removal and retention in words, one line for each quantity, method and share."""
+    results = evidence.results
+    found = []
+    kinds = results[results["measure"].isin(["whole", "removal", "retention"])]
+    plain = kinds[kinds["other"] != RANDOM]
+    for line in plain.to_dict("records"):
+        versus = kinds[
+            (kinds["measure"] == line["measure"])
+            & (kinds["quantity"] == line["quantity"])
+            & (kinds["method"] == line["method"])
+            & (kinds["share"] == line["share"])
+            & (kinds["other"] == RANDOM)
+        ].to_dict("records")
+        found.append(
+            {
+                "runs": line["measure"],
+                "share": f"{line['share']:.0%}",
+                "rows by": line["method"] or "–",
+                "quantity": line["quantity"],
+                "change": _interval(line),
+                "against random": _interval(versus[0]) if versus else "–",
+                "p": _p(versus[0]["p"]) if versus else "–",
+            }
+        )
+    return pd.DataFrame(found)
+
+
+def _pivot(results: pd.DataFrame, columns: str = "quantity") -> pd.DataFrame:
+    """Methods down, quantities or measures across, intervals in the cells."""
+    found = []
+    for method in dict.fromkeys(results["method"]):
+        mine = results[results["method"] == method].to_dict("records")
+        found.append({"method": method, **{line[columns]: _interval(line) for line in mine}})
+    return pd.DataFrame(found).fillna("–")
+
+
+def _curves(evidence: Evidence, kind: str, quantity: str) -> str:
+    """Bars for one share, curves for several; empty where there is nothing."""
+    results = evidence.results
+    mine = results[(results["measure"] == kind) & (results["quantity"] == quantity) & (results["other"] != RANDOM)]
+    if not len(mine):
+        return ""
+    reference = "the whole set" if kind == "removal" else "the untrained model"
+    axis = f"{QUANTITY[quantity]}: change from {reference}"
+    if mine["share"].nunique() == 1:
+        return _bars(mine, axis)
+    series = []
+    for method in dict.fromkeys(mine["method"]):
+        own = mine[mine["method"] == method].sort_values("share")
+        series.append(
+            Series(
+                method,
+                (100 * own["share"]).tolist(),
+                own["estimate"].tolist(),
+                own["low"].tolist(),
+                own["high"].tolist(),
+                method == RANDOM,
+            )
+        )
+    verb = "removed" if kind == "removal" else "kept"
+    return lines(series, f"rows {verb} (%)", axis)
+
+
+def _bars(results: pd.DataFrame, axis: str) -> str:
+    bars = [
+        Bar(line["method"], line["estimate"], line["low"], line["high"], line["method"] == RANDOM)
+        for line in results.to_dict("records")
+    ]
+    return intervals(bars, axis)
+
+
+def _precision_recall(scores: pd.DataFrame) -> str:
+    series = []
+    for method in dict.fromkeys(scores["method"]):
+        mine = scores[(scores["method"] == method) & scores["label"].notna() & scores["score"].notna()]
+        recall, precision = precision_recall(mine["score"].to_numpy(float), mine["label"].to_numpy(dtype=int))
+        series.append(Series(method, recall.tolist(), precision.tolist(), grey=method == RANDOM))
+    return lines(series, "recall", "precision")
+
+
+def _unstable(scores: pd.DataFrame) -> str:
+    told = []
+    for method in dict.fromkeys(scores["method"]):
+        mine = scores[(scores["method"] == method) & scores["percentile_low"].notna()]
+        if len(mine):
+            width = (mine["percentile_high"] - mine["percentile_low"]).to_numpy(float)
+            told.append(
+                f"{method}: the percentile of half of the rows is known to within {number(float(np.median(width)))} "
+                f"points; of the least certain tenth, to {number(float(np.percentile(width, 90)))} or more."
+            )
+    return "\n\n".join(told)
+
+
+def _interval(line: dict) -> str:
+    if not math.isfinite(line["low"]):
+        return number(line["estimate"])
+    return f"{number(line['estimate'])} [{number(line['low'])}, {number(line['high'])}]"
+
+
+def _p(value: float) -> str:
+    if not math.isfinite(value):
+        return "–"
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def _markdown(frame: pd.DataFrame) -> str:
+    if not len(frame):
+        return ""
+    columns = list(frame.columns)
+
+    def line(cells: Sequence[object]) -> str:
+        return "| " + " | ".join(str(cell).replace("|", "\\|") for cell in cells) + " |"
+
+    rows = [line(values) for values in frame.to_numpy().tolist()]
+    return "\n".join([line(columns), line(["---"] * len(columns)), *rows])

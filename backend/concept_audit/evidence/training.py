@@ -1,0 +1,210 @@
+"""Fine-tuning on some of the rows: what the counterfactual runs do again and again.
+
+Two runs with one seed see the rows that they share in the same order, and begin from
+the same weights: what differs between them is the rows alone. Differences between
+runs are therefore taken seed by seed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+import torch
+
+from concept_audit.errors import ConceptError
+from concept_audit.influence.queries import Rows
+from concept_audit.model.batches import batches_by_length
+from concept_audit.model.gradients import LanguageModelHead, supervised
+from concept_audit.model.load import LanguageModel
+from concept_audit.model.trainable import TRAINED, Trained, trainable
+
+TOKENS_PER_PASS_CPU = 2048
+TOKENS_PER_PASS_ACCELERATOR = 16384
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a run fine-tunes: AdamW without weight decay, the learning rate falling linearly to zero.
+
+    Attributes:
+        weights: ``lora`` or ``all``; see `concept_audit.model.trainable`.
+        rank: of new LoRA weights.
+        learning_rate: of the first step.
+        epochs: passes over the rows.
+        max_steps: stop after this many steps; None for all of the epochs.
+        batch: rows a step. Each row counts alike: the loss is the mean of L(z) over them.
+        max_tokens: rows are cut at this many tokens.
+        precision: of the forward and backward passes; ``auto`` is bfloat16 where the processor computes in it and new
+            LoRA weights are trained, else the model's own. What is trained is in float32 or wider.
+    """
+
+    weights: Trained = "lora"
+    rank: int = 16
+    learning_rate: float = 5e-4
+    epochs: int = 1
+    max_steps: int | None = None
+    batch: int = 8
+    max_tokens: int = 512
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+
+    def check(self) -> None:
+        """Raise ConceptError unless every number makes sense."""
+        wrong = [
+            f"{name} {getattr(self, name)}: must be 1 or more"
+            for name in ("rank", "epochs", "max_steps", "batch", "max_tokens")
+            if getattr(self, name) is not None and getattr(self, name) < 1
+        ]
+        if not self.learning_rate > 0:
+            wrong.append(f"learning rate {self.learning_rate}: must be more than 0")
+        if self.weights not in TRAINED:
+            wrong.append(f"weights {self.weights}: choose from {', '.join(TRAINED)}")
+        if wrong:
+            raise ConceptError(f"recipe: {'; '.join(wrong)}")
+
+
+@dataclass
+class Training:
+    """What a run reports of its training.
+
+    Attributes:
+        steps: optimiser steps.
+        rows: rows seen, counted each time.
+        losses: mean L(z) of each step's rows, in nats, before the step.
+    """
+
+    steps: int = 0
+    rows: int = 0
+    losses: list[float] = field(default_factory=list)
+
+
+def shorter(rows: Rows, max_tokens: int) -> Rows:
+    """The rows cut at a number of tokens."""
+    return Rows([ids[:max_tokens] for ids in rows.ids], [mask[:max_tokens] for mask in rows.response])
+
+
+def with_loss(rows: Rows) -> list[int]:
+    """Places of the rows that have a response token to predict."""
+    return [i for i, mask in enumerate(rows.response) if mask[1:].any()]
+
+
+def shuffled(keys: Sequence[str], seed: int) -> list[int]:
+    """Places of the keys in an order that looks random; leaving keys out leaves the order of the rest."""
+
+    def draw(place: int) -> bytes:
+        return hashlib.blake2b(f"{seed}:{keys[place]}".encode(), digest_size=16).digest()
+
+    return sorted(range(len(keys)), key=draw)
+
+
+@contextmanager
+def fine_tuned(
+    lm: LanguageModel,
+    rows: Rows,
+    keys: Sequence[str],
+    recipe: Recipe,
+    seed: int,
+    advance: Callable[[int], None] = lambda rows: None,
+) -> Iterator[Training]:
+    """The model after fine-tuning on rows; at the end of the body it is as it was.
+
+    Args:
+        lm: changed in place for the time being; see `concept_audit.model.trainable.private_copy`.
+        rows: those to train on.
+        keys: one a row, by which rows are shuffled.
+        seed: of the order of the rows and of the first LoRA weights.
+        advance: told the number of rows as they are done.
+
+    Raises:
+        ConceptError: no row has a response token within `recipe.max_tokens`.
+    """
+    cut = shorter(rows, recipe.max_tokens)
+    usable = with_loss(cut)
+    if not usable:
+        raise ConceptError(
+            f"none of the {len(rows)} rows to train on has a response within the first {recipe.max_tokens} "
+            "tokens; raise the recipe's max_tokens, or take a larger share"
+        )
+    steps = _steps([keys[i] for i in usable], recipe, seed)
+    report = Training()
+    with trainable(lm, recipe.weights, recipe.rank, seed) as parameters:
+        # Small steps would be lost in bfloat16: they are taken on copies (Micikevicius et al. 2018).
+        masters = [parameter.detach().to(lm.wide_dtype, copy=True) for parameter in parameters]
+        optimiser = torch.optim.AdamW(masters, lr=recipe.learning_rate, weight_decay=0.0)
+        head = LanguageModelHead(lm)
+        for number, step in enumerate(steps):
+            for group in optimiser.param_groups:
+                group["lr"] = recipe.learning_rate * (1 - number / len(steps))
+            chosen = [usable[place] for place in step]
+            report.losses.append(add_gradient(lm, head, cut, chosen))
+            _step(optimiser, masters, parameters)
+            report.steps += 1
+            report.rows += len(chosen)
+            advance(len(chosen))
+        yield report
+
+
+def _step(
+    optimiser: torch.optim.Optimizer, masters: Sequence[torch.Tensor], parameters: Sequence[torch.nn.Parameter]
+) -> None:
+    """One step of the masters along the parameters' gradients, and the parameters after them."""
+    for master, parameter in zip(masters, parameters, strict=True):
+        master.grad = None if parameter.grad is None else parameter.grad.to(master.dtype)
+        parameter.grad = None
+    optimiser.step()
+    with torch.no_grad():
+        for master, parameter in zip(masters, parameters, strict=True):
+            parameter.copy_(master)
+
+
+def add_gradient(lm: LanguageModel, head: LanguageModelHead, rows: Rows, chosen: Sequence[int]) -> float:
+    """Add the gradient of the mean of L(z) over the chosen rows to what is trained.
+
+    Returns:
+        that mean, in nats.
+    """
+    budget = TOKENS_PER_PASS_CPU if lm.device.type == "cpu" else TOKENS_PER_PASS_ACCELERATOR
+    spans = rows.spans
+    total = 0.0
+    for places in batches_by_length([spans[i] for i in chosen], budget):
+        batch = rows.batch([chosen[place] for place in places], lm.device)
+        mask = supervised(batch)
+        with lm.lock, torch.enable_grad():
+            nll = head.token_losses(batch)
+            each = (1 / mask.sum(1).to(nll.dtype).clamp(min=1))[mask.nonzero()[:, 0]]
+            loss = (nll * each).sum() / len(chosen)
+            loss.backward()
+        total += float(loss.detach())
+    return total
+
+
+def _steps(keys: Sequence[str], recipe: Recipe, seed: int) -> list[list[int]]:
+    """Places of the rows of each step."""
+    steps = []
+    for epoch in range(recipe.epochs):
+        order = shuffled([f"{epoch}:{key}" for key in keys], seed)
+        steps += [order[start : start + recipe.batch] for start in range(0, len(order), recipe.batch)]
+    return steps[: recipe.max_steps]
+
+
+def mean_losses(lm: LanguageModel, rows: Rows) -> np.ndarray:
+    """L(z) of rows in nats, float64 [rows]; NaN without a response token to predict."""
+    found = np.full(len(rows), np.nan)
+    usable = with_loss(rows)
+    if not usable:
+        return found
+    head, spans = LanguageModelHead(lm), rows.spans
+    budget = TOKENS_PER_PASS_CPU if lm.device.type == "cpu" else TOKENS_PER_PASS_ACCELERATOR
+    with lm.lock, torch.no_grad():
+        for places in batches_by_length([spans[i] for i in usable], budget):
+            batch = rows.batch([usable[place] for place in places], lm.device)
+            mask = supervised(batch)
+            nll = head.token_losses(batch).double()
+            sums = torch.zeros(len(mask), dtype=torch.float64, device=nll.device)
+            sums.index_add_(0, mask.nonzero()[:, 0], nll)
+            found[batch.rows] = (sums / mask.sum(1)).cpu().numpy()
+    return found

@@ -1,0 +1,239 @@
+"""Collecting the statistics behind the curvature, in passes over sampled rows.
+
+The first pass collects the covariances of inputs and output gradients, the second
+the squared gradients in their eigenbases. What a pass has collected can be put
+away and taken up again, so that a killed run goes on where it was.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import numpy as np
+import torch
+
+from concept_audit.influence.curvature import squared_in_basis
+from concept_audit.influence.queries import Rows
+from concept_audit.model.batches import Batch, batches_by_length, halving
+from concept_audit.model.gradients import GradientPass, Visit, gradient_tokens_per_batch, supervised
+from concept_audit.model.linear import LinearLayer
+from concept_audit.model.load import LanguageModel
+
+FisherKind = Literal["sampled", "empirical"]
+FISHERS = ("sampled", "empirical")
+
+
+@dataclass(frozen=True)
+class Fisher:
+    """Whose labels the gradients are of.
+
+    Attributes:
+        kind: ``sampled`` draws them from the model's predictions, ``empirical`` takes the data's.
+        seed: of the draws; a row's draws depend on it and the row's key alone.
+    """
+
+    kind: FisherKind = "sampled"
+    seed: int = 0
+
+    @property
+    def power(self) -> float:
+        """How a row of n supervised positions is weighed: see `concept_audit.influence.curvature`."""
+        return 0.5 if self.kind == "sampled" else 1.0
+
+    def draw(self, keys: Sequence[str], batch: Batch) -> torch.Tensor | None:
+        """Numbers that draw the labels of a batch, one a supervised position; None for the data's labels."""
+        if self.kind == "empirical":
+            return None
+        counts = supervised(batch).sum(1).tolist()
+        numbers = [uniform(key, self.seed, count) for key, count in zip(keys, counts, strict=True)]
+        return torch.from_numpy(np.concatenate(numbers)).to(batch.ids.device)
+
+
+def uniform(key: str, seed: int, count: int) -> np.ndarray:
+    """`count` numbers in [0, 1) that depend on a row's key and a seed alone: float64."""
+    digest = hashlib.blake2b(f"{seed}:{key}".encode(), digest_size=16).digest()
+    return np.random.default_rng(int.from_bytes(digest, "big")).random(count)
+
+
+class Accumulator(Protocol):
+    """What a pass collects: named tensors that grow by addition."""
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """The sums themselves, to put away or to fill."""
+
+    def visitor(self, batch: Batch) -> Visit:
+        """Adds a batch's inputs and output gradients."""
+
+    def count(self, batch: Batch) -> None:
+        """Counts a batch that has been added."""
+
+
+class Covariances:
+    """Sums of a_t a_tᵀ and δ_t δ_tᵀ over tokens, and the numbers of tokens and rows.
+
+    Layers that read the same input share one sum.
+    """
+
+    def __init__(self, layers: Sequence[LinearLayer], dtype: torch.dtype, device: torch.device):
+        self._layers = layers
+        self._inputs = {
+            i: torch.zeros(layer.d_in, layer.d_in, dtype=dtype, device=device)
+            for i, layer in enumerate(layers)
+            if layer.source == i
+        }
+        self._outputs = [torch.zeros(layer.d_out, layer.d_out, dtype=dtype, device=device) for layer in layers]
+        self._counts = torch.zeros(2, dtype=torch.float64)
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        found = {f"inputs.{i}": tensor for i, tensor in self._inputs.items()}
+        found |= {f"outputs.{i}": tensor for i, tensor in enumerate(self._outputs)}
+        return {**found, "counts": self._counts}
+
+    def visitor(self, batch: Batch) -> Visit:
+        real = batch.real[..., None]
+
+        def visit(index: int, a: torch.Tensor, delta: torch.Tensor) -> None:
+            if index in self._inputs:
+                _add_outer(self._inputs[index], torch.where(real, a, 0))
+            # In the padding δ is 0 already: no loss hears of it.
+            _add_outer(self._outputs[index], delta)
+
+        return visit
+
+    def count(self, batch: Batch) -> None:
+        self._counts += torch.tensor([len(batch.rows), int(batch.real.sum())], dtype=torch.float64)
+
+    def inputs(self, index: int) -> torch.Tensor:
+        """A of a layer: [in, in], the mean over tokens."""
+        return self._inputs[self._layers[index].source] / self._counts[1].item()
+
+    def outputs(self, index: int) -> torch.Tensor:
+        """S of a layer: [out, out], the mean over rows of the sum over tokens."""
+        return self._outputs[index] / self._counts[0].item()
+
+
+class SquaredGradients:
+    """Sums over rows of (Q_Sᵀ G_z Q_A)².
+
+    Args:
+        bases: Q_A and Q_S of each layer.
+    """
+
+    def __init__(self, layers: Sequence[LinearLayer], bases: Sequence[tuple[torch.Tensor, torch.Tensor]]):
+        self._layers = layers
+        self._bases = bases
+        self._sums = [
+            torch.zeros(layer.d_out, layer.d_in, dtype=torch.promote_types(Q_A.dtype, torch.float32), device=Q_A.device)
+            for layer, (Q_A, _) in zip(layers, bases, strict=True)
+        ]
+        self._counts = torch.zeros(1, dtype=torch.float64)
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        return {**{f"squares.{i}": tensor for i, tensor in enumerate(self._sums)}, "counts": self._counts}
+
+    def visitor(self, batch: Batch) -> Visit:
+        rotated: dict[int, torch.Tensor] = {}
+
+        def visit(index: int, a: torch.Tensor, delta: torch.Tensor) -> None:
+            Q_A, Q_S = self._bases[index]
+            source = self._layers[index].source
+            if source not in rotated:
+                # Layers with one input come one after the other: only the last is worth keeping.
+                rotated.clear()
+                rotated[source] = a.to(Q_A.dtype) @ Q_A
+            self._sums[index] += squared_in_basis(rotated[source], delta.to(Q_S.dtype) @ Q_S)
+
+        return visit
+
+    def count(self, batch: Batch) -> None:
+        self._counts += len(batch.rows)
+
+    def eigenvalues(self, index: int) -> torch.Tensor:
+        """Λ of a layer: [out, in]."""
+        return self._sums[index] / self._counts[0].item()
+
+
+class _NonFinite(Exception):
+    def __init__(self, places: Sequence[int]):
+        self.places = places
+
+
+def accumulate(
+    lm: LanguageModel,
+    layers: Sequence[LinearLayer],
+    into: Accumulator,
+    rows: Rows,
+    keys: Sequence[str],
+    fisher: Fisher,
+    done: int = 0,
+    after: Callable[[int, int], None] = lambda batches, rows: None,
+    say: Callable[[str], None] = lambda text: None,
+    budget: int | None = None,
+) -> None:
+    """One pass over rows.
+
+    Args:
+        into: what is collected.
+        keys: names of the rows, from which their labels are drawn.
+        done: batches that an earlier run had finished, and that `into` holds already.
+        after: told how many batches are finished, and how many rows the last one had.
+        say: told of rows that are left out since their loss is not finite, and of halved batches.
+        budget: tokens a batch, padding included; chosen by the device if None.
+    """
+    spans = rows.spans
+    scorable = [i for i, span in enumerate(spans) if span and rows.response[i][1:].any()]
+    batches = batches_by_length([spans[i] for i in scorable], budget or gradient_tokens_per_batch(lm.device))
+    with GradientPass(lm, layers) as gradients:
+        for number, places in enumerate(batches):
+            if number < done:
+                continue
+            chosen = [scorable[place] for place in places]
+            _add_batch(gradients, into, rows, keys, fisher, chosen, lm.device, say)
+            after(number + 1, len(chosen))
+
+
+def _add_batch(gradients, into, rows, keys, fisher, chosen, device, say) -> None:
+    attempts: list[tuple[set[int], set[int]]] = []
+
+    def attempt(part: Sequence[int]) -> None:
+        # What an attempt had added before it ran out of memory stays: its halves leave these layers out.
+        known = set().union(*(added for members, added in attempts if members > set(part)))
+        added: set[int] = set()
+        attempts.append((set(part), added))
+        batch = rows.batch(part, device)
+        visit = into.visitor(batch)
+
+        def once(index: int, a: torch.Tensor, delta: torch.Tensor) -> None:
+            if index not in known:
+                visit(index, a, delta)
+                added.add(index)
+
+        def check(losses: torch.Tensor) -> None:
+            bad = (~torch.isfinite(losses)).nonzero()[:, 0].tolist()
+            if bad:
+                raise _NonFinite([part[place] for place in bad])
+
+        try:
+            gradients.losses(batch, once, fisher.draw([keys[i] for i in part], batch), fisher.power, check)
+        except _NonFinite as found:
+            say(f"{len(found.places)} rows have a loss that is not finite; the curvature is fitted without them")
+            rest = [i for i in part if i not in found.places]
+            if rest:
+                attempt(rest)
+            return
+        into.count(batch)
+
+    for _ in halving(chosen, attempt, say):
+        pass
+
+
+def _add_outer(total: torch.Tensor, vectors: torch.Tensor) -> None:
+    flat = vectors.flatten(0, 1)
+    if flat.dtype == total.dtype:
+        total.addmm_(flat.T, flat)
+    else:
+        # A batch's product in the model's narrow precision is fast; the sum over batches is wide.
+        total.add_(flat.T @ flat)

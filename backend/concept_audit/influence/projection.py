@@ -1,0 +1,349 @@
+"""Compressed gradients: a few thousand numbers a row, from which any concept's influence follows.
+
+The influence of row z on a query with gradient q is ⟨G_z, (H + λI)⁻¹ q⟩. In a layer
+with EK-FAC eigenvectors Q_A, Q_S and Kronecker eigenvalues a, s it is ⟨X, Y⟩ for any
+positive scales, with
+
+    X = diag(s)^-½ Q_Sᵀ G_z Q_A diag(a)^-½             what a row keeps: whitened
+    Y = diag(s)^½ [(Q_Sᵀ q Q_A) / (Λ + λ)] diag(a)^½   what a query asks: nothing dropped of H⁻¹
+
+X is close to white, so the directions that count are those of Y: the projection is
+learned from the gradients of concepts drawn at random, on rows of the data.
+
+1. **Two sides.** U and V, the leading eigenvectors of the second moments of Y's
+   columns and rows: Uᵀ X V has `left` × `right` numbers. For a row that is Σ_t (Lδ_t)(Ra_t)ᵀ
+   with L and R small, cheaper than one exact score.
+2. **Principal components** of vec(Uᵀ Y V) over the drawn concepts, layer by layer; of
+   all layers together the `numbers` are kept that carry the most of a score's variance,
+   E[x²] E[y²], so layers get unequal shares.
+
+Two-sided projections of gradients are those of LoGra (Choe et al. 2024, arXiv
+2405.13954); whitening before compressing, and learning the directions from concept
+targets, are this project's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from concept_audit.influence.curvature import LayerCurvature
+from concept_audit.influence.queries import Gradients, Rows
+from concept_audit.model.batches import Batch, batches_by_length, halving
+from concept_audit.model.gradients import GradientPass, Visit, gradient_tokens_per_batch
+from concept_audit.model.linear import LinearLayer
+from concept_audit.model.load import LanguageModel
+
+LEFT, RIGHT = 256, 48
+"""Directions kept of a layer's output and of its input, before the principal components."""
+NORM_SKETCH = 24
+"""Random directions on either side from which a gradient's norm is estimated."""
+FLOOR = 1e-4
+"""Eigenvalues count as this share of their mean at least, so that whitening stays finite."""
+CODE_RANGE = 8.0
+"""Numbers beyond this many root mean squares of their row are clipped by the 8-bit code."""
+
+
+@dataclass(frozen=True)
+class LayerProjection:
+    """The projection of one layer's gradients.
+
+    Attributes:
+        row_left: L [out, left], to multiply δ with.
+        row_right: R [in, right], to multiply a with.
+        query_left: [out, left] in the eigenbasis of the curvature.
+        query_right: [in, right], likewise.
+        components: [left × right, kept].
+    """
+
+    row_left: torch.Tensor
+    row_right: torch.Tensor
+    query_left: torch.Tensor
+    query_right: torch.Tensor
+    components: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Sides:
+    """The two-sided bases of one layer: U [out, left] and V [in, right] in whitened coordinates."""
+
+    left: torch.Tensor
+    right: torch.Tensor
+
+
+@dataclass(frozen=True)
+class CompressedRow:
+    """A row of the index.
+
+    Attributes:
+        index: its place among the rows.
+        numbers: float32 [kept numbers]; NaN where the row has no loss.
+        norm: ‖∇θL(z)‖ over the tracked layers, estimated by random projection: to about a hundredth
+            with a hundred layers.
+    """
+
+    index: int
+    numbers: np.ndarray
+    norm: float
+
+
+@dataclass(frozen=True)
+class RandomConcepts:
+    """One random direction a row, of unit length, at one layer: what projections are learned from.
+
+    Attributes:
+        layer: how many blocks have run where the directions live.
+        directions: float32 [rows, d_model].
+    """
+
+    layer: int
+    directions: torch.Tensor
+
+    def __call__(self, stream: torch.Tensor) -> torch.Tensor:
+        return torch.einsum("rtd,rd->rt", stream, self.directions.to(stream))
+
+
+def _scales(values: torch.Tensor) -> torch.Tensor:
+    """Square roots of eigenvalues, none near zero."""
+    return (values + FLOOR * values.mean()).sqrt()
+
+
+def _query_weights(values: torch.Tensor, damping: float) -> torch.Tensor:
+    """√a / (a + √damping · mean a): one side's share of H^½ (H + λI)⁻¹, taken for a Kronecker product."""
+    return _scales(values) / (values + damping**0.5 * values.mean()).clamp(min=1e-30)
+
+
+class SecondMoments:
+    """Σ over rows of Y Yᵀ and Yᵀ Y for concept gradients, each row counted alike.
+
+    Args:
+        curvatures: of each layer.
+        damping: as in the queries to come.
+    """
+
+    def __init__(
+        self,
+        layers: Sequence[LinearLayer],
+        curvatures: Callable[[int], LayerCurvature],
+        damping: float,
+        lm: LanguageModel,
+    ):
+        self._weights = []
+        for i in range(len(layers)):
+            c = curvatures(i)
+            self._weights.append(
+                (
+                    (c.outputs * _query_weights(c.output_values, damping)).to(lm.dtype),
+                    (c.inputs * _query_weights(c.input_values, damping)).to(lm.dtype),
+                )
+            )
+        wide = lm.wide_dtype
+        self.left = [torch.zeros(la.d_out, la.d_out, dtype=wide, device=lm.device) for la in layers]
+        self.right = [torch.zeros(la.d_in, la.d_in, dtype=wide, device=lm.device) for la in layers]
+
+    def visitor(self, batch: Batch) -> Visit:
+        """Adds a batch's inputs and output gradients."""
+        real = batch.real[..., None]
+
+        def visit(index: int, a: torch.Tensor, delta: torch.Tensor) -> None:
+            W_S, W_A = self._weights[index]
+            wide = self.left[index].dtype
+            inputs, outputs = torch.where(real, a, 0) @ W_A, delta @ W_S
+            for x, y in zip(inputs, outputs, strict=True):
+                # Y = yᵀ x for one row. Two products of tokens instead of one of weights.
+                among_x, among_y = x @ x.T, y @ y.T
+                scale = (among_x * among_y).sum(dtype=wide).clamp(min=torch.finfo(wide).tiny)
+                self.left[index].addmm_((y.T @ among_x).to(wide), y.to(wide), alpha=float(1 / scale))
+                self.right[index].addmm_((x.T @ among_y).to(wide), x.to(wide), alpha=float(1 / scale))
+
+        return visit
+
+    def sides(self, index: int) -> Sides:
+        """The leading `LEFT` and `RIGHT` eigenvectors of the two moments."""
+        return Sides(_leading(self.left[index], LEFT), _leading(self.right[index], RIGHT))
+
+
+def _leading(moment: torch.Tensor, count: int) -> torch.Tensor:
+    vectors = torch.linalg.eigh((moment + moment.T) / 2).eigenvectors
+    return vectors.flip(1)[:, :count].contiguous()
+
+
+def row_maps(curvature: LayerCurvature, sides: Sides) -> tuple[torch.Tensor, torch.Tensor]:
+    """L [out, left] and R [in, right]: a row's whitened gradient between the two sides is LᵀG R."""
+    return (
+        curvature.outputs @ (sides.left / _scales(curvature.output_values)[:, None]),
+        curvature.inputs @ (sides.right / _scales(curvature.input_values)[:, None]),
+    )
+
+
+def sample_maps(curvature: LayerCurvature, sides: Sides, damping: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """As `row_maps`, for the gradient of a drawn concept, with H taken for a Kronecker product."""
+    return (
+        curvature.outputs @ (sides.left * _query_weights(curvature.output_values, damping)[:, None]),
+        curvature.inputs @ (sides.right * _query_weights(curvature.input_values, damping)[:, None]),
+    )
+
+
+def query_maps(curvature: LayerCurvature, sides: Sides) -> tuple[torch.Tensor, torch.Tensor]:
+    """[out, left] and [in, right]: what a query's solved gradient is multiplied with, in the eigenbasis."""
+    return (
+        sides.left * _scales(curvature.output_values)[:, None],
+        sides.right * _scales(curvature.input_values)[:, None],
+    )
+
+
+class TwoSided:
+    """Collects Lᵀ (Σ_t δ_t a_tᵀ) R of each row, layer by layer.
+
+    Args:
+        maps: L and R of each layer.
+        put: takes a layer's index and [rows, left × right] in float32, in the order of the batch.
+    """
+
+    def __init__(self, maps: Sequence[tuple[torch.Tensor, torch.Tensor]], put: Callable[[int, torch.Tensor], None]):
+        self._maps, self._put = maps, put
+
+    def visitor(self, batch: Batch) -> Visit:
+        real = batch.real[..., None]
+
+        def visit(index: int, a: torch.Tensor, delta: torch.Tensor) -> None:
+            left, right = self._maps[index]
+            inputs = torch.where(real, a @ right, 0)
+            self._put(index, ((delta @ left).mT @ inputs).flatten(1))
+
+        return visit
+
+
+def principal_components(samples: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Directions of the largest second moment.
+
+    Args:
+        samples: [samples, n], fewer samples than n.
+
+    Returns:
+        orthonormal columns [n, samples] and their second moments [samples], largest first.
+    """
+    gram = (samples @ samples.T).double()
+    values, vectors = torch.linalg.eigh((gram + gram.T) / 2)
+    values, vectors = values.flip(0), vectors.flip(1)
+    # What is smaller is rounding.
+    kept = values > 1e-6 * values[0].clamp(min=torch.finfo(torch.float64).tiny)
+    values, vectors = values[kept], vectors[:, kept]
+    components = samples.T @ (vectors / values.sqrt()).to(samples.dtype)
+    return components, (values / len(samples)).to(samples.dtype)
+
+
+def shares(importance: Sequence[torch.Tensor], numbers: int) -> list[int]:
+    """How many components each layer keeps of `numbers` in all: those of the largest importance.
+
+    Args:
+        importance: of each layer's components, in the order in which they would be kept.
+    """
+    lengths = [len(values) for values in importance]
+    flat = torch.cat([values.cummin(0).values for values in importance])
+    chosen = torch.zeros(len(flat), dtype=torch.bool)
+    chosen[torch.topk(flat, min(numbers, len(flat))).indices.cpu()] = True
+    return [int(part.sum()) for part in chosen.split(lengths)]
+
+
+def compress_query(
+    gradients: Gradients,
+    curvatures: Callable[[int], LayerCurvature],
+    projections: Callable[[int], LayerProjection],
+    damping: float,
+    dtype: torch.dtype,
+) -> torch.Tensor:
+    """A query's numbers: float32 [numbers].
+
+    Args:
+        gradients: of the tracked layers that the query reaches, the first of those of the index.
+        damping: λ as a share of each layer's mean eigenvalue.
+        dtype: in which gradients are turned into the eigenbasis.
+    """
+    found = []
+    for i, gradient in enumerate(gradients):
+        c, p = curvatures(i), projections(i)
+        rotated = c.outputs.T.to(dtype) @ gradient.to(dtype) @ c.inputs.to(dtype)
+        solved = rotated.to(c.eigenvalues) / (c.eigenvalues + damping * c.eigenvalues.mean())
+        between = p.query_left.T @ (solved @ p.query_right)
+        found.append((between.flatten() @ p.components.to(between)).float())
+    return torch.cat(found)
+
+
+def compress_rows(
+    lm: LanguageModel,
+    layers: Sequence[LinearLayer],
+    projections: Sequence[LayerProjection],
+    rows: Rows,
+    budget: int | None = None,
+    say: Callable[[str], None] = lambda text: None,
+) -> Iterator[list[CompressedRow]]:
+    """The numbers of every row, batch by batch, in no particular order.
+
+    Args:
+        projections: of each layer, with row maps and components in the model's dtype.
+        budget: tokens a batch, padding included; chosen by the device if None.
+        say: told when a batch is halved for want of memory.
+    """
+    ends = np.cumsum([0, *(p.components.shape[1] for p in projections)])
+    spans = rows.spans
+    scorable = [i for i, span in enumerate(spans) if span and rows.response[i][1:].any()]
+    for i in sorted(set(range(len(rows))) - set(scorable)):
+        yield [CompressedRow(i, np.full(ends[-1], np.nan, np.float32), float("nan"))]
+    generator = torch.Generator().manual_seed(0)
+    signs = [
+        tuple(_signs(width, generator).to(lm.device, lm.dtype) for width in (layer.d_out, layer.d_in))
+        for layer in layers
+    ]
+    with GradientPass(lm, layers) as run:
+
+        def compress(chosen: Sequence[int]) -> list[CompressedRow]:
+            batch = rows.batch(chosen, lm.device)
+            numbers = torch.zeros(len(chosen), int(ends[-1]), device=lm.device)
+            squares = torch.zeros(len(chosen), device=lm.device)
+
+            def put(index: int, values: torch.Tensor) -> None:
+                components = projections[index].components
+                numbers[:, ends[index] : ends[index + 1]] = (values @ components).float()
+
+            inner = TwoSided([(p.row_left, p.row_right) for p in projections], put).visitor(batch)
+
+            def visit(index: int, a: torch.Tensor, delta: torch.Tensor) -> None:
+                inner(index, a, delta)
+                sketch = (delta @ signs[index][0]).mT @ torch.where(batch.real[..., None], a @ signs[index][1], 0)
+                squares.add_(sketch.float().square().mean((1, 2)))
+
+            losses = run.losses(batch, visit)
+            numbers[~torch.isfinite(losses)] = torch.nan
+            norms = squares.sqrt().tolist()
+            values = numbers.cpu().numpy()
+            return [CompressedRow(i, values[place], norms[place]) for place, i in enumerate(chosen)]
+
+        for places in batches_by_length([spans[i] for i in scorable], budget or gradient_tokens_per_batch(lm.device)):
+            yield from halving([scorable[place] for place in places], compress, say)
+
+
+def _signs(width: int, generator: torch.Generator) -> torch.Tensor:
+    """Random signs [width, NORM_SKETCH], for which E‖SᵀG S'‖² / NORM_SKETCH² = ‖G‖²."""
+    return torch.randint(0, 2, (width, NORM_SKETCH), generator=generator).float() * 2 - 1
+
+
+def encode(numbers: np.ndarray, spread: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """8-bit codes of rows.
+
+    Args:
+        numbers: float32 [rows, numbers].
+        spread: float32 [numbers], the root mean square of each number over rows.
+
+    Returns:
+        int8 [rows, numbers] and float32 [rows] with numbers ≈ code × scale × spread; the scale of a
+        row with numbers that are not finite is NaN.
+    """
+    even = numbers / spread
+    scale = np.sqrt(np.mean(np.square(even, dtype=np.float64), axis=1)) * (CODE_RANGE / 127)
+    safe = np.where(np.isfinite(scale) & (scale > 0), scale, 1.0)
+    codes = np.nan_to_num(np.clip(np.rint(even / safe[:, None]), -127, 127)).astype(np.int8)
+    return codes, np.where(np.isfinite(scale), scale, np.nan).astype(np.float32)

@@ -1,0 +1,315 @@
+"""Influence scores of rows, exactly and without a row's gradient ever in memory.
+
+With G = (H + λI)⁻¹ ∇θ(query) the score of row z is ⟨∇θL(z), G⟩, the directional
+derivative of its loss along G. Two ways lead there:
+
+* **Token sum.** ⟨∇θL(z), G⟩ = Σ_layers Σ_t δ_tᵀ G a_t, collected in one backward pass
+  through frozen weights. The summands of a token are its influence.
+* **Forward mode.** Dual numbers carry the derivative along G through one forward
+  pass. Nothing is stored for a backward pass, so longer rows fit; no token influences,
+  and one pass for each query.
+
+`plan` says which costs less.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from torch.autograd import forward_ad
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from concept_audit.influence.queries import DenseQueries, Gradients, LowRankQueries, PreparedQueries, Rows
+from concept_audit.model.batches import batches_by_length, halving
+from concept_audit.model.gradients import GradientPass, LanguageModelHead, gradient_tokens_per_batch, supervised
+from concept_audit.model.linear import LinearLayer, n_weights
+from concept_audit.model.load import LanguageModel
+
+Mode = Literal["auto", "token_sum", "forward"]
+MODES = ("auto", "token_sum", "forward")
+GRAPH_NUMBERS = 22
+"""Numbers a token and block that a backward pass keeps, in widths of the residual stream.
+
+Counted for Llama's block with a gated MLP of 8/3 the width; what else there is has the same size.
+"""
+
+
+@dataclass(frozen=True)
+class RowScores:
+    """The scores of one row.
+
+    Attributes:
+        index: its place among the rows.
+        loss: its mean negative log-likelihood, in nats; not finite where the row cannot be scored.
+        scores: float64 [queries]; NaN where the loss is not finite.
+        tokens: float32 [tokens, queries], the summands of `scores` by the token whose position
+            they arise at; None in forward mode.
+    """
+
+    index: int
+    loss: float
+    scores: np.ndarray
+    tokens: np.ndarray | None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How rows will be scored, and what it is expected to cost.
+
+    Attributes:
+        mode: ``token_sum`` or ``forward``.
+        operations: multiplications a token with weights, for each mode.
+        bytes: what each mode keeps of the longest row's (or batch's) activations.
+    """
+
+    mode: Literal["token_sum", "forward"]
+    operations: dict[str, int]
+    bytes: dict[str, int]
+
+
+def plan(
+    lm: LanguageModel,
+    layers: Sequence[LinearLayer],
+    queries: PreparedQueries,
+    longest: int,
+    memory: int,
+    mode: Mode = "auto",
+) -> Plan:
+    """Choose the cheaper way of scoring among those that fit into memory.
+
+    With P the weights of the model's blocks, P' those above the first tracked layer and T the
+    tracked ones, a token costs P + P' + (queries' own multiplications) in a token sum and
+    P + queries × (P' + T) in forward mode. A token sum keeps the activations of one row for its
+    backward pass, forward mode those of a single block.
+
+    Args:
+        longest: tokens of the longest row.
+        memory: bytes that may be kept.
+        mode: other than ``auto``, it is taken whatever it costs.
+    """
+    blocks = [sum(p.numel() for p in block.parameters()) for block in lm.blocks]
+    total, above = sum(blocks), sum(blocks[min(layer.block for layer in layers) - 1 :])
+    operations = {
+        "token_sum": total + above + queries.operations(layers),
+        "forward": total + queries.count * (above + n_weights(layers)),
+    }
+    width = lm.dtype.itemsize * lm.d_model * GRAPH_NUMBERS
+    deep = len(lm.blocks) - min(layer.block for layer in layers) + 1
+    stored = {"token_sum": longest * width * deep, "forward": 2 * longest * width}
+    if mode == "auto":
+        fitting = [name for name in operations if stored[name] <= memory] or ["forward"]
+        # Of equals the token sum: its kernels are faster, and tokens come for nothing.
+        mode = min(fitting, key=lambda name: operations[name])
+    return Plan(mode, operations, stored)
+
+
+def score_rows(
+    lm: LanguageModel,
+    layers: Sequence[LinearLayer],
+    queries: PreparedQueries,
+    rows: Rows,
+    mode: Literal["token_sum", "forward"] = "token_sum",
+    unit_normalised: bool = False,
+    budget: int | None = None,
+    say: Callable[[str], None] = lambda text: None,
+) -> Iterator[list[RowScores]]:
+    """⟨∇θL(z), G⟩ for every row and query, batch by batch, in no particular order.
+
+    Args:
+        layers: the tracked layers, those that `queries` were made for.
+        unit_normalised: divide by ‖∇θL(z)‖ over the tracked layers, so that long or surprising
+            rows do not win by the size of their gradient alone (token sum only).
+        budget: tokens a batch, padding included; chosen by the device if None.
+        say: told when a batch is halved for want of memory.
+
+    Yields:
+        the rows of one batch.
+    """
+    if mode == "forward" and unit_normalised:
+        raise ValueError("forward mode does not see a gradient's norm")
+    spans = rows.spans
+    scorable = [i for i, span in enumerate(spans) if span and rows.response[i][1:].any()]
+    for i in range(len(rows)):
+        if not (spans[i] and rows.response[i][1:].any()):
+            yield [_unscored(i, queries.count, len(rows.ids[i]), mode)]
+    budget = budget or gradient_tokens_per_batch(lm.device)
+    scorer = _forward_mode if mode == "forward" else _token_sum
+    with scorer(lm, layers, queries, rows, unit_normalised) as run:
+        for places in batches_by_length([spans[i] for i in scorable], budget):
+            yield from halving([scorable[place] for place in places], run, say)
+
+
+def score_rows_for_many(
+    lm: LanguageModel,
+    layers: Sequence[LinearLayer],
+    queries: Sequence[torch.Tensor],
+    rows: Rows,
+    budget: int | None = None,
+    say: Callable[[str], None] = lambda text: None,
+    advance: Callable[[int], None] = lambda n: None,
+) -> np.ndarray:
+    """The same scores for many queries: each row's gradient is formed once and met with all of them.
+
+    Cheaper than a token sum from the second query on; no token influences.
+
+    Args:
+        queries: of each layer, [queries, out, in].
+        advance: told the number of rows as they are done.
+
+    Returns:
+        float64 [rows, queries]; NaN where a row has no loss.
+    """
+    found = np.full((len(rows), len(queries[0])), np.nan)
+    spans = rows.spans
+    scorable = [i for i, span in enumerate(spans) if span and rows.response[i][1:].any()]
+    with GradientPass(lm, layers) as run:
+
+        def score(chosen: Sequence[int]) -> None:
+            batch = rows.batch(chosen, lm.device)
+            total = torch.zeros(len(chosen), len(queries[0]), dtype=torch.float64, device=lm.device)
+
+            def visit(index: int, a: torch.Tensor, delta: torch.Tensor) -> None:
+                inputs = torch.where(batch.real[..., None], a, 0)
+                gradients = torch.bmm(delta.mT, inputs).flatten(1)
+                total.add_((gradients @ queries[index].flatten(1).to(gradients).T).double())
+
+            losses = run.losses(batch, visit)
+            total[~torch.isfinite(losses)] = torch.nan
+            found[chosen] = total.cpu().numpy()
+            advance(len(chosen))
+
+        for places in batches_by_length([spans[i] for i in scorable], budget or gradient_tokens_per_batch(lm.device)):
+            for _ in halving([scorable[place] for place in places], score, say):
+                pass
+    return found
+
+
+Scorer = Callable[[Sequence[int]], list[RowScores]]
+
+
+@contextmanager
+def _token_sum(
+    lm: LanguageModel, layers: Sequence[LinearLayer], queries: PreparedQueries, rows: Rows, unit_normalised: bool
+) -> Iterator[Scorer]:
+    with GradientPass(lm, layers) as gradients:
+
+        def run(chosen: Sequence[int]) -> list[RowScores]:
+            batch = rows.batch(chosen, lm.device)
+            wide = lm.wide_dtype
+            tokens = torch.zeros(*batch.ids.shape, queries.count, dtype=wide, device=lm.device)
+            norms = torch.zeros(len(chosen), dtype=wide, device=lm.device)
+
+            def visit(index: int, a: torch.Tensor, delta: torch.Tensor) -> None:
+                if unit_normalised:
+                    norms.add_(squared_norms(a, delta))
+                tokens.add_(queries.token_scores(index, a, delta))
+
+            losses = gradients.losses(batch, visit)
+            if unit_normalised:
+                tokens /= norms.sqrt().clamp(min=torch.finfo(wide).tiny)[:, None, None]
+            # Summed in float64, so that the order of the tokens leaves no trace.
+            scores = tokens.double().sum(1).cpu().numpy()
+            values, losses = tokens.cpu().numpy(), losses.tolist()
+            return [
+                _scored(i, losses[place], scores[place], values[place], len(rows.ids[i]))
+                for place, i in enumerate(chosen)
+            ]
+
+        yield run
+
+
+@contextmanager
+def _forward_mode(
+    lm: LanguageModel, layers: Sequence[LinearLayer], queries: PreparedQueries, rows: Rows, _unit: bool
+) -> Iterator[Scorer]:
+    if not isinstance(queries, (DenseQueries, LowRankQueries)):
+        raise TypeError(f"forward mode cannot take {type(queries).__name__}")
+    head = LanguageModelHead(lm)
+
+    def run(chosen: Sequence[int]) -> list[RowScores]:
+        batch = rows.batch(chosen, lm.device)
+        columns = []
+        for number in range(queries.count):
+            losses, slopes = _slopes(lm, head, layers, _matrices(queries, number), batch)
+            columns.append(slopes.double().cpu().numpy())
+        scores = np.stack(columns, axis=1)
+        return [
+            _scored(i, float(losses[place]), scores[place], None, len(rows.ids[i])) for place, i in enumerate(chosen)
+        ]
+
+    yield run
+
+
+def _slopes(lm: LanguageModel, head: LanguageModelHead, layers, tangents: Gradients, batch):
+    """Losses [rows] of a batch and their derivatives [rows] along the tangents of the tracked weights."""
+    mask = supervised(batch)
+    owners, counts = mask.nonzero()[:, 0], mask.sum(1)
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), forward_ad.dual_level():
+        with _dual_weights(layers, tangents):
+            nll = head.token_losses_plainly(batch)
+        value, slope = forward_ad.unpack_dual(nll)
+        slope = torch.zeros_like(value) if slope is None else slope
+        zero = torch.zeros(len(counts), dtype=value.dtype, device=value.device)
+        return zero.index_add(0, owners, value) / counts, zero.index_add(0, owners, slope) / counts
+
+
+@contextmanager
+def _dual_weights(layers: Sequence[LinearLayer], tangents: Gradients) -> Iterator[None]:
+    """The tracked weights with their tangents, for the time being."""
+    # Put into the modules' own tables, so that the order of the parameters stays as it was.
+    tables = [layer.module._parameters for layer in layers]
+    own = [table["weight"] for table in tables]
+    try:
+        for layer, table, weight, tangent in zip(layers, tables, own, tangents, strict=True):
+            along = (tangent.T if layer.transposed else tangent).to(weight.dtype).contiguous()
+            table["weight"] = forward_ad.make_dual(weight.detach(), along)
+        yield
+    finally:
+        for table, weight in zip(tables, own, strict=True):
+            table["weight"] = weight
+
+
+def _matrices(queries: DenseQueries | LowRankQueries, number: int) -> Gradients:
+    if isinstance(queries, DenseQueries):
+        return [matrices[number] for matrices in queries.matrices]
+    found = []
+    for U, V in queries.factors:
+        rank = U.shape[1] // queries.count
+        mine = slice(number * rank, (number + 1) * rank)
+        found.append(U[:, mine] @ V[:, mine].T)
+    return found
+
+
+def squared_norms(a: torch.Tensor, delta: torch.Tensor) -> torch.Tensor:
+    """‖Σ_t δ_t a_tᵀ‖² of each row, by whichever product is smaller: [rows].
+
+    Args:
+        a: inputs [rows, tokens, in].
+        delta: output gradients [rows, tokens, out].
+    """
+    wide = torch.promote_types(a.dtype, torch.float32)
+    tokens, d_in, d_out = a.shape[1], a.shape[2], delta.shape[2]
+    if tokens * (d_in + d_out) < d_in * d_out:
+        # ‖Σ δ aᵀ‖² = Σ over pairs of tokens of ⟨δ, δ'⟩⟨a, a'⟩
+        return ((a @ a.mT).to(wide) * (delta @ delta.mT).to(wide)).sum((1, 2))
+    return torch.stack([(d.T @ x).to(wide).square().sum() for x, d in zip(a, delta, strict=True)])
+
+
+def _scored(index: int, loss: float, scores: np.ndarray, tokens, length: int) -> RowScores:
+    if not (np.isfinite(loss) and np.isfinite(scores).all()):
+        return RowScores(index, float("nan"), np.full(len(scores), np.nan), None)
+    if tokens is not None:
+        # Tokens after the last response token add nothing.
+        padding = max(0, length - len(tokens))
+        tokens = np.pad(tokens[:length].astype(np.float32), ((0, padding), (0, 0)))
+    return RowScores(index, loss, scores, tokens)
+
+
+def _unscored(index: int, count: int, length: int, mode: str) -> RowScores:
+    tokens = None if mode == "forward" else np.zeros((length, count), np.float32)
+    return RowScores(index, float("nan"), np.full(count, np.nan), tokens)

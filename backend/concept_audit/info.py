@@ -1,0 +1,96 @@
+"""What an audit holds, in words and as JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from concept_audit.audit import Audit
+from concept_audit.errors import StoreError
+from concept_audit.store.layout import Layout
+from concept_audit.store.manifest import read_manifest
+
+
+def gather(audit: Audit) -> dict[str, Any]:
+    """Everything `info` tells, as JSON values."""
+    manifest = audit.manifest
+    return {
+        "audit": str(audit.root),
+        "created": manifest.created,
+        "configuration": manifest.configuration,
+        "fingerprints": manifest.fingerprints,
+        "versions": manifest.versions,
+        "counts": asdict(audit.overview()),
+        "sae": manifest.report("sae"),
+        "index": audit.index(),
+        "probes": [
+            {"name": p.name, "layer": p.layer, "fit": p.fit, "version": p.version, **p.details} for p in audit.probes()
+        ],
+    }
+
+
+def as_json(audit: Audit) -> str:
+    """`gather` as JSON text."""
+    return json.dumps(gather(audit), indent=2, ensure_ascii=False)
+
+
+def as_text(audit: Audit) -> str:
+    """`gather` for people."""
+    found = gather(audit)
+    made, counts, sae = found["configuration"], found["counts"], found["sae"]
+    lines = [
+        f"{audit.name} ({found['audit']}), begun {found['created']}",
+        f"  data     {made['data']}",
+        f"           {counts['n_rows']:,} rows, {counts['n_tokens']:,} tokens, "
+        f"{counts['n_response_tokens']:,} of them in responses",
+        f"           {counts['n_duplicates']:,} duplicates, {counts['n_truncated']:,} cut at "
+        f"{made['max_tokens']:,} tokens, {counts['n_unscored']:,} without a response left to score",
+        f"  model    {made['model']} ({made['dtype']}), layers {', '.join(map(str, made['layers']))}",
+    ]
+    if made["sae"] == "none":
+        lines.append("  SAE      none")
+    else:
+        lines.append(f"  SAE      {counts['n_features']:,} features that fire, layer {made['sae_layer']}")
+    if sae:
+        lines.append(f"           held-out explained variance {sae['explained_variance']:.3f}, L0 {sae['l0']:.1f}")
+    for probe in found["probes"]:
+        lines.append(
+            f"  probe    {probe['name']}: layer {probe['layer']}, held-out AUROC {probe['auroc']:.3f} "
+            f"({probe['auroc_low']:.3f} to {probe['auroc_high']:.3f})"
+        )
+    if not found["probes"]:
+        lines.append("  probes   none yet; train one with `concept-audit probe` or in the dashboard")
+    if index := found["index"]:
+        told = index["fidelity"]
+        lines.append(
+            f"  index    {index['numbers'] / 1024:.3g} KiB a row, blocks 1 to {index['blocks'][1]}; against exact "
+            f"scores of {told['rows']} rows and {told['concepts']} concepts: Spearman {told['spearman']:.2f} "
+            f"(least {told['spearman_least']:.2f}), overlap of the top {told['top']} {told['overlap']:.0%}"
+        )
+    else:
+        lines.append("  index    none; `concept-audit index` makes influence of a new concept a matter of seconds")
+    lines.append(f"  flags    {counts['n_flagged']:,} rows")
+    return "\n".join(lines)
+
+
+def listing(cache: Path, names: Sequence[str], as_json_text: bool) -> str:
+    """The audits in a cache, a line each."""
+    rows = [_entry(cache / name) for name in names]
+    if as_json_text:
+        return json.dumps(rows, indent=2, ensure_ascii=False)
+    if not rows:
+        return f"{cache}: no audits yet; make one with `concept-audit demo` or `concept-audit build`"
+    return "\n".join(f"{r['audit']}: {r['state']}, {r['data']} with {r['model']}" for r in rows)
+
+
+def _entry(root: Path) -> dict[str, Any]:
+    try:
+        manifest = read_manifest(Layout(root).manifest)
+    except StoreError as error:
+        return {"audit": str(root), "state": str(error), "data": "?", "model": "?"}
+    state = "finished" if manifest.complete else "unfinished"
+    made = manifest.configuration
+    return {"audit": str(root), "state": state, "data": made.get("data"), "model": made.get("model")}

@@ -1,0 +1,89 @@
+"""The model's own answers, decoded in batches: the most likely ones, or drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from transformers import LogitsProcessor, LogitsProcessorList
+
+from concept_audit.model.batches import batches_by_length
+from concept_audit.model.load import LanguageModel
+
+PROMPT_TOKENS_PER_BATCH_CPU = 8192
+PROMPT_TOKENS_PER_BATCH_ACCELERATOR = 65536
+
+
+TEMPERATURE = 0.7
+"""Of answers that are drawn."""
+
+
+class _Drawn(LogitsProcessor):
+    """Adds noise to log-probabilities so that the likeliest token is a draw (Gumbel-max; Maddison et al. 2014).
+
+    The noise hangs on the seed and the step alone, not on the model: two models answer with the same
+    chance (common random numbers), and their answers differ by as much as the models do.
+    """
+
+    def __init__(self, seeds: Sequence[int]) -> None:
+        self._generators = [np.random.default_rng(seed) for seed in seeds]
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        width = scores.shape[1]
+        uniform = np.stack([g.random(width, np.float32) for g in self._generators])
+        noise = -np.log(-np.log(np.clip(uniform, 1e-12, 1 - 1e-7)))
+        return scores.float() / TEMPERATURE + torch.from_numpy(noise).to(scores.device)
+
+
+def answers(
+    lm: LanguageModel, prompts: Sequence[np.ndarray], max_new_tokens: int, seeds: Sequence[int] | None = None
+) -> Iterator[dict[int, np.ndarray]]:
+    """What the model itself would answer, batch by batch.
+
+    Without seeds the most likely token is taken at every step. (Near ties may still
+    fall differently in another batch or on another machine: keep what comes out.)
+
+    Args:
+        prompts: one int array [tokens] a prompt, none empty, with the opening of the answer's turn.
+        seeds: one a prompt, to draw its answer at `TEMPERATURE`; a prompt may come several times.
+
+    Yields:
+        place of each prompt of a batch → its answer, int32 [new tokens], with the token that ends it.
+    """
+    budget = PROMPT_TOKENS_PER_BATCH_CPU if lm.device.type == "cpu" else PROMPT_TOKENS_PER_BATCH_ACCELERATOR
+    settings = lm.model.generation_config
+    ends = settings.eos_token_id if settings.eos_token_id is not None else lm.tokenizer.eos_token_id
+    ends = [ends] if isinstance(ends, int) else list(ends or [])
+    padding = lm.tokenizer.pad_token_id
+    padding = padding if padding is not None else (ends[0] if ends else 0)
+    # A prompt grows by its answer, and the cache with it.
+    for batch in batches_by_length([len(prompt) + max_new_tokens for prompt in prompts], budget):
+        longest = max(len(prompts[i]) for i in batch)
+        ids = np.full((len(batch), longest), padding, np.int64)
+        mask = np.zeros((len(batch), longest), np.int64)
+        for place, i in enumerate(batch):
+            ids[place, longest - len(prompts[i]) :] = prompts[i]
+            mask[place, longest - len(prompts[i]) :] = 1
+        drawn = [] if seeds is None else [_Drawn([seeds[i] for i in batch])]
+        with lm.lock, torch.inference_mode():
+            out = lm.model.generate(
+                input_ids=torch.from_numpy(ids).to(lm.device),
+                attention_mask=torch.from_numpy(mask).to(lm.device),
+                max_new_tokens=max_new_tokens,
+                do_sample=False,
+                temperature=None,
+                top_p=None,
+                top_k=None,
+                repetition_penalty=None,
+                eos_token_id=ends or None,
+                pad_token_id=padding,
+                logits_processor=LogitsProcessorList(drawn),
+            )
+        found = out[:, longest:].cpu().numpy().astype(np.int32)
+        yield {i: _until_end(found[place], ends) for place, i in enumerate(batch)}
+
+
+def _until_end(tokens: np.ndarray, ends: Sequence[int]) -> np.ndarray:
+    closing = np.flatnonzero(np.isin(tokens, ends))
+    return tokens[: closing[0] + 1] if len(closing) else tokens

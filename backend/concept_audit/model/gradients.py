@@ -1,0 +1,296 @@
+"""Gradients through frozen weights: what each linear layer read, and what its output was told.
+
+For a linear layer y_t = W a_t the gradient of any quantity is Σ_t δ_t a_tᵀ with
+δ_t its gradient with respect to y_t. A `GradientPass` runs the model forward and
+backward and hands out a and δ of every tracked layer; no weight gradient is ever
+formed, and the backward pass ends at the first tracked layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from concept_audit.errors import ModelError
+from concept_audit.model.activations import residual_stream
+from concept_audit.model.batches import Batch
+from concept_audit.model.linear import LinearLayer
+from concept_audit.model.load import LanguageModel
+
+TOKENS_PER_BATCH_CPU = 512
+TOKENS_PER_BATCH_ACCELERATOR = 8192
+LOGITS_AT_ONCE = 1 << 24
+"""Logits in memory at one time: 64 MiB in float32."""
+
+Visit = Callable[[int, torch.Tensor, torch.Tensor], None]
+"""Takes a layer's index, its inputs a [rows, tokens, d_in] and output gradients δ [rows, tokens, d_out]."""
+
+
+class ResidualTarget(Protocol):
+    """A quantity of the residual stream, such as the projection onto a direction.
+
+    Attributes:
+        layer: how many blocks have run where it is read.
+    """
+
+    layer: int
+
+    def __call__(self, stream: torch.Tensor) -> torch.Tensor:
+        """From h [rows, tokens, d_model] to a value a token [rows, tokens]."""
+
+
+class _HeadReached(Exception):
+    """Ends a forward pass before the language-model head."""
+
+
+def gradient_tokens_per_batch(device: torch.device) -> int:
+    """How many tokens, padding included, a batch may hold when it also goes backward."""
+    return TOKENS_PER_BATCH_CPU if device.type == "cpu" else TOKENS_PER_BATCH_ACCELERATOR
+
+
+def response_span(response: np.ndarray) -> int:
+    """How many of a row's tokens matter to its loss and its targets: those up to its last response token."""
+    places = np.flatnonzero(response)
+    return int(places[-1]) + 1 if len(places) else 0
+
+
+def supervised(batch: Batch) -> torch.Tensor:
+    """bool [rows, tokens]: positions whose next token is a response token."""
+    mask = torch.zeros_like(batch.response)
+    mask[:, :-1] = batch.response[:, 1:]
+    return mask
+
+
+class LanguageModelHead:
+    """Losses from the input of the language-model head, at supervised positions only.
+
+    Logits are formed a few positions at a time, each with its gradient, and thrown
+    away: what is kept is a vector of d_model numbers a position. Models that do
+    more to their logits than one matrix product (soft caps, scales) are recognised,
+    and their own code does it.
+    """
+
+    def __init__(self, lm: LanguageModel):
+        self._lm = lm
+        self.module = lm.model.get_output_embeddings()
+        if self.module is None:
+            raise ModelError(f"{lm.name}: has no language-model head, so rows have no loss")
+        self._plain = self._is_plain()
+
+    def inputs(self, batch: Batch) -> torch.Tensor:
+        """The head's input at supervised positions, row by row: [positions, d_model]."""
+        hidden = []
+
+        def hook(_module, arguments):
+            hidden.append(arguments[0])
+            raise _HeadReached
+
+        handle = self.module.register_forward_pre_hook(hook)
+        try:
+            self._lm.model(input_ids=batch.ids, use_cache=False)
+        except _HeadReached:
+            pass
+        finally:
+            handle.remove()
+        return hidden[0][supervised(batch)]
+
+    def token_losses(self, batch: Batch, draw: torch.Tensor | None = None) -> torch.Tensor:
+        """Negative log-likelihood at each supervised position, row by row: [positions].
+
+        Args:
+            draw: None takes the row's own next tokens. Numbers in [0, 1), one a position, take the
+                tokens that they draw from the model's own predictions instead.
+        """
+        labels = batch.ids[:, 1:][supervised(batch)[:, :-1]]
+        if not self._plain:
+            logits = self._own_logits(batch)
+            if draw is not None:
+                labels = drawn(logits.detach(), draw)
+            return F.cross_entropy(logits, labels, reduction="none")
+        return _HeadLoss.apply(self.inputs(batch), self.module.weight, self.module.bias, labels, draw)
+
+    def token_losses_plainly(self, batch: Batch) -> torch.Tensor:
+        """As `token_losses`, in operations that PyTorch's forward mode knows: [positions]."""
+        labels = batch.ids[:, 1:][supervised(batch)[:, :-1]]
+        logits = self._own_logits(batch)
+        return logits.logsumexp(1) - logits.gather(1, labels[:, None])[:, 0]
+
+    def _own_logits(self, batch: Batch) -> torch.Tensor:
+        """The model's own logits at supervised positions: [positions, vocabulary]."""
+        mask = supervised(batch)
+        handle = self.module.register_forward_pre_hook(
+            lambda _module, arguments: (arguments[0][mask][None], *arguments[1:])
+        )
+        try:
+            return self._lm.model(input_ids=batch.ids, use_cache=False).logits[0].to(self._lm.wide_dtype)
+        finally:
+            handle.remove()
+
+    def _is_plain(self) -> bool:
+        ids = torch.tensor([[1, 2, 3]], device=self._lm.device)
+        mask = torch.ones_like(ids, dtype=torch.bool)
+        with torch.no_grad():
+            expected = self._lm.model(input_ids=ids, use_cache=False).logits[0, :2].float()
+            hidden = self.inputs(Batch([0], ids, mask, mask))
+            found = self.module(hidden).float()
+        return torch.allclose(found, expected, rtol=1e-2, atol=1e-3 * float(expected.abs().max()))
+
+
+class GradientPass:
+    """Runs batches forward and backward; hooks stay on the tracked layers until it is closed.
+
+    Args:
+        layers: the layers to hand out.
+
+    Use it as a context manager, with gradients enabled.
+    """
+
+    def __init__(self, lm: LanguageModel, layers: Sequence[LinearLayer]):
+        self._lm = lm
+        self._layers = layers
+        self._visit: Visit | None = None
+        self._handles: list[Any] = []
+        self._trainable: list[torch.nn.Parameter] = []
+        self._head: LanguageModelHead | None = None
+
+    def __enter__(self) -> GradientPass:
+        self._trainable = [p for p in self._lm.model.parameters() if p.requires_grad]
+        for parameter in self._trainable:
+            parameter.requires_grad_(False)
+        for index, layer in enumerate(self._layers):
+            self._handles.append(layer.module.register_forward_hook(self._hook(index)))
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        for parameter in self._trainable:
+            parameter.requires_grad_(True)
+
+    @property
+    def head(self) -> LanguageModelHead:
+        """The language-model head, looked at when first needed."""
+        if self._head is None:
+            self._head = LanguageModelHead(self._lm)
+        return self._head
+
+    def losses(
+        self,
+        batch: Batch,
+        visit: Visit,
+        draw: torch.Tensor | None = None,
+        power: float = 1.0,
+        check: Callable[[torch.Tensor], None] = lambda losses: None,
+    ) -> torch.Tensor:
+        """Losses of a batch; their gradients go to `visit`.
+
+        Args:
+            batch: rows, best cut at their `response_span`.
+            draw: see `LanguageModelHead.token_losses`.
+            power: a row of n supervised positions has Σ_t nll_t / n^power differentiated: 1 for the
+                mean negative log-likelihood L(z), 1/2 for a Fisher sample of L(z).
+            check: given the result before anything is differentiated; may raise.
+
+        Returns:
+            [rows], the mean negative log-likelihood of each row; NaN without supervised positions.
+        """
+        mask = supervised(batch)
+        counts = mask.sum(1)
+        with self._lm.lock, torch.enable_grad():
+            nll = self.head.token_losses(batch, draw)
+            owners = mask.nonzero()[:, 0]
+            sums = torch.zeros(len(counts), dtype=nll.dtype, device=nll.device)
+            losses = sums.index_add_(0, owners, nll.detach()) / counts
+            check(losses)
+            weights = (1 / counts.to(nll.dtype).clamp(min=1) ** power)[owners]
+            self._backward((nll * weights).sum(), visit)
+        return losses
+
+    def values(self, batch: Batch, target: ResidualTarget, visit: Visit) -> torch.Tensor:
+        """Mean of a target over the response tokens of each row; the gradients go to `visit`.
+
+        Returns:
+            [rows].
+        """
+        mask = batch.response
+        with self._lm.lock, torch.enable_grad(), residual_stream(self._lm, [target.layer]) as run:
+            stream = run(batch.ids)[target.layer]
+            wide = target(stream.to(self._lm.wide_dtype))
+            means = torch.where(mask, wide, 0).sum(1) / mask.sum(1)
+            self._backward(means.sum(), visit)
+        return means.detach()
+
+    def _backward(self, value: torch.Tensor, visit: Visit) -> None:
+        if not value.requires_grad:
+            return  # no tracked layer can reach it
+        self._visit = visit
+        try:
+            value.backward()
+        finally:
+            self._visit = None
+
+    def _hook(self, index: int):
+        def forward(_module, arguments, output):
+            if not torch.is_grad_enabled():
+                return None
+            inputs = arguments[0].detach()
+            replaced = None
+            if not output.requires_grad:
+                # The first tracked layers: the graph begins at what they put out.
+                output = replaced = output.detach().requires_grad_()
+
+            def backward(gradient):
+                if self._visit is not None:
+                    with torch.no_grad():
+                        self._visit(index, inputs, gradient)
+
+            output.register_hook(backward)
+            return replaced
+
+        return forward
+
+
+def drawn(logits: torch.Tensor, draw: torch.Tensor) -> torch.Tensor:
+    """Tokens drawn from softmax(logits) by inverting its distribution function.
+
+    Args:
+        logits: [positions, vocabulary].
+        draw: [positions], in [0, 1): the same numbers draw the same tokens in any batch.
+    """
+    cumulative = torch.softmax(logits, -1, dtype=torch.float64).cumsum(-1)
+    reached = draw.to(cumulative)[:, None] * cumulative[:, -1:]
+    return torch.searchsorted(cumulative, reached, right=True)[:, 0].clamp(max=logits.shape[-1] - 1)
+
+
+class _HeadLoss(torch.autograd.Function):
+    """nll_t = −log softmax(W h_t + b)[label_t], with ∂nll_t/∂h_t found on the way."""
+
+    @staticmethod
+    def forward(ctx, hidden, weight, bias, labels, draw):
+        wide = torch.promote_types(hidden.dtype, torch.float32)
+        losses = torch.empty(len(hidden), dtype=wide, device=hidden.device)
+        gradient = torch.empty_like(hidden)
+        step = max(1, LOGITS_AT_ONCE // len(weight))
+        for start in range(0, len(hidden), step):
+            part = slice(start, start + step)
+            logits = F.linear(hidden[part], weight, bias).to(wide)
+            chosen = labels[part] if draw is None else drawn(logits, draw[part])
+            chosen = chosen[:, None]
+            at_label = logits.gather(1, chosen)
+            normaliser = logits.logsumexp(1, keepdim=True)
+            losses[part] = (normaliser - at_label)[:, 0]
+            probabilities = logits.sub_(normaliser).exp_()
+            probabilities.scatter_add_(1, chosen, torch.full_like(at_label, -1.0))
+            gradient[part] = probabilities.to(hidden.dtype) @ weight
+        ctx.save_for_backward(gradient)
+        return losses
+
+    @staticmethod
+    def backward(ctx, upstream):
+        (gradient,) = ctx.saved_tensors
+        return gradient * upstream[:, None].to(gradient.dtype), None, None, None, None

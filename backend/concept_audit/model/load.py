@@ -1,0 +1,320 @@
+"""Loading a causal language model, its tokenizer and, where there is one, its adapter.
+
+The only part of the project that knows Hugging Face's loaders. Weights are read
+from safetensors, or from older files with ``weights_only=True`` (Transformers'
+default); code that comes with a model runs only if the user says so.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import threading
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from concept_audit.errors import ModelError, first_line
+from concept_audit.model.builtin import BUILTIN_MODELS, builtin_directory
+from concept_audit.progress import Progress
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """Which model, and how it runs.
+
+    Attributes:
+        name: a built-in name, a directory, or a name on the Hugging Face hub. A
+            directory or hub name with an ``adapter_config.json`` is a PEFT adapter:
+            its base is loaded and the adapter put on it.
+        device: ``auto`` takes CUDA, then Apple's MPS, then the CPU.
+        dtype: ``auto`` is bfloat16 on CUDA and float32 elsewhere.
+        trust_remote_code: run Python code that comes with the model.
+    """
+
+    name: str
+    device: str = "auto"
+    dtype: str = "auto"
+    trust_remote_code: bool = False
+
+
+@dataclass(frozen=True)
+class LanguageModel:
+    """A loaded model with its blocks found.
+
+    Attributes:
+        blocks: the transformer blocks in the order in which they run.
+        d_model: width of the residual stream.
+        context: the longest row in tokens that the model takes.
+        fingerprint: tells models with different weights apart (see `fingerprint`).
+        lock: held while hooks are on the model, since threads share it.
+        copies: what `in_dtype` has made.
+    """
+
+    name: str
+    model: nn.Module
+    tokenizer: Any
+    blocks: nn.ModuleList
+    d_model: int
+    context: int
+    fingerprint: str
+    lock: Any = field(default_factory=threading.RLock, repr=False, compare=False)
+    copies: dict[torch.dtype, LanguageModel] = field(default_factory=dict, repr=False, compare=False)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self.model.parameters()).dtype
+
+    @property
+    def wide_dtype(self) -> torch.dtype:
+        """In which sums over tokens or rows are taken: float32, or the model's own if that is wider."""
+        return torch.promote_types(self.dtype, torch.float32)
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    @property
+    def n_layers(self) -> int:
+        return len(self.blocks)
+
+    def in_dtype(self, dtype: torch.dtype) -> LanguageModel:
+        """The model in another precision: a copy, made once, unless it has that precision already.
+
+        Weights alone are converted: buffers, such as the frequencies of rotary positions, keep
+        their precision, as they do when a model is loaded in `dtype`.
+        """
+        if dtype == self.dtype:
+            return self
+        if dtype in self.copies:
+            return self.copies[dtype]
+        # What stands in the memo is taken instead of copied, so no second copy in the old precision is made.
+        converted = {
+            id(weight): nn.Parameter(weight.detach().to(dtype), requires_grad=False)
+            for weight in self.model.parameters()
+        }
+        model = copy.deepcopy(self.model, converted)
+        made = replace(self, model=model, blocks=find_blocks(model), lock=threading.RLock(), copies={})
+        self.copies[dtype] = made
+        return made
+
+    def check_layers(self, layers: tuple[int, ...]) -> None:
+        """Raise ModelError unless each layer counts between 1 and all of the blocks."""
+        wrong = [layer for layer in layers if not 1 <= layer <= self.n_layers]
+        if wrong:
+            raise ModelError(
+                f"--layers {','.join(map(str, wrong))}: {self.name} has {self.n_layers} blocks; "
+                f"a layer counts the blocks that have run, so choose from 1 to {self.n_layers}"
+            )
+
+
+def default_layers(n_layers: int) -> tuple[int, ...]:
+    """Three layers in the second quarter to the middle, where concepts are most linear: 8, 12, 16 of 30."""
+    return tuple(sorted({max(1, round(n_layers * share)) for share in (0.27, 0.40, 0.53)}))
+
+
+def load_model(options: ModelOptions, cache: Path, progress: Progress) -> LanguageModel:
+    """Load the model and tokenizer that `options` name.
+
+    Raises:
+        ModelError: the name is unknown, the files are incomplete, the device is
+            absent, the tokenizer cannot tell character offsets, or no blocks are found.
+    """
+    device, dtype = _device(options.device), None
+    dtype = _dtype(options.dtype, device)
+    location = _locate(options.name, cache, progress)
+    with progress.stage(f"Loading {options.name}"):
+        adapter = _adapter_config(location, options)
+        if adapter is not None:
+            base = adapter.base_model_name_or_path
+            if not base:
+                raise ModelError(
+                    f"{options.name}: adapter_config.json names no base model; "
+                    'set "base_model_name_or_path" in it to a directory, hub or built-in name'
+                )
+            model = _load_causal(_locate(base, cache, progress), dtype, options)
+            model = _put_adapter(model, location, options.name)
+            tokenizer = _load_tokenizer((location, _locate(base, cache, progress)), options)
+        else:
+            model = _load_causal(location, dtype, options)
+            tokenizer = _load_tokenizer((location,), options)
+        model.eval().requires_grad_(False).to(device)
+    return as_language_model(options.name, model, tokenizer)
+
+
+def as_language_model(name: str, model: nn.Module, tokenizer: Any) -> LanguageModel:
+    """Wrap a model that is already in memory.
+
+    Raises:
+        ModelError: no blocks are found, or the tokenizer cannot tell character offsets.
+    """
+    if not getattr(tokenizer, "is_fast", False):
+        raise ModelError(
+            f"{name}: its tokenizer ({type(tokenizer).__name__}) gives no character offsets, which the "
+            "response mask needs; convert it to a fast tokenizer (tokenizer.json)"
+        )
+    config = model.config.get_text_config()
+    context = getattr(config, "max_position_embeddings", None) or tokenizer.model_max_length
+    return LanguageModel(
+        name=name,
+        model=model,
+        tokenizer=tokenizer,
+        blocks=find_blocks(model),
+        d_model=config.hidden_size,
+        context=int(min(context, tokenizer.model_max_length, 1 << 20)),
+        fingerprint=fingerprint(model),
+    )
+
+
+def find_blocks(model: nn.Module) -> nn.ModuleList:
+    """The transformer blocks of any causal model, without knowing its architecture.
+
+    They are the outermost list of modules that is as long as the configuration
+    says the model is deep; of several (an encoder beside a decoder), the one with
+    the most parameters.
+
+    Raises:
+        ModelError: there is no such list.
+    """
+    depth = getattr(model.config.get_text_config(), "num_hidden_layers", None)
+    lists = [m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m) == depth]
+    if not lists:
+        raise ModelError(
+            f"{type(model).__name__}: found no list of {depth} blocks "
+            "(its configuration's num_hidden_layers); this architecture is not supported"
+        )
+    # max keeps the first of equals, and modules() walks from the outside in.
+    return max(lists, key=lambda blocks: sum(p.numel() for p in blocks.parameters()))
+
+
+def fingerprint(model: nn.Module) -> str:
+    """Hash of every parameter's name, shape and 64 of its values: tells fine-tunes of one model apart.
+
+    Returns:
+        16 hexadecimal digits. The dtype counts, since it changes every score slightly.
+    """
+    digest = hashlib.blake2b(digest_size=8)
+    for name, parameter in model.named_parameters():
+        flat = parameter.detach().reshape(-1)
+        sample = flat[:: max(1, flat.numel() // 64)][:64].float().cpu()
+        digest.update(f"{name}{tuple(parameter.shape)}{parameter.dtype}".encode())
+        digest.update(sample.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _locate(name: str, cache: Path, progress: Progress) -> str:
+    """A directory, or a name to look for on the hub."""
+    if name in BUILTIN_MODELS:
+        return str(builtin_directory(BUILTIN_MODELS[name], cache, progress))
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return str(path)
+    looks_local = name.startswith((".", "/", "~")) or path.is_absolute() or name.count("/") > 1
+    if path.exists() or looks_local:
+        kind = "is a file" if path.exists() else "does not exist"
+        raise ModelError(
+            f"--model {name}: {kind}; give the directory that holds config.json, a name on the "
+            f"Hugging Face hub (owner/name), or one of: {', '.join(BUILTIN_MODELS)}"
+        )
+    return name
+
+
+def _adapter_config(location: str, options: ModelOptions) -> Any | None:
+    from huggingface_hub import file_exists
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    if Path(location).is_dir():
+        found = (Path(location) / "adapter_config.json").exists()
+    else:
+        try:
+            found = file_exists(location, "adapter_config.json")
+        except HFValidationError as error:
+            raise _unknown_model(options.name, error) from error
+        except (HfHubHTTPError, OSError, RuntimeError):
+            # Unreachable or private: the loader that comes next says so in full,
+            # or finds the model in the hub's cache on this machine.
+            return None
+    if not found:
+        return None
+    from peft import PeftConfig
+
+    return PeftConfig.from_pretrained(location)
+
+
+def _load_causal(location: str, dtype: torch.dtype, options: ModelOptions) -> nn.Module:
+    from transformers import AutoModelForCausalLM
+
+    try:
+        return AutoModelForCausalLM.from_pretrained(location, dtype=dtype, trust_remote_code=options.trust_remote_code)
+    except (OSError, ValueError, RuntimeError, KeyError, json.JSONDecodeError) as error:
+        raise _unknown_model(options.name, error) from error
+
+
+def _load_tokenizer(locations: tuple[str, ...], options: ModelOptions) -> Any:
+    """From the first place that has one: an adapter often comes without its own."""
+    from transformers import AutoTokenizer
+
+    for location in locations:
+        try:
+            return AutoTokenizer.from_pretrained(location, trust_remote_code=options.trust_remote_code)
+        except (OSError, ValueError, KeyError) as error:
+            last = error
+    raise ModelError(
+        f"--model {options.name}: it has no tokenizer that loads ({first_line(last)}); "
+        "put its tokenizer.json and tokenizer_config.json beside the weights"
+    ) from last
+
+
+def _put_adapter(model: nn.Module, location: str, name: str) -> nn.Module:
+    from peft import PeftModel
+
+    try:
+        return PeftModel.from_pretrained(model, location)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise ModelError(f"--model {name}: the adapter does not fit its base model ({first_line(error)})") from error
+
+
+def _unknown_model(name: str, error: Exception) -> ModelError:
+    return ModelError(
+        f"--model {name}: cannot load it ({first_line(error)}). Give a directory with config.json and "
+        "weights, a name on the Hugging Face hub (needs a network connection the first time), "
+        f"or a built-in name: {', '.join(BUILTIN_MODELS)}"
+    )
+
+
+def native_bfloat16(device: torch.device) -> bool:
+    """Whether a device multiplies matrices in bfloat16 faster than in float32."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type == "cpu":
+        return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+    return False
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ModelError(
+            f"--device {name}: PyTorch cannot use it here ({first_line(error)}); "
+            "leave it out to choose by itself, or use cpu"
+        ) from error
+    return device
+
+
+def _dtype(name: str, device: torch.device) -> torch.dtype:
+    if name == "auto":
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    known = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    if name not in known:
+        raise ModelError(f"--dtype {name}: unknown; choose from auto, {', '.join(known)}")
+    return known[name]

@@ -1,0 +1,51 @@
+"""The demo: the data set that ships with the project, audited with two probes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from concept_audit.audit import Audit
+from concept_audit.data import demo
+from concept_audit.data.read import read_labelled
+from concept_audit.model.builtin import SMOLLM2
+from concept_audit.model.load import ModelOptions
+from concept_audit.pipeline.build import build
+from concept_audit.pipeline.index import IndexOptions
+from concept_audit.pipeline.options import BuildOptions
+from concept_audit.progress import Progress
+
+INDEX = IndexOptions(numbers=16_384, samples=256, curvature_tokens=8_000)
+"""Less than the usual sizes, for a data set of 439 rows on a laptop."""
+RANKED_FEATURES = 100
+
+
+def build_demo(cache: Path, progress: Progress, rebuild: bool = False) -> Audit:
+    """Build ``cache/demo`` with an SAE and the two probes, or what is missing of it.
+
+    Probes that are there already are left as they are: people may have changed their labels.
+    """
+    options = BuildOptions(
+        data=str(demo.ROWS),
+        out=cache / "demo",
+        model=ModelOptions(SMOLLM2.name),
+        cache=cache,
+        layers=(8, 12, 16),
+        rebuild=rebuild,
+    )
+    audit = Audit(build(options, progress), progress)
+    there = {probe.name for probe in audit.probes()}
+    for name, examples in demo.PROBES.items():
+        if name not in there:
+            with progress.stage(f"Training the probe {name}") as stage:
+                trained = audit.train_probe(name, read_labelled(examples), progress=Progress())
+                low, high = trained.auroc_interval
+                stage.detail = f"held-out AUROC {trained.auroc:.2f} ({low:.2f} to {high:.2f})"
+        audit.ranking(name)
+    return audit
+
+
+def finish_demo(audit: Audit, progress: Progress) -> None:
+    """Build the demo's gradient index, and the influence rankings of its probes and most varied features."""
+    audit.build_index(INDEX, progress=progress)
+    features = audit.spread_features(RANKED_FEATURES)
+    audit.rank_many([*(f"probe:{name}" for name in demo.PROBES), *features], progress=progress)

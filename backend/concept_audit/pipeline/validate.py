@@ -1,0 +1,119 @@
+"""Stage: does removing what a ranking flags change the model?
+
+Fine-tunes on the whole set, on the set less its top rows by each method, on only
+those, and on random subsets, and measures the concept on prompts that neither the
+rankings nor the training saw. Every run is a unit of its own, whole or absent, so
+that a killed validation goes on where it was.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+import pandas as pd
+
+from concept_audit.model.load import LanguageModel
+from concept_audit.pipeline.attribution import InfluenceOptions
+from concept_audit.pipeline.options import key
+from concept_audit.pipeline.rank import Sources
+from concept_audit.pipeline.validation.findings import findings, run_frame, score_frame, stability_findings
+from concept_audit.pipeline.validation.first_order import first_order
+from concept_audit.pipeline.validation.options import VERSION, Candidate, ValidateOptions, settled
+from concept_audit.pipeline.validation.runs import done_runs, plan, precision_of, shared_by_runs
+from concept_audit.pipeline.validation.scores import all_scores
+from concept_audit.pipeline.validation.setting import Setting, setting_of
+from concept_audit.progress import Progress
+from concept_audit.store import queries as store_queries
+from concept_audit.store.evidence import RESULT_COLUMNS, Evidence, save_evidence
+from concept_audit.types import Concept
+
+
+def validate(sources: Sources, concept: Concept, options: ValidateOptions, progress: Progress) -> Evidence:
+    """Do the runs that are missing, and put what they say into the store.
+
+    Raises:
+        ConceptError: options that make no sense, too few labelled examples, or no rows to train on.
+        AuditError: the judge cannot be used.
+    """
+    chosen = settled(options)
+    lm = sources.model()
+    setting = setting_of(sources, concept, chosen, lm, progress)
+    scores = all_scores(sources, setting, chosen, progress)
+    runs = plan(setting, scores, chosen)
+    measured = done_runs(sources, setting, runs, chosen, lm, progress)
+    about = _about(sources, concept, setting, chosen, lm)
+    checked: list[list[Any]] = []
+    if chosen.first_order:
+        e, _ = first_order(sources, concept, progress, chosen.first_order)
+        name = "concept_influence without curvature"
+        checked.append(["first_order", "shown", name, "", 1.0, e.value, e.low, e.high, e.p, e.n])
+    frame = run_frame(runs, measured)
+    with progress.stage("Comparing the methods"):
+        results = findings(frame, runs, scores, setting, chosen)
+        steady = stability_findings(sources, setting, scores, chosen, progress)
+        results += steady["results"] + checked
+        evidence = Evidence(
+            evidence_id=key(VERSION, about),
+            concept_id=concept.concept_id,
+            about=about,
+            runs=frame,
+            results=pd.DataFrame(results, columns=RESULT_COLUMNS),
+            scores=score_frame(scores, setting, steady["intervals"]),
+        )
+    build = sources.read(store_queries.build_id)
+    with sources.database.writing() as cursor:
+        save_evidence(cursor, build, concept.version, evidence)
+    return evidence
+
+
+def _about(
+    sources: Sources, concept: Concept, setting: Setting, options: ValidateOptions, lm: LanguageModel
+) -> dict[str, Any]:
+    """What the evidence is about, as JSON values."""
+    names = (
+        "retention",
+        "seeds",
+        "whole_seeds",
+        "subsets",
+        "subset_seeds",
+        "subset_share",
+        "pool_rows",
+        "origin",
+        "topic",
+        "first_order",
+        "judge_url",
+        "judge_model",
+        "judge_behaviour",
+        "quick",
+    )
+    common = shared_by_runs(sources, setting, options, lm, precision_of(lm, options.recipe))
+    return {
+        **common,
+        **{name: getattr(options, name) for name in names},
+        "shares": list(options.shares),
+        "removed": list(options.removed),
+        "positive": list(options.positive),
+        "concept": concept.name,
+        "concept_version": concept.version,
+        "audit": sources.layout.root.resolve().name,
+        "model_name": lm.name,
+        "methods": {c.name: _candidate_about(c) for c in options.methods},
+        "n_rows": len(setting.rows),
+        "n_pool": len(setting.ids),
+        "n_prompts": len(setting.held_out.prompts),
+        "n_shown": len(setting.held_out.shown),
+        "n_natural": len(setting.held_out.natural),
+        "natural": f"rows of another {options.origin}" if options.origin else "rows drawn at random",
+        "ranked_by": "half of the labels" if setting.ranked_here else "the audit's concept",
+    }
+
+
+def _candidate_about(candidate: Candidate) -> dict[str, Any]:
+    """The method, and the options that are not at their defaults."""
+    usual = asdict(InfluenceOptions())
+    given = asdict(candidate.options)
+    told = {name: value for name, value in given.items() if value != usual[name] and name != "queries"}
+    if candidate.options.queries is not None:
+        told["queries"] = key(sorted(f"{e.content_hash}:{e.label}" for e in candidate.options.queries))
+    return {"method": candidate.method, **told}

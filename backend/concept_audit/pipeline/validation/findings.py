@@ -1,0 +1,150 @@
+"""From what the runs measured to findings: the tables that the store keeps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from concept_audit.evidence import statistics
+from concept_audit.evidence.measures import QUANTITIES
+from concept_audit.evidence.statistics import NAN, Estimate
+from concept_audit.pipeline.rank import Sources
+from concept_audit.pipeline.validation.options import RANDOM, Candidate, ValidateOptions
+from concept_audit.pipeline.validation.runs import Run
+from concept_audit.pipeline.validation.scores import redrawn_scores
+from concept_audit.pipeline.validation.setting import Setting
+from concept_audit.progress import Progress
+from concept_audit.store.evidence import RUN_COLUMNS
+
+
+def run_frame(runs: Sequence[Run], measured: Sequence[dict[str, Any]]) -> pd.DataFrame:
+    lines = [
+        [
+            run.kind,
+            run.method,
+            run.share,
+            run.number,
+            run.seed,
+            len(run.rows),
+            *(_mean(unit.get(quantity)) for quantity in QUANTITIES),
+        ]
+        for run, unit in zip(runs, measured, strict=True)
+    ]
+    return pd.DataFrame(lines, columns=RUN_COLUMNS)
+
+
+def _mean(values: Sequence[float] | None) -> float:
+    known = [v for v in values or () if v is not None and np.isfinite(v)]
+    return float(np.mean(known)) if known else NAN
+
+
+def findings(
+    frame: pd.DataFrame, runs: Sequence[Run], scores: dict[str, np.ndarray], setting: Setting, options: ValidateOptions
+) -> list[list[Any]]:
+    """Lines of `RESULT_COLUMNS`."""
+    found: list[list[Any]] = []
+
+    def add(measure: str, quantity: str, method: str, other: str, share: float, e: Estimate) -> None:
+        found.append([measure, quantity, method, other, share, e.value, e.low, e.high, e.p, e.n])
+
+    for quantity in QUANTITIES:
+        if not frame[quantity].notna().any():
+            continue
+        value = frame.set_index(["kind", "method", "share", "number", "seed"])[quantity].to_dict()
+        base = value["base", "", 0.0, 0, 0]
+        seeds = range(options.seeds)
+        whole = np.array([value["whole", "", 1.0, 0, s] for s in range(options.whole_seeds)])
+        add("whole", quantity, "", "base", 1.0, statistics.paired(whole - base))
+        for share in options.shares if options.removed else ():
+            for kind in ("removal", "retention") if options.retention else ("removal",):
+                chance = np.array([value[kind, RANDOM, share, 0, s] for s in seeds])
+                for method in (RANDOM, *options.removed):
+                    own = np.array([value[kind, method, share, 0, s] for s in seeds])
+                    change = own[: len(whole)] - whole if kind == "removal" else own - base
+                    other = "whole" if kind == "removal" else "base"
+                    add(kind, quantity, method, other, share, statistics.paired(change))
+                    if method != RANDOM:
+                        add(kind, quantity, method, RANDOM, share, statistics.paired(own - chance))
+        if options.subsets and quantity != "loss":
+            subsets = [run for run in runs if run.kind == "subset" and run.seed == 0]
+            actual = np.array(
+                [
+                    np.mean([value["subset", "", run.share, run.number, s] for s in range(options.subset_seeds)])
+                    for run in subsets
+                ]
+            )
+            for method, worth in scores.items():
+                predicted = np.array([np.nansum(worth[list(run.rows)]) for run in subsets])
+                lds = statistics.correlation(predicted, actual)
+                add("lds", quantity, method, "", options.subset_share, lds)
+    for method, worth in scores.items():
+        known = setting.labels >= 0
+        k = max(1, round(options.shares[0] * len(setting.rows)))
+        topics = [t for t, kept in zip(setting.topics, known, strict=True) if kept] if setting.topics else None
+        for name, estimate in statistics.against_labels(worth[known], setting.labels[known], k, topics).items():
+            share = options.shares[0] if name == "precision_at_k" else 1.0
+            add(name, "labels", method, options.origin or "", share, estimate)
+    matrix = statistics.agreement(scores)
+    for one in matrix.index:
+        for other in matrix.columns:
+            e = Estimate(float(matrix.loc[one, other]), n=len(setting.rows))
+            add("agreement", "scores", one, other, 1.0, e)
+    return found
+
+
+def stability_findings(
+    sources: Sources, setting: Setting, scores: dict[str, np.ndarray], options: ValidateOptions, progress: Progress
+) -> dict[str, Any]:
+    """How far rankings depend on what was drawn: queries, labelled examples, samples of the Fisher matrix.
+
+    Queries are redrawn where that is cheap: for concept influence from the gradient index, which scores
+    every query alone in one sweep, and for the direction of vector filter, fitted anew to redrawn examples.
+    Candidates that differ in their seed alone tell what the samples of the Fisher matrix matter.
+    """
+    results: list[list[Any]] = []
+    intervals = {}
+
+    def add(quantity: str, candidate: Candidate, other: str, e: Estimate) -> None:
+        results.append(["stability", quantity, candidate.name, other, 1.0, e.value, e.low, e.high, e.p, e.n])
+
+    for candidate in options.methods:
+        redrawn = redrawn_scores(sources, setting, candidate, progress)
+        if redrawn is not None:
+            found = statistics.stability(redrawn, scores[candidate.name])
+            intervals[candidate.name] = (found.low, found.high)
+            add("queries", candidate, "", found.spearman)
+        for other in options.methods:
+            seeds = (candidate.options.seed, other.options.seed)
+            reseeded = replace(other.options, seed=seeds[0])
+            if seeds[0] < seeds[1] and candidate.method == other.method and reseeded == candidate.options:
+                matrix = statistics.agreement({name: scores[name] for name in (candidate.name, other.name)})
+                add("fisher", candidate, other.name, Estimate(float(matrix.iloc[0, 1]), n=len(setting.rows)))
+    return {"results": results, "intervals": intervals}
+
+
+def score_frame(
+    scores: dict[str, np.ndarray], setting: Setting, intervals: dict[str, tuple[np.ndarray, np.ndarray]]
+) -> pd.DataFrame:
+    n_rows = len(setting.rows)
+    nothing = np.full(n_rows, NAN)
+    label = pd.array(np.where(setting.labels < 0, None, setting.labels), "Int8")
+    parts = []
+    for method, worth in scores.items():
+        low, high = intervals.get(method, (nothing, nothing))
+        parts.append(
+            pd.DataFrame(
+                {
+                    "method": method,
+                    "example_id": np.arange(n_rows),
+                    "score": worth,
+                    "label": label,
+                    "percentile_low": low,
+                    "percentile_high": high,
+                }
+            )
+        )
+    return pd.concat(parts, ignore_index=True)

@@ -1,0 +1,166 @@
+"""What a validation tries, and how thoroughly."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from concept_audit.errors import ConceptError
+from concept_audit.evidence.training import Recipe
+from concept_audit.pipeline.attribution import InfluenceOptions
+from concept_audit.types import METHODS, LabelledExample
+
+VERSION = 2
+"""Counted up when units of an earlier version would not be the same."""
+RANDOM = "random"
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A method as it is put to the test.
+
+    Attributes:
+        name: what the results call it; unique.
+        method: one of `METHODS`, or ``random``.
+        options: how its influence is computed.
+    """
+
+    name: str
+    method: str
+    options: InfluenceOptions = field(default_factory=InfluenceOptions)
+
+
+@dataclass(frozen=True)
+class ValidateOptions:
+    """What is tried, and how thoroughly.
+
+    What is None takes the value of `FULL`, or of `QUICK` with ``quick``.
+
+    Attributes:
+        methods: names of methods, or candidates with options of their own; ``random`` is always added.
+        removed: names of those whose top rows are removed, and retained, in runs of their own (each costs
+            2 × shares × seeds runs, and random as many); the others are compared by LDS, labels and
+            agreement alone. None for all of them, empty for none.
+        retention: whether there are runs on the top rows alone too.
+        shares: of the rows that are removed or retained, between 0 and 1.
+        seeds: repetitions, of the order of the rows, the first LoRA weights, and what is removed at random.
+        whole_seeds: of these, the ones that train on all rows too. A removal is compared with a removal at random
+            seed by seed, which needs none; runs on all rows tell how far there is to go.
+        subsets: random subsets for the linear datamodelling score (LDS); 0 leaves it out.
+        subset_seeds: repetitions of each.
+        subset_share: their share of the rows.
+        recipe: of the fine-tuning.
+        answer_tokens: own answers are cut at this many tokens.
+        draws: own answers to each held-out prompt; 1 takes the likeliest, whose every word hangs on near ties.
+        pool_rows: train on at most this many rows, drawn once for all runs; None for every row. Runs that see all of
+            few rows differ by what was removed alone; runs that stop early differ by which rows came first, too.
+        natural_rows: training rows that are withheld from every run to measure the loss on.
+        held_out: labelled examples to measure on; None takes half of a probe's labels.
+        origin: metadata field that tells where a row comes from.
+        positive: its values for rows that show the behaviour.
+        topic: metadata field within whose values rows are compared too.
+        first_order: random subsets for `first_order`, the cheap version of LDS; 0 leaves it out.
+        judge_url, judge_model: an OpenAI-compatible endpoint that judges the answers.
+        judge_behaviour: what they are judged for; None for the concept's name.
+        quick: the reduced recipe.
+    """
+
+    methods: tuple[str | Candidate, ...] | None = None
+    removed: tuple[str, ...] | None = None
+    retention: bool | None = None
+    shares: tuple[float, ...] = (0.1,)
+    seeds: int | None = None
+    whole_seeds: int | None = None
+    subsets: int | None = None
+    subset_seeds: int | None = None
+    subset_share: float | None = None
+    recipe: Recipe | None = None
+    answer_tokens: int | None = None
+    draws: int | None = None
+    pool_rows: int | None = None
+    natural_rows: int | None = None
+    held_out: tuple[LabelledExample, ...] | None = None
+    origin: str | None = None
+    positive: tuple[str, ...] = ()
+    topic: str | None = None
+    first_order: int = 0
+    judge_url: str | None = None
+    judge_model: str | None = None
+    judge_behaviour: str | None = None
+    quick: bool = False
+
+
+FULL: dict[str, Any] = {
+    "methods": METHODS,
+    "retention": True,
+    "seeds": 3,
+    "subsets": 30,
+    "subset_seeds": 1,
+    "subset_share": 0.5,
+    "recipe": Recipe(),
+    "answer_tokens": 64,
+    "draws": 4,
+    "natural_rows": 32,
+}
+QUICK: dict[str, Any] = {
+    "methods": ("concept_influence", "vector_filter", "activation_similarity", "bm25"),
+    "removed": ("vector_filter",),
+    "retention": False,
+    "seeds": 6,
+    "whole_seeds": 1,
+    "subsets": 0,
+    "subset_seeds": 1,
+    "subset_share": 0.1,
+    "recipe": Recipe(rank=8, learning_rate=2e-3, batch=12, max_tokens=96),
+    "pool_rows": 144,
+    "answer_tokens": 24,
+    "draws": 2,
+    "natural_rows": 12,
+}
+"""For a laptop: 96 tokens of 144 rows, and the default method's removal with as many seeds as fit. No
+LDS: as few subsets as fit would tell nothing."""
+
+
+def settled(options: ValidateOptions) -> ValidateOptions:
+    """With nothing left open.
+
+    Raises:
+        ConceptError: a value is out of range, or a method is unknown.
+    """
+    usual = QUICK if options.quick else FULL
+    filled = {name: value for name, value in usual.items() if getattr(options, name) is None}
+    if options.methods is not None:
+        filled.pop("removed", None)
+    made = replace(options, **filled)
+    made = replace(made, whole_seeds=min(made.seeds if made.whole_seeds is None else made.whole_seeds, made.seeds))
+    candidates = tuple(m if isinstance(m, Candidate) else Candidate(m, m) for m in made.methods)
+    names = [candidate.name for candidate in candidates]
+    wrong = []
+    unknown = [c.method for c in candidates if c.method not in (*METHODS, RANDOM)]
+    if unknown:
+        wrong.append(f"--methods {', '.join(unknown)}: unknown; choose from {', '.join(METHODS)}")
+    if len(set(names)) < len(names) or not names:
+        wrong.append("--methods: name at least one, and each once")
+    for share in (*made.shares, made.subset_share):
+        if not 0 < share < 1:
+            wrong.append(f"--share {share:g}: must be more than 0 and less than 1, such as 0.1 for a tenth")
+    for name, least in (("seeds", 1), ("subset_seeds", 1), ("subsets", 0), ("answer_tokens", 1), ("draws", 1)):
+        if getattr(made, name) < least:
+            wrong.append(f"--{name.replace('_', '-')} {getattr(made, name)}: must be {least} or more")
+    if made.pool_rows is not None and made.pool_rows < 2:
+        wrong.append(f"--rows {made.pool_rows}: must be 2 or more")
+    if bool(made.judge_url) != bool(made.judge_model):
+        wrong.append("--judge-url and --judge-model go together: give both, or neither")
+    if bool(made.origin) != bool(made.positive):
+        wrong.append("--origin and --positive go together: the field, and its values for the behaviour")
+    removed = names if made.removed is None else made.removed
+    lost = [name for name in removed if name not in names]
+    if lost:
+        wrong.append(f"removed: {', '.join(lost)} is not among the methods {', '.join(names)}")
+    if wrong:
+        raise ConceptError("; ".join(wrong))
+    made.recipe.check()
+    if RANDOM not in names:
+        candidates = (*candidates, Candidate(RANDOM, RANDOM))
+    removed = tuple(name for name in removed if name != RANDOM)
+    return replace(made, methods=candidates, removed=removed)

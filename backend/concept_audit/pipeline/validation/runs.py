@@ -1,0 +1,189 @@
+"""The counterfactual runs: which there are, and doing them, each a unit that is whole or absent."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from concept_audit.evidence.judge import Judge
+from concept_audit.evidence.measures import answered_rows, measure, projections
+from concept_audit.evidence.training import Recipe, fine_tuned, shuffled
+from concept_audit.influence.queries import Rows
+from concept_audit.model.chat import ChatRenderer
+from concept_audit.model.linear import resolve_weights
+from concept_audit.model.load import LanguageModel, native_bfloat16
+from concept_audit.model.trainable import private_copy
+from concept_audit.pipeline.options import key
+from concept_audit.pipeline.rank import Sources
+from concept_audit.pipeline.validation.options import RANDOM, VERSION, ValidateOptions
+from concept_audit.pipeline.validation.setting import Setting, digest
+from concept_audit.progress import Progress
+from concept_audit.store.evidence import read_unit, unit_path, write_unit
+
+
+@dataclass(frozen=True)
+class Run:
+    """One fine-tuning run, to be done or done.
+
+    Attributes:
+        kind: ``base``, ``whole``, ``removal``, ``retention`` or ``subset``.
+        method: the candidate whose top rows are removed or retained; empty for the other kinds.
+        share: of the rows that are removed, retained or drawn.
+        number: of the subset; 0 for the other kinds.
+        seed: of the training.
+        rows: places of the rows to train on, in order.
+    """
+
+    kind: str
+    method: str
+    share: float
+    number: int
+    seed: int
+    rows: tuple[int, ...]
+
+
+def plan(setting: Setting, scores: dict[str, np.ndarray], options: ValidateOptions) -> list[Run]:
+    """Every run of a validation, the cheapest to learn from first.
+
+    Args:
+        scores: candidate → float64 [rows].
+    """
+    pool = setting.ids
+    runs = [Run("base", "", 0.0, 0, 0, ())]
+    for seed in range(options.seeds):
+        if seed < options.whole_seeds:
+            runs.append(Run("whole", "", 1.0, 0, seed, tuple(pool.tolist())))
+        for share in options.shares if options.removed else ():
+            count = max(1, round(share * len(pool)))
+            for method in (RANDOM, *options.removed):
+                if method == RANDOM:
+                    order = pool[shuffled([f"random:{i}" for i in pool.tolist()], seed)]
+                else:
+                    # Rows without a score cannot be flagged, so they come last.
+                    worth = np.where(np.isfinite(scores[method][pool]), scores[method][pool], -np.inf)
+                    order = pool[np.argsort(-worth, kind="stable")]
+                top = set(order[:count].tolist())
+                rest = tuple(i for i in pool.tolist() if i not in top)
+                runs.append(Run("removal", method, share, 0, seed, rest))
+                if options.retention:
+                    runs.append(Run("retention", method, share, 0, seed, tuple(sorted(top))))
+    size = max(1, round(options.subset_share * len(pool)))
+    for number in range(options.subsets):
+        order = pool[shuffled([f"subset:{i}" for i in pool.tolist()], number)]
+        drawn = tuple(sorted(order[:size].tolist()))
+        for seed in range(options.subset_seeds):
+            runs.append(Run("subset", "", options.subset_share, number, seed, drawn))
+    return runs
+
+
+def done_runs(
+    sources: Sources,
+    setting: Setting,
+    runs: Sequence[Run],
+    options: ValidateOptions,
+    lm: LanguageModel,
+    progress: Progress,
+) -> list[dict[str, Any]]:
+    """What each run measured; runs that are done already are read."""
+    dtype = precision_of(lm, options.recipe)
+    common = shared_by_runs(sources, setting, options, lm, dtype)
+    paths = [unit_path(sources.layout, key(common, run.seed, run.rows)) for run in runs]
+    found: dict[Any, dict[str, Any]] = {}
+    copy: LanguageModel | None = None
+    with progress.stage("Counterfactual runs", len(runs), "runs") as stage:
+        for run, path in zip(runs, paths, strict=True):
+            unit = found.get(path) or read_unit(path)
+            if unit is None:
+                copy = copy or private_copy(lm, dtype)
+                stage.detail = f"{run.kind} {run.method}".strip()
+                unit = {"seed": run.seed, "n_rows": len(run.rows), **one_run(copy, setting, run, options)}
+                write_unit(path, unit)
+                stage.advance()
+            else:
+                stage.skip(1)
+            found[path] = unit
+    if options.judge_url:
+        _judge(sources, setting, paths, found, options, lm, progress)
+    return [found[path] for path in paths]
+
+
+def one_run(lm: LanguageModel, setting: Setting, run: Run, options: ValidateOptions) -> dict[str, Any]:
+    """Train on a run's rows, measure, and put the model back."""
+    if not run.rows:
+        training, measured = None, measure(lm, setting.held_out, options.answer_tokens, options.draws)
+    else:
+        chosen = Rows([setting.rows.ids[i] for i in run.rows], [setting.rows.response[i] for i in run.rows])
+        with fine_tuned(lm, chosen, list(map(str, run.rows)), options.recipe, run.seed) as training:
+            measured = measure(lm, setting.held_out, options.answer_tokens, options.draws)
+    made = [np.asarray(ids, np.int64) for ids in measured.answers]
+    # What is said, as the model that was not trained reads it.
+    own = answered_rows(setting.held_out.prompts * options.draws, made)
+    text = projections(lm, own, setting.held_out.layer, setting.held_out.direction)
+    renderer = ChatRenderer(lm.tokenizer, lm.context)
+    return {
+        "own": measured.own,
+        "text": text.tolist(),
+        "shown": measured.shown,
+        "preference": measured.preference,
+        "loss": measured.loss,
+        "answers": [renderer.decode(ids) for ids in made],
+        "training": asdict(training) if training else None,
+    }
+
+
+def _judge(
+    sources: Sources,
+    setting: Setting,
+    paths: Sequence,
+    found: dict[Any, dict[str, Any]],
+    options: ValidateOptions,
+    lm: LanguageModel,
+    progress: Progress,
+) -> None:
+    """Add the judge's scores to the units; each unit's are kept once they are complete."""
+    behaviour = options.judge_behaviour or setting.concept.name
+    judge = Judge(options.judge_url, options.judge_model, behaviour)
+    with progress.stage("Judging the answers", len(found), "runs") as stage:
+        for path in dict.fromkeys(paths):
+            kept = unit_path(sources.layout, f"judge-{key(judge.url, judge.model, behaviour, found[path]['answers'])}")
+            judged = read_unit(kept)
+            if judged is None:
+                pairs = zip(setting.prompts * options.draws, found[path]["answers"], strict=True)
+                judged = {"judge": [judge.score(prompt, answer) for prompt, answer in pairs]}
+                write_unit(kept, judged)
+                stage.advance()
+            else:
+                stage.skip(1)
+            found[path] = {**found[path], **judged}
+
+
+def precision_of(lm: LanguageModel, recipe: Recipe) -> torch.dtype:
+    if recipe.precision != "auto":
+        return getattr(torch, recipe.precision)
+    new_adapter = recipe.weights == "lora" and resolve_weights(lm, "auto") == "linear"
+    if new_adapter and lm.dtype == torch.float32 and native_bfloat16(lm.device):
+        return torch.bfloat16
+    # Weights that are trained themselves need the precision that small steps are made in.
+    return lm.dtype if new_adapter else lm.wide_dtype
+
+
+def shared_by_runs(
+    sources: Sources, setting: Setting, options: ValidateOptions, lm: LanguageModel, dtype: torch.dtype
+) -> dict[str, Any]:
+    """What every run depends on, beside its rows and its seed."""
+    held = setting.held_out
+    return {
+        "version": VERSION,
+        "recipe": asdict(options.recipe),
+        "precision": str(dtype),
+        "model": lm.fingerprint,
+        "data": sources.manifest.stages["read"]["key"],
+        "layer": held.layer,
+        "held_out": digest([held.direction, *held.prompts, *held.shown.ids, *held.plain.ids, *held.natural.ids]),
+        "answer_tokens": options.answer_tokens,
+        "draws": options.draws,
+    }

@@ -1,0 +1,48 @@
+"""Starting the dashboard."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from concept_audit.errors import AuditError
+
+CACHE_VARIABLE = "CONCEPT_AUDIT_CACHE"
+AUDIT_VARIABLE = "CONCEPT_AUDIT_NAME"
+READ_ONLY_VARIABLE = "CONCEPT_AUDIT_READ_ONLY"
+
+
+def serve(
+    root: Path | None, cache: Path, address: str, port: int | None, headless: bool, read_only: bool = False
+) -> int:
+    """Run the dashboard until it is stopped.
+
+    Args:
+        root: the audit to open first; the others of its directory can be chosen in the dashboard.
+        read_only: offer nothing that changes an audit.
+
+    Returns:
+        Streamlit's exit status.
+    """
+    spec = importlib.util.find_spec("concept_audit_app")
+    if spec is None or not spec.submodule_search_locations:
+        raise AuditError("the dashboard is not installed; install the project again with `pip install -e .`")
+    script = Path(spec.submodule_search_locations[0]) / "main.py"
+    command = [sys.executable, "-m", "streamlit", "run", str(script), "--server.address", address]
+    command += ["--browser.gatherUsageStats", "false", "--server.enableWebsocketCompression", "true"]
+    if port is not None:
+        command += ["--server.port", str(port)]
+    if headless:
+        command += ["--server.headless", "true"]
+    environment = dict(os.environ)
+    environment[CACHE_VARIABLE] = str((root.parent if root else cache).resolve())
+    environment[READ_ONLY_VARIABLE] = "1" if read_only else "0"
+    if root:
+        environment[AUDIT_VARIABLE] = root.resolve().name
+    try:
+        return subprocess.run(command, env=environment).returncode
+    except KeyboardInterrupt:
+        return 0

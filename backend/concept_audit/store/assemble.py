@@ -1,0 +1,286 @@
+"""From shards to ``audit.duckdb``, in one step that either happens or does not.
+
+The database is written beside its place and renamed at the end. Rows go in a shard
+at a time and rankings a group of features at a time, so memory does not grow with
+the data; DuckDB spills what it must sort beyond its limit.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+
+from concept_audit.progress import Progress, Stage
+from concept_audit.store import schema
+from concept_audit.store.layout import Layout, whole
+from concept_audit.store.rankings import insert_scores, ranking_id
+from concept_audit.store.shards import read_activations
+
+MEMORY_LIMIT = "384MB"
+CELLS_AT_ONCE = 400_000
+VALUES_COUNTED = 1000
+TOP_TOKENS = 8
+HISTOGRAM_BINS = 24
+"""Of the activations of a feature, up to its highest."""
+LEVELS_PER_E = 64.0
+
+Scorer = Callable[[np.ndarray], np.ndarray]
+"""Directions float32 [d_model, concepts] → scores float64 [rows, concepts]."""
+
+
+@dataclass(frozen=True)
+class SaeDirections:
+    """What the store needs to know of a sparse autoencoder.
+
+    Attributes:
+        layer: where it reads the residual stream.
+        directions: float32 [features, d_model], unit decoder directions.
+        fingerprint: of the SAE.
+        promoted, suppressed: of each feature, the tokens that its direction makes more, and less, likely.
+        token_text: token id → its text.
+        score: the method that ranks its features.
+        score_cells: how many scores (rows × features) are computed now; beyond, on demand.
+    """
+
+    layer: int
+    directions: np.ndarray
+    fingerprint: str
+    promoted: Sequence[Sequence[str]]
+    suppressed: Sequence[Sequence[str]]
+    token_text: Callable[[int], str]
+    score: Scorer
+    score_cells: int
+
+
+def assemble(
+    layout: Layout, build_id: str, layers: Sequence[int], sae: SaeDirections | None, progress: Progress
+) -> None:
+    """Write ``audit.duckdb`` from the shards.
+
+    Args:
+        layers: those whose mean response activations are in the shards.
+
+    Raises:
+        StoreError: the disk is full.
+    """
+    with whole(layout.audit) as partial:
+        partial.unlink(missing_ok=True)
+        con = duckdb.connect(str(partial))
+        try:
+            con.execute(f"SET memory_limit = '{MEMORY_LIMIT}'")
+            # Each thread sorts in memory of its own: a few share the limit well.
+            con.execute("SET threads = 2")
+            con.execute("SET temp_directory = ?", [str(layout.root / "tmp.partial")])
+            con.execute(schema.AUDIT_TABLES)
+            con.execute("INSERT INTO base.meta VALUES ('format', ?), ('build_id', ?)", [str(schema.FORMAT), build_id])
+            numbers = layout.shard_numbers("examples")
+            with progress.stage("Writing rows to the store", len(numbers), "shards") as stage:
+                _insert_examples(con, layout, numbers, stage)
+            _insert_layers(con, layout, layers)
+            if sae is not None:
+                con.execute("INSERT INTO base.meta VALUES ('sae', ?)", [sae.fingerprint])
+                with progress.stage("Writing SAE features to the store", len(numbers), "shards") as stage:
+                    _insert_features(con, layout, numbers, sae, stage)
+                _insert_rankings(con, build_id, sae, progress)
+            con.execute(schema.AUDIT_VIEWS)
+            con.execute("CHECKPOINT")
+        finally:
+            con.close()
+            for leftover in partial.parent.glob(partial.name + ".*"):
+                leftover.unlink(missing_ok=True)
+
+
+def _insert_examples(con: duckdb.DuckDBPyConnection, layout: Layout, numbers: Sequence[int], stage: Stage) -> None:
+    fields: dict[str, Counter[str]] = {}
+    rows_with: Counter[str] = Counter()
+    for number in numbers:
+        shard = str(layout.shard("examples", number))
+        con.execute(
+            """INSERT INTO base.examples
+               SELECT example_id, content_hash, source, source_row, prompt, response, n_tokens, metadata,
+                      messages, n_response_tokens, truncated, NULL
+               FROM read_parquet(?) ORDER BY example_id""",
+            [shard],
+        )
+        for (text,) in con.execute("SELECT metadata FROM read_parquet(?)", [shard]).fetchall():
+            _count_values(json.loads(text), fields, rows_with)
+        stage.advance()
+    con.execute(
+        """UPDATE base.examples SET duplicate_of = first.example_id
+           FROM (SELECT content_hash, min(example_id) AS example_id FROM base.examples
+                 GROUP BY content_hash HAVING count(*) > 1) AS first
+           WHERE examples.content_hash = first.content_hash AND examples.example_id > first.example_id"""
+    )
+    for name, values in fields.items():
+        top = [value for value, _ in values.most_common(50)]
+        con.execute("INSERT INTO base.metadata_fields VALUES (?, ?, ?, ?)", [name, rows_with[name], len(values), top])
+
+
+def _count_values(metadata: Mapping[str, object], fields: dict[str, Counter[str]], rows_with: Counter[str]) -> None:
+    for name, value in metadata.items():
+        counted = fields.setdefault(name, Counter())
+        if value is None:
+            continue
+        rows_with[name] += 1
+        # The text that DuckDB's json_extract_string gives, which filters compare with.
+        text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+        # A field of free text has as many values as rows: stop telling them apart.
+        if text in counted or len(counted) < VALUES_COUNTED:
+            counted[text] += 1
+
+
+def _insert_layers(con: duckdb.DuckDBPyConnection, layout: Layout, layers: Sequence[int]) -> None:
+    """Mean and standard deviation of each dimension over the rows, at each layer."""
+    for layer in layers:
+        count, total, squares = 0, 0.0, 0.0
+        for block in read_activations(layout, layer):
+            scored = block[~np.isnan(block).any(1)].astype(np.float64)
+            count, total, squares = count + len(scored), total + scored.sum(0), squares + (scored**2).sum(0)
+        if count:
+            mean = total / count
+            spread = np.sqrt(np.maximum(squares / count - mean**2, 0.0))
+            con.execute("INSERT INTO base.layers VALUES (?, ?, ?)", [layer, mean.tolist(), spread.tolist()])
+
+
+def _insert_features(
+    con: duckdb.DuckDBPyConnection, layout: Layout, numbers: Sequence[int], sae: SaeDirections, stage: Stage
+) -> None:
+    con.execute("CREATE TEMP TABLE totals (feature_id INTEGER, token_id INTEGER, total DOUBLE, firings BIGINT)")
+    # Activations on a logarithmic scale, since a feature's highest is known only at the end.
+    con.execute("CREATE TEMP TABLE levels (feature_id INTEGER, level BIGINT, firings BIGINT)")
+    con.execute("CREATE TEMP TABLE tokens (token_id INTEGER, occurrences BIGINT)")
+    for number in numbers:
+        shard, rows = str(layout.shard("features", number)), str(layout.shard("examples", number))
+        con.execute(
+            """INSERT INTO base.feature_activations
+               SELECT feature_id, f.example_id, max(activation), sum(activation) / any_value(n.content),
+                      arg_max(token_position, activation)
+               FROM read_parquet($1) f JOIN (
+                   SELECT example_id, len(list_filter(parts, lambda p: p = 2)) AS content FROM read_parquet($2)
+               ) n USING (example_id)
+               GROUP BY feature_id, f.example_id ORDER BY feature_id, f.example_id""",
+            [shard, rows],
+        )
+        con.execute(
+            """INSERT INTO totals SELECT feature_id, token_id, sum(activation), count(*)
+               FROM read_parquet(?) GROUP BY feature_id, token_id""",
+            [shard],
+        )
+        con.execute(
+            """INSERT INTO levels SELECT feature_id, floor(ln(activation) * $2)::BIGINT AS level, count(*)
+               FROM read_parquet($1) WHERE activation > 0 GROUP BY ALL""",
+            [shard, LEVELS_PER_E],
+        )
+        con.execute(
+            """INSERT INTO tokens SELECT token_id, count(*) FROM (
+                   SELECT unnest(input_ids) AS token_id, unnest(parts) AS part FROM read_parquet(?)
+               ) WHERE part = 2 GROUP BY token_id""",
+            [rows],
+        )
+        stage.advance()
+    _insert_feature_table(con, sae)
+
+
+def _insert_feature_table(con: duckdb.DuckDBPyConnection, sae: SaeDirections) -> None:
+    # A token stands for a feature if the feature fires strongly whenever the token
+    # comes: the mean over its occurrences, shrunk so that a single one counts little.
+    top = con.execute(
+        """WITH sums AS (SELECT feature_id, token_id, sum(total) AS total FROM totals GROUP BY ALL),
+                seen AS (SELECT token_id, sum(occurrences) AS occurrences FROM tokens GROUP BY ALL)
+           SELECT feature_id, list(token_id ORDER BY total / (occurrences + 2) DESC, token_id)[1:?]
+           FROM sums JOIN seen USING (token_id) GROUP BY feature_id""",
+        [TOP_TOKENS * 2],
+    ).fetchall()
+    firing = con.execute(
+        """SELECT feature_id, max(m), sum(total) / sum(firings), sum(firings)
+           FROM (SELECT feature_id, sum(total) AS total, sum(firings) AS firings FROM totals GROUP BY feature_id)
+           JOIN (SELECT feature_id, max(max_activation) AS m FROM base.feature_activations GROUP BY feature_id)
+           USING (feature_id) GROUP BY feature_id"""
+    ).fetchall()
+    n_examples = dict(
+        con.execute("SELECT feature_id, count(*) FROM base.feature_activations GROUP BY feature_id").fetchall()
+    )
+    n_tokens = con.execute("SELECT coalesce(sum(occurrences), 0) FROM tokens").fetchone()[0] or 1
+    tokens_of = dict(top)
+    fired = {feature: values for feature, *values in firing}
+    histograms = _histograms(con)
+    records, counts = [], []
+    for feature in range(len(sae.directions)):
+        highest, mean, firings = fired.get(feature, (0.0, 0.0, 0))
+        texts = _distinct_texts([sae.token_text(t) for t in tokens_of.get(feature, [])])
+        label = _label(texts, sae.promoted[feature])
+        found_in = n_examples.get(feature, 0)
+        records.append((feature, label, float(firings / n_tokens), highest, mean, found_in, texts, sae.layer))
+        bins = histograms.get(feature, [])
+        counts.append([dict(bins).get(place, 0) for place in range(HISTOGRAM_BINS)])
+    names = ("feature_id", "label", "density", "max", "mean", "n_examples", "top_tokens", "layer")
+    columns = {name: list(values) for name, values in zip(names, zip(*records, strict=True), strict=True)}
+    columns["top_tokens"] = pa.array(columns["top_tokens"], pa.list_(pa.string()))
+    width = sae.directions.shape[1]
+    columns["direction"] = pa.FixedSizeListArray.from_arrays(pa.array(sae.directions.reshape(-1)), width)
+    strings = pa.list_(pa.string())
+    columns["promoted"] = pa.array([list(tokens) for tokens in sae.promoted], strings)
+    columns["suppressed"] = pa.array([list(tokens) for tokens in sae.suppressed], strings)
+    columns["histogram"] = pa.array(counts, pa.list_(pa.int64()))
+    found = pa.table(columns)  # noqa: F841 - DuckDB finds it by its name
+    con.execute("INSERT INTO base.sae_features SELECT * FROM found ORDER BY feature_id")
+    con.execute("DROP TABLE totals")
+    con.execute("DROP TABLE levels")
+    con.execute("DROP TABLE tokens")
+
+
+def _label(tokens: Sequence[str], promoted: Sequence[str]) -> str:
+    """A short name: the tokens that a feature fires on, those first that it also makes more likely."""
+    also = {token.strip().lower() for token in promoted}
+    chosen = sorted(tokens, key=lambda token: token.strip().lower() not in also)[:3]
+    return " · ".join(token.strip() for token in chosen) or "never fires on this data"
+
+
+def _histograms(con: duckdb.DuckDBPyConnection) -> dict[int, list[tuple[int, int]]]:
+    """Feature → (bin, tokens) of its activations, in `HISTOGRAM_BINS` equal bins up to its highest."""
+    found = con.execute(
+        """SELECT feature_id, list((bin, n)) FROM (
+               SELECT feature_id, least(floor(exp((level + 0.5) / $2) / m * $1)::INTEGER, $1 - 1) AS bin, sum(firings) AS n
+               FROM levels JOIN (
+                   SELECT feature_id, max(max_activation) AS m FROM base.feature_activations GROUP BY feature_id
+               ) USING (feature_id) GROUP BY ALL
+           ) GROUP BY feature_id""",
+        [HISTOGRAM_BINS, LEVELS_PER_E],
+    ).fetchall()
+    return {feature: [(int(place), int(n)) for place, n in bins] for feature, bins in found}
+
+
+def _distinct_texts(texts: Sequence[str]) -> list[str]:
+    """The first `TOP_TOKENS` that differ by more than case and space; tokens without a visible sign go last."""
+    kept: dict[str, str] = {}
+    for text in sorted(texts, key=lambda t: not t.strip()):
+        kept.setdefault(text.strip().lower(), text)
+    return list(kept.values())[:TOP_TOKENS]
+
+
+def _insert_rankings(con: duckdb.DuckDBPyConnection, build_id: str, sae: SaeDirections, progress: Progress) -> None:
+    n_rows = con.execute("SELECT count(*) FROM base.examples").fetchone()[0]
+    live = [
+        f for (f,) in con.execute("SELECT feature_id FROM base.sae_features WHERE density > 0 ORDER BY 1").fetchall()
+    ]
+    if n_rows * len(live) > sae.score_cells:
+        progress.say(f"{len(live):,} SAE features × {n_rows:,} rows: features are ranked on demand instead of now")
+        return
+    group = max(1, CELLS_AT_ONCE // max(n_rows, 1))
+    with progress.stage("Ranking rows by SAE feature", len(live), "features") as stage:
+        for start in range(0, len(live), group):
+            chosen = live[start : start + group]
+            ids = [ranking_id(build_id, f"sae:{f}", 1, "vector_filter", {}) for f in chosen]
+            named = pa.table({"ranking_id": ids, "feature_id": chosen})  # noqa: F841 - as above
+            con.execute(
+                """INSERT INTO base.rankings
+                   SELECT ranking_id, 'sae:' || feature_id, 1, 'vector_filter', '{}' FROM named"""
+            )
+            insert_scores(con, np.array(ids, np.int64), sae.score(sae.directions[chosen].T))
+            stage.advance(len(chosen))

@@ -1,0 +1,192 @@
+"""Counterfactual evidence: units of work on disk, and what came of them in the workspace.
+
+A unit is one fine-tuning run with its measurements, or a list of scores, whole or absent::
+
+    shards/evidence/<key>.json    what was measured, with all that the key is a hash of
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+
+from concept_audit.errors import ConceptError, StoreError
+from concept_audit.store.filters import json_pointer
+from concept_audit.store.layout import Layout, whole
+
+Cursor = duckdb.DuckDBPyConnection
+
+EVIDENCE_TABLES = """
+CREATE TABLE IF NOT EXISTS base.evidence (
+    evidence_id VARCHAR PRIMARY KEY, build_id VARCHAR NOT NULL, concept_id VARCHAR NOT NULL,
+    version INTEGER NOT NULL, number INTEGER NOT NULL, about JSON NOT NULL);
+CREATE TABLE IF NOT EXISTS base.evidence_runs (
+    evidence_id VARCHAR NOT NULL, kind VARCHAR NOT NULL, method VARCHAR NOT NULL, share DOUBLE NOT NULL,
+    number INTEGER NOT NULL, seed INTEGER NOT NULL, n_rows INTEGER NOT NULL, own DOUBLE, text DOUBLE,
+    shown DOUBLE, preference DOUBLE, loss DOUBLE, judge DOUBLE);
+CREATE TABLE IF NOT EXISTS base.evidence_results (
+    evidence_id VARCHAR NOT NULL, measure VARCHAR NOT NULL, quantity VARCHAR NOT NULL, method VARCHAR NOT NULL,
+    other VARCHAR NOT NULL, share DOUBLE NOT NULL, estimate DOUBLE, low DOUBLE, high DOUBLE, p DOUBLE,
+    n INTEGER NOT NULL);
+CREATE TABLE IF NOT EXISTS base.evidence_scores (
+    evidence_id VARCHAR NOT NULL, method VARCHAR NOT NULL, example_id BIGINT NOT NULL, score DOUBLE,
+    label TINYINT, percentile_low DOUBLE, percentile_high DOUBLE);
+"""
+RUN_COLUMNS = [
+    "kind",
+    "method",
+    "share",
+    "number",
+    "seed",
+    "n_rows",
+    "own",
+    "text",
+    "shown",
+    "preference",
+    "loss",
+    "judge",
+]
+RESULT_COLUMNS = ["measure", "quantity", "method", "other", "share", "estimate", "low", "high", "p", "n"]
+SCORE_COLUMNS = ["method", "example_id", "score", "label", "percentile_low", "percentile_high"]
+_PARTS = {"evidence_runs": RUN_COLUMNS, "evidence_results": RESULT_COLUMNS, "evidence_scores": SCORE_COLUMNS}
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What one validation found.
+
+    Attributes:
+        evidence_id: a hash of all that it depends on.
+        concept_id: of the concept that it is about.
+        about: concept, model, data, recipe and options, JSON values.
+        runs: one line for each run: `RUN_COLUMNS`. ``kind`` is ``base`` (not trained), ``whole``, ``removal``,
+            ``retention`` or ``subset``; ``own``, ``text``, ``shown``, ``preference``, ``loss``, ``judge`` are
+            means over the held-out prompts or rows; see `concept_audit.evidence.measures.Measured`.
+        results: one line for each finding: `RESULT_COLUMNS`.
+        scores: one line for each method and row: `SCORE_COLUMNS`.
+    """
+
+    evidence_id: str
+    concept_id: str
+    about: Mapping[str, Any]
+    runs: pd.DataFrame
+    results: pd.DataFrame
+    scores: pd.DataFrame
+
+
+def unit_path(layout: Layout, key: str) -> Path:
+    """Where a unit of work is kept."""
+    return layout.shards("evidence") / f"{key}.json"
+
+
+def write_unit(path: Path, values: Mapping[str, Any]) -> None:
+    """Keep a finished unit, whole or not at all."""
+    with whole(path) as partial:
+        partial.write_text(json.dumps(dict(values), ensure_ascii=False) + "\n", "utf-8")
+
+
+def read_unit(path: Path) -> dict[str, Any] | None:
+    """A finished unit; None if it has not been done.
+
+    Raises:
+        StoreError: the file is damaged.
+    """
+    try:
+        return json.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise StoreError(f"{path}: damaged ({error}); delete it to have that run done again") from error
+
+
+def save_evidence(cursor: Cursor, build: str, version: int, evidence: Evidence) -> None:
+    """Keep what a validation found; an earlier one with the same identity is replaced."""
+    for table in ("evidence", *_PARTS):
+        cursor.execute(f"DELETE FROM base.{table} WHERE evidence_id = ?", [evidence.evidence_id])
+    (number,) = cursor.execute("SELECT coalesce(max(number), 0) + 1 FROM base.evidence").fetchone()
+    cursor.execute(
+        "INSERT INTO base.evidence VALUES (?, ?, ?, ?, ?, ?)",
+        [
+            evidence.evidence_id,
+            build,
+            evidence.concept_id,
+            version,
+            number,
+            json.dumps(dict(evidence.about), ensure_ascii=False),
+        ],
+    )
+    for table, frame in (
+        ("evidence_runs", evidence.runs),
+        ("evidence_results", evidence.results),
+        ("evidence_scores", evidence.scores),
+    ):
+        columns = _PARTS[table]
+        if len(frame):
+            raw = pa.Table.from_pandas(frame[columns], preserve_index=False)  # noqa: F841 - found by name
+            cursor.execute(f"INSERT INTO base.{table} SELECT ?, {', '.join(columns)} FROM raw", [evidence.evidence_id])
+
+
+def list_evidence(cursor: Cursor) -> pd.DataFrame:
+    """The validations that are kept, latest first: evidence_id, concept_id, version, number, current.
+
+    ``current`` tells whether the concept and the data are still those that it is about.
+    """
+    return cursor.execute(
+        """SELECT e.evidence_id, e.concept_id, e.version, e.number,
+                  coalesce(c.version = e.version, false) AND e.build_id =
+                  (SELECT value FROM audit.base.meta WHERE key = 'build_id') AS current
+           FROM base.evidence e LEFT JOIN main.concepts c USING (concept_id) ORDER BY e.number DESC"""
+    ).df()
+
+
+def read_evidence(cursor: Cursor, evidence_id: str) -> Evidence:
+    """A validation by its id.
+
+    Raises:
+        ConceptError: there is none.
+    """
+    found = cursor.execute(
+        "SELECT concept_id, about FROM base.evidence WHERE evidence_id = ?", [evidence_id]
+    ).fetchone()
+    if found is None:
+        raise ConceptError(f"no evidence {evidence_id!r} in this audit; make some with `concept-audit validate`")
+    runs, results, scores = (
+        cursor.execute(
+            f"SELECT {', '.join(columns)} FROM base.{table} WHERE evidence_id = ? ORDER BY rowid", [evidence_id]
+        ).df()
+        for table, columns in _PARTS.items()
+    )
+    return Evidence(evidence_id, found[0], json.loads(found[1]), runs, results, scores)
+
+
+def metadata_values(cursor: Cursor, field: str) -> list[str | None]:
+    """A metadata field of every row as text, in the order of their ids.
+
+    Raises:
+        ConceptError: no such field.
+    """
+    known = [name for (name,) in cursor.execute("SELECT field FROM audit.base.metadata_fields").fetchall()]
+    if field not in known:
+        raise ConceptError(f"no metadata field {field!r}; there are {', '.join(sorted(known)) or 'none'}")
+    found = cursor.execute(
+        "SELECT json_extract_string(metadata, ?) FROM main.examples ORDER BY example_id", [json_pointer(field)]
+    ).fetchall()
+    return [value for (value,) in found]
+
+
+def ranking_scores(cursor: Cursor, ranking: int, n_rows: int) -> np.ndarray:
+    """The scores of a ranking: float64 [rows], NaN where a row has none."""
+    scores = np.full(n_rows, np.nan)
+    found = cursor.execute(
+        "SELECT example_id, score FROM main.ranking_scores WHERE ranking_id = ?", [ranking]
+    ).fetchnumpy()
+    scores[np.asarray(found["example_id"])] = np.asarray(found["score"])
+    return scores

@@ -1,0 +1,171 @@
+"""Flags on rows, and the log of who changed which: every change can be undone, and none is forgotten."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import duckdb
+import pandas as pd
+
+from concept_audit.errors import StoreError
+from concept_audit.store import queries
+from concept_audit.store.filters import RowFilter
+
+Cursor = duckdb.DuckDBPyConnection
+
+STATE = "{'flag': f.flag, 'note': f.note, 'flagged_by': f.flagged_by, 'flagged_at': f.flagged_at}"
+
+
+@dataclass(frozen=True)
+class FlagChange:
+    """What came of a change.
+
+    Attributes:
+        event_id: its place in the log; None if nothing had to change.
+        n_texts: how many texts have changed.
+        left_alone: for an undo, texts that somebody has changed since, and that keep what they have.
+    """
+
+    event_id: int | None
+    n_texts: int
+    left_alone: int = 0
+
+
+def set_flags(
+    cursor: Cursor, content_hashes: Sequence[str], flag: str | None, note: str, by: str, how: str = "one by one"
+) -> FlagChange:
+    """Flag texts, or take their flags off where `flag` is None; every row with that content shows it.
+
+    Args:
+        how: in words, how the rows were chosen.
+    """
+    chosen = "SELECT DISTINCT unnest(?::VARCHAR[]) AS content_hash"
+    return _change(cursor, chosen, [list(content_hashes)], flag, note, by, how)
+
+
+def flag_matching(
+    cursor: Cursor,
+    ranking: int | None,
+    where: RowFilter,
+    flag: str | None,
+    note: str,
+    by: str,
+    how: str,
+    top: int | None = None,
+) -> FlagChange:
+    """As `set_flags`, for every row that passes a filter, or the first `top` of them by rank."""
+    source, condition, parameters = queries.matching(ranking, where)
+    one, order = ("s.example_id", "s.rank") if ranking is not None else ("e.example_id", "e.example_id")
+    chosen = f"""SELECT DISTINCT content_hash FROM main.examples WHERE example_id IN (
+        SELECT {one} FROM {source} WHERE {condition} ORDER BY {order} LIMIT ?)"""
+    return _change(cursor, chosen, [*parameters, top], flag, note, by, how)
+
+
+def _change(
+    cursor: Cursor, chosen: str, parameters: Sequence[Any], flag: str | None, note: str, by: str, how: str
+) -> FlagChange:
+    now = _now()
+    after = "NULL" if flag is None else "{'flag': $1, 'note': $2, 'flagged_by': $3, 'flagged_at': $4::TIMESTAMP}"
+    cursor.execute(f"CREATE OR REPLACE TEMP TABLE chosen AS {chosen}", list(parameters))
+    cursor.execute(
+        f"""CREATE OR REPLACE TEMP TABLE changes AS
+            SELECT c.content_hash, CASE WHEN f.flag IS NOT NULL THEN {STATE} END AS before
+            FROM temp.chosen c LEFT JOIN base.flags f USING (content_hash)
+            WHERE {"f.flag IS NOT NULL" if flag is None else "f.flag IS DISTINCT FROM $1 OR f.note <> $2"}""",
+        [] if flag is None else [flag, note],
+    )
+    event = _log(cursor, "unflag" if flag is None else flag, note, how, None, by, now)
+    if event.event_id is None:
+        return event
+    values = [] if flag is None else [flag, note, by, now]
+    cursor.execute(
+        f"""INSERT INTO base.flag_changes
+            SELECT {event.event_id}, content_hash, before, {after} FROM temp.changes""",
+        values,
+    )
+    _apply(cursor, event.event_id)
+    return event
+
+
+def undo(cursor: Cursor, event_id: int, by: str) -> FlagChange:
+    """Put the flags that a change has changed back to what they were before it.
+
+    Texts that have been changed since keep what they have. The undoing is a change itself, and can be undone.
+
+    Raises:
+        StoreError: no such change.
+    """
+    found = cursor.execute("SELECT action, n_texts FROM base.flag_log WHERE event_id = ?", [event_id]).fetchone()
+    if found is None:
+        raise StoreError(f"flag change {event_id}: there is none of this number; see the log of changes")
+    cursor.execute(
+        f"""CREATE OR REPLACE TEMP TABLE changes AS
+            SELECT c.content_hash, CASE WHEN f.flag IS NOT NULL THEN {STATE} END AS before, c.before AS after
+            FROM base.flag_changes c LEFT JOIN base.flags f USING (content_hash)
+            WHERE c.event_id = ? AND (CASE WHEN f.flag IS NOT NULL THEN {STATE} END) IS NOT DISTINCT FROM c.after""",
+        [event_id],
+    )
+    event = _log(cursor, "undo", "", f"undoes change {event_id} ({found[0]})", event_id, by, _now())
+    if event.event_id is not None:
+        cursor.execute(
+            f"INSERT INTO base.flag_changes SELECT {event.event_id}, content_hash, before, after FROM temp.changes"
+        )
+        _apply(cursor, event.event_id)
+    return FlagChange(event.event_id, event.n_texts, found[1] - event.n_texts)
+
+
+LOG = """SELECT event_id, action, n_texts, how, note, undoes,
+             event_id IN (SELECT undoes FROM base.flag_log WHERE undoes IS NOT NULL) AS undone, made_by, made_at
+         FROM base.flag_log"""
+
+
+def log(cursor: Cursor, limit: int) -> pd.DataFrame:
+    """The latest changes, newest first: event_id, action, n_texts, how, note, undoes, undone, made_by, made_at."""
+    return cursor.execute(f"{LOG} ORDER BY event_id DESC LIMIT ?", [limit]).df()
+
+
+def undoable(cursor: Cursor, by: str) -> pd.DataFrame:
+    """The latest change that somebody has made and not undone, as a row of `log`; empty if there is none."""
+    return cursor.execute(
+        f"SELECT * FROM ({LOG}) WHERE made_by = ? AND NOT undone AND undoes IS NULL ORDER BY event_id DESC LIMIT 1",
+        [by],
+    ).df()
+
+
+def latest(cursor: Cursor) -> tuple[int, str]:
+    """The number of the latest change, and who made it; 0 and nobody if there is none."""
+    found = cursor.execute("SELECT event_id, made_by FROM base.flag_log ORDER BY event_id DESC LIMIT 1").fetchone()
+    return found or (0, "")
+
+
+def _log(cursor: Cursor, action: str, note: str, how: str, undoes: int | None, by: str, now: datetime) -> FlagChange:
+    count = cursor.execute("SELECT count(*) FROM temp.changes").fetchone()[0]
+    if not count:
+        return FlagChange(None, 0)
+    event_id = cursor.execute("SELECT nextval('base.flag_events')").fetchone()[0]
+    cursor.execute(
+        "INSERT INTO base.flag_log VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+        [event_id, action, note, count, how, undoes, by, now],
+    )
+    return FlagChange(event_id, count)
+
+
+def _apply(cursor: Cursor, event_id: int) -> None:
+    cursor.execute(
+        """DELETE FROM base.flags WHERE content_hash IN (
+               SELECT content_hash FROM base.flag_changes WHERE event_id = $1 AND after IS NULL)""",
+        [event_id],
+    )
+    cursor.execute(
+        """INSERT OR REPLACE INTO base.flags
+           SELECT content_hash, after.flag, after.note, after.flagged_by, after.flagged_at
+           FROM base.flag_changes WHERE event_id = $1 AND after IS NOT NULL""",
+        [event_id],
+    )
+
+
+def _now() -> datetime:
+    return datetime.now(UTC).replace(tzinfo=None)

@@ -1,0 +1,317 @@
+"""What people did: probes, labels and flags; and what was computed on their demand."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+import duckdb
+import numpy as np
+import pandas as pd
+
+from concept_audit.errors import ConceptError
+from concept_audit.store.rankings import insert_scores, ranking_id
+from concept_audit.store.shards import messages_from_json, messages_json
+from concept_audit.types import PROBE_NAME, Concept, LabelledExample
+
+Cursor = duckdb.DuckDBPyConnection
+
+
+@dataclass(frozen=True)
+class SavedProbe:
+    """A trained probe as the workspace keeps it.
+
+    Attributes:
+        direction: float32 [d_model], of unit length.
+        fit: ``difference_of_means`` or ``logistic_regression``.
+        details: what its training reported (held-out AUROC and interval, counts, layers tried).
+        model_fingerprint: of the model whose residual stream it lives in.
+    """
+
+    name: str
+    version: int
+    layer: int
+    fit: str
+    direction: np.ndarray = field(repr=False)
+    details: Mapping[str, Any]
+    model_fingerprint: str
+
+
+def check_probe_name(name: str) -> str:
+    """The name without white space at its ends.
+
+    Raises:
+        ConceptError: it is empty, too long, or has characters that a URL or a file name would not keep.
+    """
+    name = name.strip()
+    if not PROBE_NAME.fullmatch(name):
+        raise ConceptError(
+            f"probe name {name!r}: use 1 to 64 letters, digits, spaces, dots, dashes or underscores, "
+            "beginning with a letter or digit"
+        )
+    return name
+
+
+def probes(cursor: Cursor) -> list[SavedProbe]:
+    """Every trained probe, by name."""
+    found = cursor.execute(
+        """SELECT name, version, layer, fit, direction, details, model_fingerprint
+           FROM base.probes ORDER BY name"""
+    ).fetchall()
+    return [_saved(*values) for values in found]
+
+
+def _saved(name, version, layer, fit, direction, details, model) -> SavedProbe:
+    return SavedProbe(name, version, layer, fit, np.asarray(direction, np.float32), json.loads(details), model)
+
+
+def save_probe(
+    cursor: Cursor,
+    name: str,
+    layer: int,
+    fit: str,
+    direction: np.ndarray,
+    details: Mapping[str, Any],
+    model_fingerprint: str,
+) -> int:
+    """Keep a trained probe under its name; an earlier one of that name goes, with its rankings.
+
+    Returns:
+        the probe's version, counting its trainings from 1.
+    """
+    version = cursor.execute(
+        """SELECT coalesce(max(version), 0) + 1 FROM (
+               SELECT version FROM base.probes WHERE name = $1
+               UNION ALL SELECT version FROM base.probe_versions WHERE name = $1)""",
+        [name],
+    ).fetchone()[0]
+    cursor.execute("INSERT OR REPLACE INTO base.probe_versions SELECT * FROM base.probes WHERE name = ?", [name])
+    _drop_rankings(cursor, f"probe:{name}")
+    cursor.execute(
+        "INSERT OR REPLACE INTO base.probes VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+        [name, version, layer, fit, direction.tolist(), json.dumps(dict(details)), model_fingerprint, _now()],
+    )
+    return version
+
+
+def delete_probe(cursor: Cursor, name: str) -> None:
+    """Remove a probe with its labels and rankings."""
+    _drop_rankings(cursor, f"probe:{name}")
+    cursor.execute("DELETE FROM base.probes WHERE name = ?", [name])
+    cursor.execute("DELETE FROM base.probe_versions WHERE name = ?", [name])
+    cursor.execute("DELETE FROM base.probe_examples WHERE probe = ?", [name])
+    cursor.execute("DELETE FROM base.probe_skips WHERE probe = ?", [name])
+
+
+def rename_probe(cursor: Cursor, name: str, new: str) -> None:
+    """Give a probe, trained or not yet, another name; its rankings are computed anew when asked for.
+
+    Raises:
+        ConceptError: there is no such probe, or one of the new name.
+    """
+    known = label_counts(cursor)["probe"].tolist()
+    if name not in known:
+        raise ConceptError(f"probe {name!r}: there is none of this name")
+    if new in known:
+        raise ConceptError(f"probe {new!r} is there already; choose another name, or delete that one first")
+    _drop_rankings(cursor, f"probe:{name}")
+    for table, column in (
+        ("probes", "name"),
+        ("probe_versions", "name"),
+        ("probe_examples", "probe"),
+        ("probe_skips", "probe"),
+    ):
+        cursor.execute(f"UPDATE base.{table} SET {column} = ? WHERE {column} = ?", [new, name])
+
+
+def probe_versions(cursor: Cursor, name: str) -> list[SavedProbe]:
+    """Earlier trainings of a probe, the latest first."""
+    found = cursor.execute(
+        """SELECT name, version, layer, fit, direction, details, model_fingerprint
+           FROM base.probe_versions WHERE name = ? ORDER BY version DESC""",
+        [name],
+    ).fetchall()
+    return [_saved(*values) for values in found]
+
+
+def set_threshold(cursor: Cursor, name: str, threshold: float) -> None:
+    """Keep, with a trained probe, the score from which on a row counts as showing the behaviour."""
+    (details,) = cursor.execute("SELECT details FROM base.probes WHERE name = ?", [name]).fetchone()
+    kept = json.dumps({**json.loads(details), "threshold": threshold})
+    cursor.execute("UPDATE base.probes SET details = ? WHERE name = ?", [kept, name])
+
+
+def skip(cursor: Cursor, probe: str, content_hashes: Sequence[str]) -> None:
+    """Offer these texts no more for labelling."""
+    cursor.executemany(
+        "INSERT OR REPLACE INTO base.probe_skips VALUES (?, ?)", [[probe, one] for one in content_hashes]
+    )
+
+
+def unskip(cursor: Cursor, probe: str, content_hash: str) -> None:
+    """Offer a text again."""
+    cursor.execute("DELETE FROM base.probe_skips WHERE probe = ? AND content_hash = ?", [probe, content_hash])
+
+
+def label(cursor: Cursor, probe: str, examples: Sequence[LabelledExample]) -> None:
+    """Keep labels for a probe, trained or not yet; a later label of the same text replaces the earlier."""
+    now = _now()
+    cursor.executemany(
+        "INSERT OR REPLACE INTO base.probe_examples VALUES (?, ?, ?, ?, ?)",
+        [[probe, e.content_hash, messages_json(e.messages), e.label, now] for e in examples],
+    )
+
+
+def unlabel(cursor: Cursor, probe: str, content_hashes: Sequence[str] | None = None) -> None:
+    """Forget labels of a probe: of these texts, or all."""
+    if content_hashes is None:
+        cursor.execute("DELETE FROM base.probe_examples WHERE probe = ?", [probe])
+    else:
+        cursor.execute(
+            "DELETE FROM base.probe_examples WHERE probe = ? AND list_contains(?::VARCHAR[], content_hash)",
+            [probe, list(content_hashes)],
+        )
+
+
+def labels(cursor: Cursor, probe: str) -> list[LabelledExample]:
+    """The labelled examples of a probe, in the order in which they were labelled."""
+    found = cursor.execute(
+        """SELECT messages, label FROM base.probe_examples WHERE probe = ?
+           ORDER BY labelled_at, content_hash""",
+        [probe],
+    ).fetchall()
+    return [LabelledExample(messages_from_json(messages), int(value)) for messages, value in found]
+
+
+def label_counts(cursor: Cursor) -> pd.DataFrame:
+    """Probes with labels: probe, positives, negatives, skipped, trained."""
+    return cursor.execute(
+        """SELECT coalesce(x.probe, p.name) AS probe, coalesce(x.positives, 0) AS positives,
+                  coalesce(x.negatives, 0) AS negatives,
+                  (SELECT count(*) FROM base.probe_skips k WHERE k.probe = coalesce(x.probe, p.name)) AS skipped,
+                  p.name IS NOT NULL AS trained
+           FROM (SELECT probe, count(*) FILTER (label = 1) AS positives, count(*) FILTER (label = 0) AS negatives
+                 FROM base.probe_examples GROUP BY probe) x
+           FULL JOIN base.probes p ON p.name = x.probe ORDER BY 1"""
+    ).df()
+
+
+def save_ranking(
+    cursor: Cursor, build: str, concept: Concept, method: str, parameters: Mapping[str, Any], scores: np.ndarray
+) -> int:
+    """Keep the scores of every row, with rank and percentile, and drop rankings of earlier builds.
+
+    Args:
+        scores: float64 [rows], by example id; NaN where a row has no score.
+
+    Returns:
+        the ranking's id.
+    """
+    stale = "(SELECT ranking_id FROM base.rankings WHERE build_id <> ?)"
+    cursor.execute(f"DELETE FROM base.ranking_scores WHERE ranking_id IN {stale}", [build])
+    cursor.execute("DELETE FROM base.rankings WHERE build_id <> ?", [build])
+    ranking = ranking_id(build, concept.concept_id, concept.version, method, parameters)
+    if cursor.execute("SELECT 1 FROM base.rankings WHERE ranking_id = ?", [ranking]).fetchone():
+        return ranking
+    cursor.execute(
+        "INSERT INTO base.rankings VALUES (?, ?, ?, ?, ?, ?)",
+        [ranking, build, concept.concept_id, concept.version, method, json.dumps(dict(parameters))],
+    )
+    insert_scores(cursor, np.array([ranking]), scores[:, None])
+    return ranking
+
+
+def cached_activations(cursor: Cursor, model: str, layer: int, hashes: Sequence[str]) -> dict[str, np.ndarray]:
+    """Mean response activations kept for texts outside the data: content_hash → float32 [d_model]."""
+    found = cursor.execute(
+        """SELECT content_hash, activation FROM base.row_activations
+           WHERE model_fingerprint = ? AND layer = ? AND list_contains(?::VARCHAR[], content_hash)""",
+        [model, layer, list(hashes)],
+    ).fetchall()
+    return {content_hash: np.asarray(values, np.float32) for content_hash, values in found}
+
+
+def cache_activations(cursor: Cursor, model: str, means: Mapping[str, Mapping[int, np.ndarray]]) -> None:
+    """Keep activations: content_hash → layer → float32 [d_model]."""
+    cursor.executemany(
+        "INSERT OR REPLACE INTO base.row_activations VALUES (?, ?, ?, ?)",
+        [
+            [content_hash, model, layer, values.tolist()]
+            for content_hash, layers in means.items()
+            for layer, values in layers.items()
+        ],
+    )
+
+
+def cached_projections(cursor: Cursor, direction: str, hashes: Sequence[str]) -> dict[str, np.ndarray]:
+    """Token values kept for heatmaps: content_hash → float32 [tokens]."""
+    found = cursor.execute(
+        """SELECT content_hash, values FROM base.token_projections
+           WHERE direction_hash = ? AND list_contains(?::VARCHAR[], content_hash)""",
+        [direction, list(hashes)],
+    ).fetchall()
+    return {content_hash: np.asarray(values, np.float32) for content_hash, values in found}
+
+
+def cache_projections(cursor: Cursor, direction: str, values: Mapping[str, np.ndarray]) -> None:
+    """Keep token values for heatmaps."""
+    cursor.executemany(
+        "INSERT OR REPLACE INTO base.token_projections VALUES (?, ?, ?)",
+        [[content_hash, direction, array.tolist()] for content_hash, array in values.items()],
+    )
+
+
+def save_view(cursor: Cursor, name: str, page: str, query: str, by: str) -> None:
+    """Keep a view under a name: a page's path and its query string. An earlier one of that name goes."""
+    cursor.execute("INSERT OR REPLACE INTO base.saved_views VALUES (?, ?, ?, ?, ?)", [name, page, query, by, _now()])
+
+
+def saved_views(cursor: Cursor) -> pd.DataFrame:
+    """Views that have a name: name, page, query, saved_by, saved_at."""
+    return cursor.execute("SELECT name, page, query, saved_by, saved_at FROM base.saved_views ORDER BY name").df()
+
+
+def delete_view(cursor: Cursor, name: str) -> None:
+    """Forget a named view."""
+    cursor.execute("DELETE FROM base.saved_views WHERE name = ?", [name])
+
+
+def label_feature(cursor: Cursor, feature: int, label: str | None, by: str) -> None:
+    """Give an SAE feature a label of one's own; None takes it off, and the automatic one shows again."""
+    (sae,) = cursor.execute("SELECT value FROM audit.base.meta WHERE key = 'sae'").fetchone()
+    if label is None:
+        cursor.execute("DELETE FROM base.feature_labels WHERE sae = ? AND feature_id = ?", [sae, feature])
+    else:
+        cursor.execute(
+            "INSERT OR REPLACE INTO base.feature_labels VALUES (?, ?, ?, ?, ?)", [sae, feature, label, by, _now()]
+        )
+
+
+def own_answers(cursor: Cursor, model: str, hashes: Sequence[str]) -> dict[str, str]:
+    """What a model itself answers, where it was asked for single rows: content_hash → text."""
+    found = cursor.execute(
+        """SELECT content_hash, answer FROM base.own_answers
+           WHERE model_fingerprint = ? AND list_contains(?::VARCHAR[], content_hash)""",
+        [model, list(hashes)],
+    ).fetchall()
+    return dict(found)
+
+
+def keep_own_answers(cursor: Cursor, model: str, texts: Mapping[str, str]) -> None:
+    """Keep what a model itself answers: content_hash → text."""
+    cursor.executemany(
+        "INSERT OR REPLACE INTO base.own_answers VALUES (?, ?, ?)", [[h, model, text] for h, text in texts.items()]
+    )
+
+
+def _drop_rankings(cursor: Cursor, concept_id: str) -> None:
+    theirs = "(SELECT ranking_id FROM base.rankings WHERE concept_id = ?)"
+    cursor.execute(f"DELETE FROM base.ranking_scores WHERE ranking_id IN {theirs}", [concept_id])
+    cursor.execute("DELETE FROM base.rankings WHERE concept_id = ?", [concept_id])
+
+
+def _now() -> datetime:
+    return datetime.now(UTC).replace(tzinfo=None)
