@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from concept_audit.concepts.sae_training import SaeTraining
-from concept_audit.model.load import ModelOptions
+from concept_audit.concepts.options import SaeTraining
+from concept_audit.model.options import ModelOptions
 from concept_audit.pipeline.build import build
 from concept_audit.pipeline.options import BuildOptions
 

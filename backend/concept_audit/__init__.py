@@ -17,17 +17,23 @@ if TYPE_CHECKING:
     from concept_audit.audit import Audit
     from concept_audit.concepts.features_of_text import TextFeatures
     from concept_audit.concepts.heatmap import Heatmap, Segment
+    from concept_audit.concepts.options import SaeTraining
     from concept_audit.concepts.probe import MIN_EACH, TrainedProbe
     from concept_audit.concepts.probe_report import ProbeReport
     from concept_audit.data.conversation import Columns
     from concept_audit.data.read import read_labelled, read_prompts, read_queries
     from concept_audit.errors import AuditError, ConceptError, DataError, ModelError, StoreError
-    from concept_audit.evidence.training import Recipe
+    from concept_audit.evidence.options import Recipe
     from concept_audit.export import FORMATS
-    from concept_audit.model.load import ModelOptions
-    from concept_audit.pipeline.attribution import InfluenceOptions
+    from concept_audit.influence.options import (
+        CurvatureOptions,
+        IndexOptions,
+        InfluenceOptions,
+        QueryOptions,
+        ScoringOptions,
+    )
+    from concept_audit.model.options import ModelOptions
     from concept_audit.pipeline.build import build
-    from concept_audit.pipeline.index import IndexOptions
     from concept_audit.pipeline.options import BuildOptions
     from concept_audit.pipeline.validation.options import Candidate, ValidateOptions
     from concept_audit.progress import Progress, Stage
@@ -51,21 +57,25 @@ _HOME = {
     "Columns": "data.conversation",
     "Concept": "types",
     "ConceptError": "errors",
+    "CurvatureOptions": "influence.options",
     "DataError": "errors",
     "Evidence": "store.evidence",
     "Example": "types",
     "FlagChange": "store.flags",
     "Heatmap": "concepts.heatmap",
-    "IndexOptions": "pipeline.index",
-    "InfluenceOptions": "pipeline.attribution",
+    "IndexOptions": "influence.options",
+    "InfluenceOptions": "influence.options",
     "LabelledExample": "types",
     "Message": "types",
     "ModelError": "errors",
-    "ModelOptions": "model.load",
+    "ModelOptions": "model.options",
     "ProbeReport": "concepts.probe_report",
     "Progress": "progress",
-    "Recipe": "evidence.training",
+    "QueryOptions": "influence.options",
+    "Recipe": "evidence.options",
     "RowFilter": "store.filters",
+    "SaeTraining": "concepts.options",
+    "ScoringOptions": "influence.options",
     "Segment": "concepts.heatmap",
     "Stage": "progress",
     "StoreError": "errors",
@@ -90,6 +100,7 @@ __all__ = [
     "Columns",
     "Concept",
     "ConceptError",
+    "CurvatureOptions",
     "DataError",
     "Evidence",
     "Example",
@@ -103,8 +114,11 @@ __all__ = [
     "ModelOptions",
     "ProbeReport",
     "Progress",
+    "QueryOptions",
     "Recipe",
     "RowFilter",
+    "SaeTraining",
+    "ScoringOptions",
     "Segment",
     "Stage",
     "StoreError",

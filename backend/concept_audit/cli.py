@@ -384,7 +384,7 @@ def _build(options: argparse.Namespace) -> int:
     progress = _started()
     with progress.stage("Starting PyTorch and Transformers"):
         from concept_audit import BuildOptions, Columns, ModelOptions, build
-        from concept_audit.concepts.sae_training import SaeTraining
+        from concept_audit.concepts.options import SaeTraining
     chosen = {"epochs": options.sae_epochs, "expansion": options.sae_features, "k": options.sae_k}
     settings = {name: value for name, value in chosen.items() if value is not None}
     wrong = [f"--sae-{name} {value}" for name, value in settings.items() if value < 1]

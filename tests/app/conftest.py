@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from concept_audit import BuildOptions, ModelOptions, build
-from concept_audit.concepts.sae_training import SaeTraining
+from concept_audit.concepts.options import SaeTraining
 from tests.app.browser import FLAGS, PATIENCE, chromium, dashboard
 
 SCRIPT = "<script>window.harmed = true</script><img src=x onerror='window.harmed = true'> and **bold** $x$"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from concept_audit import Audit, BuildOptions, LabelledExample, Message, ModelOptions, build
-from concept_audit.concepts.sae_training import SaeTraining
+from concept_audit.concepts.options import SaeTraining
 from tests.app.browser import dashboard, settle, words
 from tests.conftest import chat_rows
 

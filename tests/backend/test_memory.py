@@ -20,7 +20,7 @@ CHILD = """
 import resource, sys
 from pathlib import Path
 from concept_audit import BuildOptions, ModelOptions, build
-from concept_audit.concepts.sae_training import SaeTraining
+from concept_audit.concepts.options import SaeTraining
 
 data, model, out = sys.argv[1:]
 build(BuildOptions(data=data, out=Path(out), model=ModelOptions(model, device="cpu"), layers=(1,),

@@ -22,7 +22,8 @@ from torch import nn
 from concept_audit.data.read import read_examples
 from concept_audit.model.activations import response_activations, tokens_per_batch
 from concept_audit.model.chat import ChatRenderer
-from concept_audit.model.load import LanguageModel, ModelOptions, load_model
+from concept_audit.model.load import LanguageModel, load_model
+from concept_audit.model.options import ModelOptions
 from concept_audit.progress import Progress
 
 

@@ -33,7 +33,8 @@ from concept_audit.model.batches import batches_by_length
 from concept_audit.model.chat import ChatRenderer
 from concept_audit.model.generate import answers
 from concept_audit.model.linear import linear_layers
-from concept_audit.model.load import LanguageModel, ModelOptions, as_language_model, load_model
+from concept_audit.model.load import LanguageModel, as_language_model, load_model
+from concept_audit.model.options import ModelOptions
 from concept_audit.progress import Progress
 
 

@@ -25,7 +25,8 @@ from concept_audit.influence.fitting import Fisher
 from concept_audit.influence.queries import DenseQueries, Lack, LowRankQueries, Rows, precondition, query_gradient
 from concept_audit.influence.targets import Projection
 from concept_audit.model.linear import linear_layers
-from concept_audit.model.load import LanguageModel, ModelOptions, load_model
+from concept_audit.model.load import LanguageModel, load_model
+from concept_audit.model.options import ModelOptions
 from concept_audit.progress import Progress
 from tests.benchmarks.influence import fit, read_rows, score
 from tests.peers import kronfluence_scores

@@ -17,7 +17,7 @@ from pathlib import Path
 def build_one(data: Path, out: Path, cache: Path, model: str) -> None:
     """Build an audit in this process and print its peak memory in bytes."""
     from concept_audit import BuildOptions, ModelOptions, build
-    from concept_audit.concepts.sae_training import SaeTraining
+    from concept_audit.concepts.options import SaeTraining
 
     build(
         BuildOptions(

@@ -12,7 +12,8 @@ from typing import Any
 import pandas as pd
 
 from concept_audit.errors import ConceptError, StoreError
-from concept_audit.model.load import LanguageModel, ModelOptions, load_model
+from concept_audit.model.load import LanguageModel, load_model
+from concept_audit.model.options import ModelOptions
 from concept_audit.pipeline.attribution import InfluenceOptions
 from concept_audit.pipeline.rank import Request, Sources, request
 from concept_audit.progress import Progress

@@ -7,7 +7,6 @@ training that is killed goes on to the same weights.
 
 from __future__ import annotations
 
-import math
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from concept_audit.concepts.options import SaeTraining
 from concept_audit.concepts.sae import SparseAutoencoder, load_sae
 from concept_audit.model.load import native_bfloat16
 from concept_audit.progress import Stage
@@ -29,35 +29,6 @@ HELD_OUT = 16
 """The last sixteenth of each block is kept from training and measures the result."""
 
 Read = Callable[[], np.ndarray]
-
-
-@dataclass(frozen=True)
-class SaeTraining:
-    """Settings of an SAE training.
-
-    Attributes:
-        expansion: features per dimension of the residual stream.
-        k: features that fire at a token, on average.
-        epochs: passes over the tokens, at least; small data get more, see `steps`.
-        batch: tokens a step.
-        min_steps: as many steps at least.
-        max_steps: as many steps at most.
-        lr: Adam's learning rate, which falls to a tenth at the end.
-    """
-
-    expansion: int = 4
-    k: int = 24
-    epochs: int = 8
-    batch: int = 1024
-    min_steps: int = 300
-    max_steps: int = 20_000
-    lr: float = 1e-3
-    seed: int = 0
-
-    def steps(self, n_tokens: int) -> int:
-        """How many steps a data set of `n_tokens` gets."""
-        wanted = math.ceil(n_tokens * self.epochs / self.batch)
-        return min(max(wanted, self.min_steps), self.max_steps)
 
 
 @dataclass(frozen=True)

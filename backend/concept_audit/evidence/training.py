@@ -11,60 +11,20 @@ import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Literal
 
 import numpy as np
 import torch
 
 from concept_audit.errors import ConceptError
+from concept_audit.evidence.options import Recipe
 from concept_audit.influence.queries import Rows
 from concept_audit.model.batches import batches_by_length
 from concept_audit.model.gradients import LanguageModelHead, supervised
 from concept_audit.model.load import LanguageModel
-from concept_audit.model.trainable import TRAINED, Trained, trainable
+from concept_audit.model.trainable import trainable
 
 TOKENS_PER_PASS_CPU = 2048
 TOKENS_PER_PASS_ACCELERATOR = 16384
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How a run fine-tunes: AdamW without weight decay, the learning rate falling linearly to zero.
-
-    Attributes:
-        weights: ``lora`` or ``all``; see `concept_audit.model.trainable`.
-        rank: of new LoRA weights.
-        learning_rate: of the first step.
-        epochs: passes over the rows.
-        max_steps: stop after this many steps; None for all of the epochs.
-        batch: rows a step. Each row counts alike: the loss is the mean of L(z) over them.
-        max_tokens: rows are cut at this many tokens.
-        precision: of the forward and backward passes; ``auto`` is bfloat16 where the processor computes in it and new
-            LoRA weights are trained, else the model's own. What is trained is in float32 or wider.
-    """
-
-    weights: Trained = "lora"
-    rank: int = 16
-    learning_rate: float = 5e-4
-    epochs: int = 1
-    max_steps: int | None = None
-    batch: int = 8
-    max_tokens: int = 512
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
-
-    def check(self) -> None:
-        """Raise ConceptError unless every number makes sense."""
-        wrong = [
-            f"{name} {getattr(self, name)}: must be 1 or more"
-            for name in ("rank", "epochs", "max_steps", "batch", "max_tokens")
-            if getattr(self, name) is not None and getattr(self, name) < 1
-        ]
-        if not self.learning_rate > 0:
-            wrong.append(f"learning rate {self.learning_rate}: must be more than 0")
-        if self.weights not in TRAINED:
-            wrong.append(f"weights {self.weights}: choose from {', '.join(TRAINED)}")
-        if wrong:
-            raise ConceptError(f"recipe: {'; '.join(wrong)}")
 
 
 @dataclass

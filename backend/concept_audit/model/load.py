@@ -20,26 +20,8 @@ from torch import nn
 
 from concept_audit.errors import ModelError, first_line
 from concept_audit.model.builtin import BUILTIN_MODELS, builtin_directory
+from concept_audit.model.options import ModelOptions
 from concept_audit.progress import Progress
-
-
-@dataclass(frozen=True)
-class ModelOptions:
-    """Which model, and how it runs.
-
-    Attributes:
-        name: a built-in name, a directory, or a name on the Hugging Face hub. A
-            directory or hub name with an ``adapter_config.json`` is a PEFT adapter:
-            its base is loaded and the adapter put on it.
-        device: ``auto`` takes CUDA, then Apple's MPS, then the CPU.
-        dtype: ``auto`` is bfloat16 on CUDA and float32 elsewhere.
-        trust_remote_code: run Python code that comes with the model.
-    """
-
-    name: str
-    device: str = "auto"
-    dtype: str = "auto"
-    trust_remote_code: bool = False
 
 
 @dataclass(frozen=True)

@@ -7,16 +7,14 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Literal
 
 import torch
 from torch import nn
 
 from concept_audit.model.linear import LinearLayer, linear_layers, resolve_weights
-from concept_audit.model.load import LanguageModel, find_blocks
+from concept_audit.model.load import LanguageModel
+from concept_audit.model.options import Trained, find_blocks
 
-Trained = Literal["lora", "all"]
-TRAINED = ("lora", "all")
 _ADAPTER = "evidence"
 
 

@@ -8,7 +8,7 @@ from concept_audit.audit import Audit
 from concept_audit.data import demo
 from concept_audit.data.read import read_labelled
 from concept_audit.model.builtin import SMOLLM2
-from concept_audit.model.load import ModelOptions
+from concept_audit.model.options import ModelOptions
 from concept_audit.pipeline.build import build
 from concept_audit.pipeline.index import IndexOptions
 from concept_audit.pipeline.options import BuildOptions

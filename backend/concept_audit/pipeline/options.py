@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from concept_audit.concepts.sae_training import SaeTraining
+from concept_audit.concepts.options import SaeTraining
 from concept_audit.data.conversation import BY_NAME, Columns
-from concept_audit.model.load import ModelOptions
+from concept_audit.model.options import ModelOptions
 
 LONGEST_ROW = 2048
 GIBIBYTE = 1 << 30

@@ -10,8 +10,9 @@ import torch
 from safetensors.torch import load_file
 
 from concept_audit.concepts import sae_training
+from concept_audit.concepts.options import SaeTraining
 from concept_audit.concepts.sae import SparseAutoencoder, check_fits, layer_of, load_sae
-from concept_audit.concepts.sae_training import HELD_OUT, SaeTraining, TokenFeed, train_sae
+from concept_audit.concepts.sae_training import HELD_OUT, TokenFeed, train_sae
 from concept_audit.errors import ConceptError
 from concept_audit.progress import Stage
 

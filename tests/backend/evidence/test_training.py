@@ -10,7 +10,8 @@ from concept_audit.errors import ConceptError
 from concept_audit.evidence import statistics
 from concept_audit.evidence.first_order import Query, changes, identity_scores, learning_rate
 from concept_audit.evidence.measures import HeldOut, measure
-from concept_audit.evidence.training import Recipe, fine_tuned, mean_losses, shuffled
+from concept_audit.evidence.options import Recipe
+from concept_audit.evidence.training import fine_tuned, mean_losses, shuffled
 from concept_audit.influence.queries import Rows
 from concept_audit.model.linear import linear_layers
 from concept_audit.model.load import as_language_model, fingerprint

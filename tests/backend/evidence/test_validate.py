@@ -14,8 +14,8 @@ import pytest
 
 from concept_audit import Audit, AuditError, ConceptError, InfluenceOptions, LabelledExample, Message
 from concept_audit.cli_validate import candidate
+from concept_audit.evidence.options import Recipe
 from concept_audit.evidence.report import report, table, write_report
-from concept_audit.evidence.training import Recipe
 from concept_audit.model.load import fingerprint
 from concept_audit.pipeline import validate as stage
 from concept_audit.pipeline.validation import runs

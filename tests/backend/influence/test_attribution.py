@@ -18,7 +18,8 @@ from concept_audit.influence.scoring import plan, score_rows
 from concept_audit.influence.targets import Projection
 from concept_audit.model import gradients
 from concept_audit.model.linear import linear_layers, resolve_weights
-from concept_audit.model.load import ModelOptions, as_language_model, load_model
+from concept_audit.model.load import as_language_model, load_model
+from concept_audit.model.options import ModelOptions
 from concept_audit.pipeline import curvature
 from concept_audit.progress import Progress
 from concept_audit.store.layout import Layout

@@ -11,14 +11,8 @@ import torch
 
 from concept_audit.errors import ModelError
 from concept_audit.model.activations import response_activations
-from concept_audit.model.load import (
-    ModelOptions,
-    as_language_model,
-    default_layers,
-    find_blocks,
-    fingerprint,
-    load_model,
-)
+from concept_audit.model.load import as_language_model, default_layers, find_blocks, fingerprint, load_model
+from concept_audit.model.options import ModelOptions
 from concept_audit.progress import Progress
 from tests.conftest import small_model, small_tokenizer
 

@@ -26,7 +26,7 @@ import os, signal, sys
 from pathlib import Path
 from concept_audit import BuildOptions, ModelOptions, build
 from concept_audit.concepts import sae_training
-from concept_audit.concepts.sae_training import SaeTraining
+from concept_audit.concepts.options import SaeTraining
 from concept_audit.progress import Stage
 
 data, model, out, where, fuse = sys.argv[1:]

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from concept_audit.errors import ConceptError
-from concept_audit.evidence.training import Recipe
+from concept_audit.evidence.options import Recipe
 from concept_audit.pipeline.attribution import InfluenceOptions
 from concept_audit.types import METHODS, LabelledExample
 

@@ -11,7 +11,8 @@ import torch
 
 from concept_audit.evidence.judge import Judge
 from concept_audit.evidence.measures import answered_rows, measure, projections
-from concept_audit.evidence.training import Recipe, fine_tuned, shuffled
+from concept_audit.evidence.options import Recipe
+from concept_audit.evidence.training import fine_tuned, shuffled
 from concept_audit.influence.queries import Rows
 from concept_audit.model.chat import ChatRenderer
 from concept_audit.model.linear import resolve_weights

@@ -1,0 +1,149 @@
+"""How influence is computed: the query, the curvature, and the scoring of rows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Literal
+
+from concept_audit.types import LabelledExample
+
+CurvatureKind = Literal["ekfac", "kfac", "identity"]
+FisherKind = Literal["sampled", "empirical"]
+TargetKind = Literal["direction", "activation"]
+Weights = Literal["auto", "linear", "lora"]
+Precision = Literal["auto", "float32", "bfloat16"]
+Mode = Literal["auto", "token_sum", "forward"]
+Engine = Literal["auto", "index", "exact"]
+
+NO_SCORE = {"changes": "no score"}
+"""Marks a field that says how scores are computed and not which: it does not tell rankings apart."""
+
+
+@dataclass(frozen=True)
+class QueryOptions:
+    """What influence is measured on.
+
+    Attributes:
+        queries: the query examples; None takes a probe's labelled examples, or the rows in which an
+            SAE feature fires highest. Those labelled 0 count only in a contrast.
+        contrast: the positive queries minus the negative ones.
+        own_answers: replace the queries' last responses by what the model itself answers.
+        layer: read a probe at this layer; None for the layer that it was trained at.
+        target: of an SAE feature, the projection onto its decoder ``direction``, or its ``activation``.
+    """
+
+    queries: tuple[LabelledExample, ...] | None = None
+    contrast: bool = False
+    own_answers: bool = False
+    layer: int | None = None
+    target: TargetKind = "direction"
+
+
+@dataclass(frozen=True)
+class CurvatureOptions:
+    """What stands for the Hessian H, and how it is fitted.
+
+    Attributes:
+        curvature: ``ekfac``, ``kfac`` or ``identity``.
+        fisher: labels of the gradients, ``sampled`` from the model or ``empirical``, the data's.
+        curvature_tokens: fit on rows with this many tokens together.
+        damping: added to the curvature, as a share of each layer's mean eigenvalue.
+        seed: of the labels that are drawn.
+    """
+
+    curvature: CurvatureKind = "ekfac"
+    fisher: FisherKind = "sampled"
+    curvature_tokens: int = 20_000
+    damping: float = 10.0
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class ScoringOptions:
+    """How rows are met with the query.
+
+    Attributes:
+        blocks: first and last block whose weights count; None for all that the target can reach.
+        weights: ``linear``, ``lora``, or ``auto`` for what fine-tuning would train.
+        rank: reduce the query to this rank in each layer; None keeps it whole.
+        unit_normalised: divide by the norm of each row's gradient.
+        precision: of the scoring pass; ``auto`` is bfloat16 where the processor computes in it.
+        mode: ``token_sum``, ``forward``, or ``auto`` for the cheaper one. Changes no score.
+        keep_tokens: keep the influence of every token of every row. Changes no score.
+        engine: ``index`` reads the gradient index, ``exact`` differentiates every row, and ``auto`` takes the
+            index for concept influence where there is one that serves these options.
+    """
+
+    blocks: tuple[int, int] | None = None
+    weights: Weights = "auto"
+    rank: int | None = None
+    unit_normalised: bool = False
+    precision: Precision = "auto"
+    mode: Mode = field(default="auto", metadata=NO_SCORE)
+    keep_tokens: bool = field(default=False, metadata=NO_SCORE)
+    engine: Engine = field(default="auto", metadata=NO_SCORE)
+
+
+@dataclass(frozen=True)
+class InfluenceOptions:
+    """How influence is computed; each method reads the parts that concern it.
+
+    Attributes:
+        query: what influence is measured on.
+        curvature: what stands for the Hessian.
+        scoring: how rows are met with the query.
+    """
+
+    query: QueryOptions = QueryOptions()
+    curvature: CurvatureOptions = CurvatureOptions()
+    scoring: ScoringOptions = ScoringOptions()
+
+    @classmethod
+    def of(cls, **settings: Any) -> InfluenceOptions:
+        """Options that differ from the usual ones in some settings, whichever part they belong to.
+
+        Raises:
+            TypeError: no part has a setting of that name.
+        """
+        return cls().changed(**settings)
+
+    def changed(self, **settings: Any) -> InfluenceOptions:
+        """These options with other settings; as `of`."""
+        unknown = settings.keys() - {setting.name for part in self.parts() for setting in fields(part)}
+        if unknown:
+            raise TypeError(f"InfluenceOptions has no setting {', '.join(sorted(unknown))}")
+        return InfluenceOptions(*(_with(part, settings) for part in self.parts()))
+
+    def parts(self) -> tuple[QueryOptions, CurvatureOptions, ScoringOptions]:
+        """Query, curvature and scoring."""
+        return self.query, self.curvature, self.scoring
+
+
+def _with(part: Any, settings: dict[str, Any]) -> Any:
+    return replace(part, **{f.name: settings[f.name] for f in fields(part) if f.name in settings})
+
+
+def content(part: QueryOptions | CurvatureOptions | ScoringOptions) -> dict[str, Any]:
+    """The settings of a part that change scores, to tell rankings apart."""
+    return {f.name: getattr(part, f.name) for f in fields(part) if f.metadata != NO_SCORE}
+
+
+@dataclass(frozen=True)
+class IndexOptions:
+    """How a gradient index is built.
+
+    Attributes:
+        row_bytes: kept of each row, a number a byte; more are more faithful.
+        samples: concepts drawn to learn the projection from.
+        layers: where concepts may live; the index tracks the blocks up to the deepest. None for the audit's layers.
+        curvature: of the whitening, always EK-FAC; the projection is learned for its damping.
+        weights: as in `ScoringOptions`.
+        precision: in which the model runs; ``auto`` is bfloat16 where the processor computes in it.
+    """
+
+    row_bytes: int = 32_768
+    samples: int = 1024
+    layers: tuple[int, ...] | None = None
+    curvature: CurvatureOptions = CurvatureOptions()
+    weights: Weights = "auto"
+    precision: Precision = "auto"
