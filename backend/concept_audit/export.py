@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from concept_audit.errors import DataError
-from concept_audit.store.layout import whole
+from concept_audit.files import atomic_write
 from concept_audit.store.queries import decoded_metadata
 
 Format = Literal["csv", "jsonl", "parquet"]
@@ -78,7 +78,7 @@ def write_file(
     Raises:
         StoreError: the disk is full or the place may not be written to.
     """
-    with whole(path) as partial:
+    with atomic_write(path) as partial:
         with partial.open("wb") as out:
             count = write_records(records, format, out, exact, columns)
         with partial.open("rb") as written:

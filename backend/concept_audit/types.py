@@ -23,6 +23,8 @@ Method = Literal[
     "bm25",
 ]
 METHODS: tuple[Method, ...] = get_args(Method)
+PROMPT, END_OF_TURN, CONTENT = 0, 1, 2
+"""What a token is: before or between responses; a response's closing token; a response's own text."""
 
 
 @dataclass(frozen=True)

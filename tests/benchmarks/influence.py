@@ -25,7 +25,15 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from concept_audit.data.read import read_examples
 from concept_audit.influence.curvature import LayerCurvature, eigenbasis
 from concept_audit.influence.fitting import Covariances, Fisher, SquaredGradients, accumulate
-from concept_audit.influence.queries import DenseQueries, Lack, Loss, LowRankQueries, Rows, precondition, query_gradient
+from concept_audit.influence.queries import (
+    DenseQueries,
+    Loss,
+    LowRankQueries,
+    NegatedConcept,
+    Rows,
+    precondition,
+    query_gradient,
+)
 from concept_audit.influence.scoring import score_rows
 from concept_audit.influence.targets import Projection
 from concept_audit.model.activations import response_activations
@@ -116,7 +124,11 @@ def cost(lm: LanguageModel, rows: Rows, layer: int, repeats: int) -> None:
     layers, half_layers = linear_layers(lm, 1, layer), linear_layers(half, 1, layer)
     gradients = [
         query_gradient(
-            lm, layers, Lack(Projection(layer, unit(lm))), Rows(rows.ids[i : i + 1], rows.response[i : i + 1]), [1.0]
+            lm,
+            layers,
+            NegatedConcept(Projection(layer, unit(lm))),
+            Rows(rows.ids[i : i + 1], rows.response[i : i + 1]),
+            [1.0],
         )
         for i in range(min(16, n))
     ]
@@ -176,7 +188,9 @@ def table1(lm: LanguageModel, rows: Rows, layer: int) -> None:
     factors = timed(lm, "EK-FAC factors, blocks below the layer (24 rows)", 24, lambda: fit(lm, below, few, Fisher()))
     curvature = fit(lm, below, few, Fisher())
     solved = precondition(
-        query_gradient(lm, below, Lack(Projection(layer, unit(lm))), query, weights), curvature.__getitem__, 0.1
+        query_gradient(lm, below, NegatedConcept(Projection(layer, unit(lm))), query, weights),
+        curvature.__getitem__,
+        0.1,
     )
     concept = DenseQueries([solved], lm.dtype)
     del curvature
@@ -221,7 +235,11 @@ def peak(options: argparse.Namespace, lm: LanguageModel) -> None:
     loaded = resident()
     layers = linear_layers(lm, 1, options.layer)
     gradient = query_gradient(
-        lm, layers, Lack(Projection(options.layer, unit(lm))), Rows(rows.ids[:4], rows.response[:4]), [0.25] * 4
+        lm,
+        layers,
+        NegatedConcept(Projection(options.layer, unit(lm))),
+        Rows(rows.ids[:4], rows.response[:4]),
+        [0.25] * 4,
     )
     scorer = lm.in_dtype(getattr(torch, options.precision))
     queries = DenseQueries([gradient], scorer.dtype)
@@ -274,7 +292,9 @@ def accelerator(rows: int) -> None:
     layer = 16
     layers = linear_layers(lm, 1, layer)
     one = Rows(data.ids[:1], data.response[:1])
-    queries = DenseQueries([query_gradient(lm, layers, Lack(Projection(layer, unit(lm))), one, [1.0])], lm.dtype)
+    queries = DenseQueries(
+        [query_gradient(lm, layers, NegatedConcept(Projection(layer, unit(lm))), one, [1.0])], lm.dtype
+    )
     block = sum(p.numel() for p in lm.blocks[0].parameters())
     head = lm.model.get_output_embeddings().weight.numel() * 312 / 512
     for name, weights, run in (

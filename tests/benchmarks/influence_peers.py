@@ -22,7 +22,14 @@ from torch.nn import functional as F
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from concept_audit.influence.fitting import Fisher
-from concept_audit.influence.queries import DenseQueries, Lack, LowRankQueries, Rows, precondition, query_gradient
+from concept_audit.influence.queries import (
+    DenseQueries,
+    LowRankQueries,
+    NegatedConcept,
+    Rows,
+    precondition,
+    query_gradient,
+)
 from concept_audit.influence.targets import Projection
 from concept_audit.model.linear import linear_layers
 from concept_audit.model.load import LanguageModel, load_model
@@ -94,7 +101,7 @@ def main() -> None:
     direction = np.random.default_rng(0).normal(size=lm.d_model).astype(np.float32)
     direction /= np.linalg.norm(direction)
     query = Rows(rows.ids[:4], rows.response[:4])
-    target = Lack(Projection(options.layer, direction))
+    target = NegatedConcept(Projection(options.layer, direction))
     gradient = query_gradient(lm, layers, target, query, [0.25] * 4)
     peer = dict(lm=lm, names=names, layer=options.layer, direction=direction, query=query, rows=rows, damping=DAMPING)
     n = len(rows)

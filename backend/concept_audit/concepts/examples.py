@@ -1,20 +1,10 @@
-"""Activations of labelled examples: from the audit where they are its rows, else from the model, and kept."""
+"""Labelled examples, as a probe takes them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
-import numpy as np
-
-from concept_audit.errors import ConceptError, ModelError
-from concept_audit.model.activations import response_activations
-from concept_audit.model.chat import ChatRenderer
-from concept_audit.model.load import LanguageModel
-from concept_audit.progress import Progress
-from concept_audit.store import queries, workspace
-from concept_audit.store.database import Database
-from concept_audit.store.layout import Layout
-from concept_audit.store.shards import activations_of
+from concept_audit.errors import ConceptError
 from concept_audit.types import LabelledExample
 
 
@@ -33,67 +23,3 @@ def distinct(examples: Sequence[LabelledExample]) -> list[LabelledExample]:
                 f"{known.label} before; keep one of them. It begins {example.messages[-1].content[:60]!r}"
             )
     return list(kept.values())
-
-
-def example_activations(
-    layout: Layout,
-    database: Database,
-    examples: Sequence[LabelledExample],
-    layers: Sequence[int],
-    fingerprint: str,
-    max_tokens: int,
-    model: Callable[[], LanguageModel],
-    progress: Progress,
-) -> dict[int, np.ndarray]:
-    """Mean response activations: layer → float32 [examples, d_model].
-
-    Args:
-        fingerprint: of the model, under which activations of texts outside the data are kept.
-        model: loads the model; called only if it is needed.
-
-    Raises:
-        ConceptError: an example has no response tokens within `max_tokens`.
-    """
-    hashes = [example.content_hash for example in examples]
-    with database.reading() as cursor:
-        rows = queries.find_rows(cursor, hashes)
-        kept = {layer: workspace.cached_activations(cursor, fingerprint, layer, hashes) for layer in layers}
-    outside = [e for e in examples if e.content_hash not in rows and any(e.content_hash not in kept[k] for k in layers)]
-    if outside:
-        fresh = _run(model(), outside, layers, max_tokens, progress)
-        with database.writing() as cursor:
-            workspace.cache_activations(cursor, fingerprint, fresh)
-        for layer in layers:
-            kept[layer] |= {content_hash: means[layer] for content_hash, means in fresh.items()}
-    found = {}
-    for layer in layers:
-        from_rows = dict(zip(rows, activations_of(layout, layer, list(rows.values())), strict=True)) if rows else {}
-        found[layer] = np.stack([from_rows[h] if h in from_rows else kept[layer][h] for h in hashes])
-    empty = np.flatnonzero(np.isnan(found[layers[0]]).any(1))
-    if len(empty):
-        text = examples[empty[0]].messages[-1].content[:60]
-        raise ConceptError(
-            f"example {empty[0] + 1} has no response within the first {max_tokens:,} tokens, so there is "
-            f"nothing to learn from it; shorten its prompt or leave it out. It ends with {text!r}"
-        )
-    return found
-
-
-def _run(
-    lm: LanguageModel, examples: Sequence[LabelledExample], layers: Sequence[int], max_tokens: int, progress: Progress
-) -> dict[str, dict[int, np.ndarray]]:
-    renderer = ChatRenderer(lm.tokenizer, max_tokens)
-    rows = []
-    for number, example in enumerate(examples, start=1):
-        try:
-            rows.append(renderer.render(example.messages))
-        except ModelError as error:
-            raise ConceptError(f"example {number}: {error}") from error
-    means: dict[str, dict[int, np.ndarray]] = {}
-    with progress.stage("Running the model on the examples", len(rows), "examples") as stage:
-        batches = response_activations(lm, [r.input_ids for r in rows], [r.response for r in rows], layers)
-        for batch in batches:
-            for row in batch:
-                means[examples[row.index].content_hash] = row.mean
-            stage.advance(len(batch))
-    return means

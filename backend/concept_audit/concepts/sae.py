@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +67,24 @@ class SparseAutoencoder:
         if not tokens:
             return np.empty(0, np.int64), np.empty(0, np.int32), np.empty(0, np.float32)
         return np.concatenate(tokens), np.concatenate(features), np.concatenate(values)
+
+
+@dataclass(frozen=True)
+class SaeSource:
+    """Where any process gets an SAE from.
+
+    Attributes:
+        source: a directory, or ``RELEASE:ID``; see `load_sae`.
+        layer: where it reads; None for where its metadata say.
+    """
+
+    source: str
+    layer: int | None = None
+
+    def load(self, device: torch.device) -> SparseAutoencoder:
+        """The SAE, on a device; raises as `load_sae`."""
+        sae = load_sae(self.source, device)
+        return replace(sae, layer=self.layer or sae.layer)
 
 
 def load_sae(source: str, device: torch.device) -> SparseAutoencoder:

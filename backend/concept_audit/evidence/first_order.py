@@ -19,7 +19,7 @@ import torch
 
 from concept_audit.evidence.measures import projections
 from concept_audit.evidence.training import add_gradient
-from concept_audit.influence.queries import DenseQueries, Lack, Rows, query_gradient
+from concept_audit.influence.queries import DenseQueries, NegatedConcept, Rows, query_gradient
 from concept_audit.influence.scoring import score_rows
 from concept_audit.influence.targets import Projection
 from concept_audit.model.gradients import LanguageModelHead
@@ -59,7 +59,7 @@ def identity_scores(
     advance: Callable[[int], None] = lambda rows: None,
 ) -> np.ndarray:
     """Concept influence with identity curvature, by the engine that ranks rows: float64 [rows]."""
-    lack = Lack(Projection(query.layer, query.direction))
+    lack = NegatedConcept(Projection(query.layer, query.direction))
     gradient = query_gradient(lm, layers, lack, query.rows, query.weights)
     found = np.full(len(rows), np.nan)
     for batch in score_rows(lm, layers, DenseQueries([gradient], lm.dtype), rows):

@@ -11,8 +11,8 @@ import pandas as pd
 
 from concept_audit.evidence.figures import Bar, Series, intervals, lines, matrix, number
 from concept_audit.evidence.statistics import precision_recall
+from concept_audit.files import atomic_write
 from concept_audit.store.evidence import Evidence
-from concept_audit.store.layout import whole
 
 RANDOM = "random"
 QUANTITY = {
@@ -110,9 +110,9 @@ def write_report(evidence: Evidence, path: Path) -> None:
     text, figures = report(evidence)
     directory = path.with_name(f"{path.stem}_figures")
     for name, drawn in figures.items():
-        with whole(directory / name) as partial:
+        with atomic_write(directory / name) as partial:
             partial.write_text(drawn, "utf-8")
-    with whole(path) as partial:
+    with atomic_write(path) as partial:
         partial.write_text(text.replace("{figures}", directory.name), "utf-8")
 
 

@@ -7,7 +7,6 @@ runs are therefore taken seed by seed.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -22,6 +21,7 @@ from concept_audit.model.batches import batches_by_length
 from concept_audit.model.gradients import LanguageModelHead, supervised
 from concept_audit.model.load import LanguageModel
 from concept_audit.model.trainable import trainable
+from concept_audit.sampling import shuffled
 
 TOKENS_PER_PASS_CPU = 2048
 TOKENS_PER_PASS_ACCELERATOR = 16384
@@ -47,20 +47,6 @@ def shorter(rows: Rows, max_tokens: int) -> Rows:
     return Rows([ids[:max_tokens] for ids in rows.ids], [mask[:max_tokens] for mask in rows.response])
 
 
-def with_loss(rows: Rows) -> list[int]:
-    """Places of the rows that have a response token to predict."""
-    return [i for i, mask in enumerate(rows.response) if mask[1:].any()]
-
-
-def shuffled(keys: Sequence[str], seed: int) -> list[int]:
-    """Places of the keys in an order that looks random; leaving keys out leaves the order of the rest."""
-
-    def draw(place: int) -> bytes:
-        return hashlib.blake2b(f"{seed}:{keys[place]}".encode(), digest_size=16).digest()
-
-    return sorted(range(len(keys)), key=draw)
-
-
 @contextmanager
 def fine_tuned(
     lm: LanguageModel,
@@ -83,7 +69,7 @@ def fine_tuned(
         ConceptError: no row has a response token within `recipe.max_tokens`.
     """
     cut = shorter(rows, recipe.max_tokens)
-    usable = with_loss(cut)
+    usable = cut.scorable
     if not usable:
         raise ConceptError(
             f"none of the {len(rows)} rows to train on has a response within the first {recipe.max_tokens} "
@@ -154,7 +140,7 @@ def _steps(keys: Sequence[str], recipe: Recipe, seed: int) -> list[list[int]]:
 def mean_losses(lm: LanguageModel, rows: Rows) -> np.ndarray:
     """L(z) of rows in nats, float64 [rows]; NaN without a response token to predict."""
     found = np.full(len(rows), np.nan)
-    usable = with_loss(rows)
+    usable = rows.scorable
     if not usable:
         return found
     head, spans = LanguageModelHead(lm), rows.spans

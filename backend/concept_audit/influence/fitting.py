@@ -2,28 +2,26 @@
 
 The first pass collects the covariances of inputs and output gradients, the second
 the squared gradients in their eigenbases. What a pass has collected can be put
-away and taken up again, so that a killed run goes on where it was.
+away and added to what other passes over other rows have collected.
 """
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
 
 from concept_audit.influence.curvature import squared_in_basis
+from concept_audit.influence.options import FisherKind
 from concept_audit.influence.queries import Rows
 from concept_audit.model.batches import Batch, batches_by_length, halving
 from concept_audit.model.gradients import GradientPass, Visit, gradient_tokens_per_batch, supervised
 from concept_audit.model.linear import LinearLayer
 from concept_audit.model.load import LanguageModel
-
-FisherKind = Literal["sampled", "empirical"]
-FISHERS = ("sampled", "empirical")
+from concept_audit.sampling import uniform
 
 
 @dataclass(frozen=True)
@@ -50,12 +48,6 @@ class Fisher:
         counts = supervised(batch).sum(1).tolist()
         numbers = [uniform(key, self.seed, count) for key, count in zip(keys, counts, strict=True)]
         return torch.from_numpy(np.concatenate(numbers)).to(batch.ids.device)
-
-
-def uniform(key: str, seed: int, count: int) -> np.ndarray:
-    """`count` numbers in [0, 1) that depend on a row's key and a seed alone: float64."""
-    digest = hashlib.blake2b(f"{seed}:{key}".encode(), digest_size=16).digest()
-    return np.random.default_rng(int.from_bytes(digest, "big")).random(count)
 
 
 class Accumulator(Protocol):
@@ -86,6 +78,15 @@ class Covariances:
         }
         self._outputs = [torch.zeros(layer.d_out, layer.d_out, dtype=dtype, device=device) for layer in layers]
         self._counts = torch.zeros(2, dtype=torch.float64)
+
+    @classmethod
+    def of(cls, layers: Sequence[LinearLayer], tensors: Mapping[str, torch.Tensor]) -> Covariances:
+        """From sums that were put away."""
+        made = cls.__new__(cls)
+        made._layers, made._counts = layers, tensors["counts"]
+        made._inputs = {i: tensors[f"inputs.{i}"] for i, layer in enumerate(layers) if layer.source == i}
+        made._outputs = [tensors[f"outputs.{i}"] for i in range(len(layers))]
+        return made
 
     def tensors(self) -> dict[str, torch.Tensor]:
         found = {f"inputs.{i}": tensor for i, tensor in self._inputs.items()}
@@ -131,6 +132,14 @@ class SquaredGradients:
         ]
         self._counts = torch.zeros(1, dtype=torch.float64)
 
+    @classmethod
+    def of(cls, layers: Sequence[LinearLayer], tensors: Mapping[str, torch.Tensor]) -> SquaredGradients:
+        """From sums that were put away."""
+        made = cls.__new__(cls)
+        made._layers, made._bases, made._counts = layers, (), tensors["counts"]
+        made._sums = [tensors[f"squares.{i}"] for i in range(len(layers))]
+        return made
+
     def tensors(self) -> dict[str, torch.Tensor]:
         return {**{f"squares.{i}": tensor for i, tensor in enumerate(self._sums)}, "counts": self._counts}
 
@@ -168,8 +177,7 @@ def accumulate(
     rows: Rows,
     keys: Sequence[str],
     fisher: Fisher,
-    done: int = 0,
-    after: Callable[[int, int], None] = lambda batches, rows: None,
+    advance: Callable[[int], None] = lambda rows: None,
     say: Callable[[str], None] = lambda text: None,
     budget: int | None = None,
 ) -> None:
@@ -178,21 +186,18 @@ def accumulate(
     Args:
         into: what is collected.
         keys: names of the rows, from which their labels are drawn.
-        done: batches that an earlier run had finished, and that `into` holds already.
-        after: told how many batches are finished, and how many rows the last one had.
+        advance: told the number of rows as they are done.
         say: told of rows that are left out since their loss is not finite, and of halved batches.
         budget: tokens a batch, padding included; chosen by the device if None.
     """
     spans = rows.spans
-    scorable = [i for i, span in enumerate(spans) if span and rows.response[i][1:].any()]
+    scorable = rows.scorable
     batches = batches_by_length([spans[i] for i in scorable], budget or gradient_tokens_per_batch(lm.device))
     with GradientPass(lm, layers) as gradients:
-        for number, places in enumerate(batches):
-            if number < done:
-                continue
+        for places in batches:
             chosen = [scorable[place] for place in places]
             _add_batch(gradients, into, rows, keys, fisher, chosen, lm.device, say)
-            after(number + 1, len(chosen))
+            advance(len(chosen))
 
 
 def _add_batch(gradients, into, rows, keys, fisher, chosen, device, say) -> None:

@@ -290,7 +290,7 @@ def compress_rows(
     """
     ends = np.cumsum([0, *(p.components.shape[1] for p in projections)])
     spans = rows.spans
-    scorable = [i for i, span in enumerate(spans) if span and rows.response[i][1:].any()]
+    scorable = rows.scorable
     for i in sorted(set(range(len(rows))) - set(scorable)):
         yield [CompressedRow(i, np.full(ends[-1], np.nan, np.float32), float("nan"))]
     generator = torch.Generator().manual_seed(0)

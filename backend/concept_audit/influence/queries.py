@@ -49,6 +49,11 @@ class Rows:
         """Tokens of each row up to its last response token; what follows changes no gradient."""
         return [response_span(mask) for mask in self.response]
 
+    @property
+    def scorable(self) -> list[int]:
+        """Places of the rows that have a response token to predict, and so a loss."""
+        return [i for i, mask in enumerate(self.response) if mask[1:].any()]
+
     def batch(self, chosen: Sequence[int], device: torch.device) -> Batch:
         """Some rows, cut at their spans."""
         spans = {i: response_span(self.response[i]) for i in chosen}
@@ -73,7 +78,7 @@ class Loss:
 
 
 @dataclass(frozen=True)
-class Lack:
+class NegatedConcept:
     """−f(z): minus the mean of a target over a row's response tokens, which falls as the concept grows."""
 
     target: ResidualTarget

@@ -24,14 +24,13 @@ import torch
 from torch.autograd import forward_ad
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from concept_audit.influence.options import Mode
 from concept_audit.influence.queries import DenseQueries, Gradients, LowRankQueries, PreparedQueries, Rows
 from concept_audit.model.batches import batches_by_length, halving
 from concept_audit.model.gradients import GradientPass, LanguageModelHead, gradient_tokens_per_batch, supervised
 from concept_audit.model.linear import LinearLayer, n_weights
 from concept_audit.model.load import LanguageModel
 
-Mode = Literal["auto", "token_sum", "forward"]
-MODES = ("auto", "token_sum", "forward")
 GRAPH_NUMBERS = 22
 """Numbers a token and block that a backward pass keeps, in widths of the residual stream.
 
@@ -133,10 +132,9 @@ def score_rows(
     if mode == "forward" and unit_normalised:
         raise ValueError("forward mode does not see a gradient's norm")
     spans = rows.spans
-    scorable = [i for i, span in enumerate(spans) if span and rows.response[i][1:].any()]
-    for i in range(len(rows)):
-        if not (spans[i] and rows.response[i][1:].any()):
-            yield [_unscored(i, queries.count, len(rows.ids[i]), mode)]
+    scorable = rows.scorable
+    for i in sorted(set(range(len(rows))) - set(scorable)):
+        yield [_unscored(i, queries.count, len(rows.ids[i]), mode)]
     budget = budget or gradient_tokens_per_batch(lm.device)
     scorer = _forward_mode if mode == "forward" else _token_sum
     with scorer(lm, layers, queries, rows, unit_normalised) as run:
@@ -166,7 +164,7 @@ def score_rows_for_many(
     """
     found = np.full((len(rows), len(queries[0])), np.nan)
     spans = rows.spans
-    scorable = [i for i, span in enumerate(spans) if span and rows.response[i][1:].any()]
+    scorable = rows.scorable
     with GradientPass(lm, layers) as run:
 
         def score(chosen: Sequence[int]) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from concept_audit.errors import ModelError
-from concept_audit.types import Message
+from concept_audit.types import CONTENT, END_OF_TURN, PROMPT, Message
 
 PLAIN_TEMPLATE = (
     "{% for message in messages %}"
@@ -26,9 +26,6 @@ PLAIN_TEMPLATE = (
     "{% if add_generation_prompt %}{{ 'Assistant:\n' }}{% endif %}"
 )
 """For models without a chat template: ``User:``, the turn, a blank line, ``Assistant:``, the turn, end of text."""
-
-PROMPT, END_OF_TURN, CONTENT = 0, 1, 2
-"""What a token is: before or between responses; a response's closing token; a response's own text."""
 
 
 @dataclass(frozen=True)

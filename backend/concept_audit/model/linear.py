@@ -12,8 +12,6 @@ from torch import nn
 from concept_audit.errors import ModelError
 from concept_audit.model.load import LanguageModel
 
-Weights = Literal["auto", "linear", "lora"]
-WEIGHTS = ("auto", "linear", "lora")
 _LORA = ("lora_A", "lora_B")
 
 
@@ -43,7 +41,7 @@ class LinearLayer:
         return not isinstance(self.module, nn.Linear)
 
 
-def resolve_weights(lm: LanguageModel, weights: Weights) -> Literal["linear", "lora"]:
+def resolve_weights(lm: LanguageModel, weights: str) -> Literal["linear", "lora"]:
     """``auto`` is what fine-tuning would train: the LoRA weights of an adapter, else every linear layer.
 
     Raises:
@@ -87,11 +85,6 @@ def linear_layers(
         LinearLayer(name, number, module, *_widths(module), source)
         for (name, number, module), source in zip(found, sources, strict=True)
     ]
-
-
-def weight_matrix(layer: LinearLayer) -> torch.Tensor:
-    """W as [out, in], whichever way the module keeps it."""
-    return layer.module.weight.T if layer.transposed else layer.module.weight
 
 
 def n_weights(layers: Sequence[LinearLayer]) -> int:

@@ -106,7 +106,7 @@ def load_model(options: ModelOptions, cache: Path, progress: Progress) -> Langua
         ModelError: the name is unknown, the files are incomplete, the device is
             absent, the tokenizer cannot tell character offsets, or no blocks are found.
     """
-    device, dtype = _device(options.device), None
+    device, dtype = find_device(options.device), None
     dtype = _dtype(options.dtype, device)
     location = _locate(options.name, cache, progress)
     with progress.stage(f"Loading {options.name}"):
@@ -277,7 +277,25 @@ def native_bfloat16(device: torch.device) -> bool:
     return False
 
 
-def _device(name: str) -> torch.device:
+def resolve_precision(precision: str, own: torch.dtype, device: torch.device) -> str:
+    """The precision that ``auto`` stands for: bfloat16 where the processor computes in it, else the model's own.
+
+    Args:
+        own: the dtype of the model's weights.
+    """
+    if precision != "auto":
+        return precision
+    if own == torch.float32 and native_bfloat16(device):
+        return "bfloat16"
+    return str(own).removeprefix("torch.")
+
+
+def find_device(name: str) -> torch.device:
+    """The device of this name; ``auto`` is the fastest that there is.
+
+    Raises:
+        ModelError: PyTorch cannot use it here.
+    """
     if name == "auto":
         if torch.cuda.is_available():
             return torch.device("cuda")

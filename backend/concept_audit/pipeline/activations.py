@@ -1,4 +1,4 @@
-"""Stages 2 and 4: one pass over the model, and the SAE features of every token.
+"""Stages 3 and 5: one pass over the model, and the SAE features of every token.
 
 The pass writes mean response activations of the layers asked for. Where the SAE is
 known beforehand, its features are written in the same pass; where it is still to
@@ -7,25 +7,24 @@ be trained, token activations are kept for it instead.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from concept_audit.concepts.sae import SparseAutoencoder
-from concept_audit.model.activations import response_activations
-from concept_audit.model.chat import CONTENT, PROMPT
+from concept_audit.concepts.sae import SaeSource, SparseAutoencoder
+from concept_audit.model.activations import RowActivations, response_activations
 from concept_audit.model.load import LanguageModel
-from concept_audit.progress import Stage
-from concept_audit.store.layout import Layout
-from concept_audit.store.shards import (
-    TokenizedExample,
-    read_token_activations,
-    read_tokens,
-    write_activations,
-    write_features,
-    write_token_activations,
-)
+from concept_audit.model.options import ModelSource
+from concept_audit.pipeline.engine import Worker
+from concept_audit.store.activations import read_token_activations, write_firings, write_means, write_token_activations
+from concept_audit.store.examples import TokenizedExample, read_tokens
+from concept_audit.store.shard_store import RowShards
+from concept_audit.types import CONTENT, PROMPT
+
+Firings = dict[str, np.ndarray]
+"""Columns of `FIRINGS`, of one row."""
 
 
 @dataclass(frozen=True)
@@ -45,92 +44,150 @@ class TokenSample:
         return int(row.content_hash[:8], 16) < self.share * (1 << 32)
 
 
-def activation_stage(
-    layout: Layout,
-    lm: LanguageModel,
-    layers: Sequence[int],
-    sample: TokenSample | None,
-    sae: SparseAutoencoder | None,
-    stage: Stage,
-) -> None:
-    """Write the shards of activations that are missing, with those of tokens or features.
+@dataclass(frozen=True)
+class Opened:
+    """What the shards of an activation stage need."""
 
-    Args:
-        sample: token activations to keep, or None.
-        sae: an SAE that is known already, or None.
+    lm: LanguageModel
+    sae: SparseAutoencoder | None
+    worker: Worker
+
+
+@dataclass(frozen=True)
+class RunningModel:
+    """One pass over the model, no deeper than asked.
+
+    Attributes:
+        tokens: the rows as the model reads them.
+        means: mean response activations of `layers`, to be made.
+        sample, token_activations: which single tokens to keep, and where; None for none.
+        sae, features: an SAE that is known already, and where its features go; None for none.
     """
-    for number in layout.shard_numbers("examples"):
-        rows = read_tokens(layout, number)
-        n_tokens = sum(len(row.input_ids) for row in rows)
-        wanted = ["activations"] + ["tokens"] * (sample is not None) + ["features"] * (sae is not None)
-        if all(layout.shard(kind, number).exists() for kind in wanted):
-            stage.skip(n_tokens)
-            continue
-        means = {layer: np.full((len(rows), lm.d_model), np.nan, np.float32) for layer in layers}
+
+    tokens: RowShards
+    means: RowShards
+    model: ModelSource
+    layers: tuple[int, ...]
+    sample: TokenSample | None = None
+    token_activations: RowShards | None = None
+    sae: SaeSource | None = None
+    features: RowShards | None = None
+
+    @property
+    def outputs(self) -> tuple[RowShards, ...]:
+        # The means come last: where they are, the shard is complete.
+        return tuple(s for s in (self.features, self.token_activations, self.means) if s is not None)
+
+    def open(self, worker: Worker) -> Opened:
+        lm = worker.model(self.model)
+        return Opened(lm, self.sae.load(lm.device) if self.sae else None, worker)
+
+    def run(self, opened: Opened, number: int) -> None:
+        lm = opened.lm
+        rows = read_tokens(self.tokens, number)
+        means = {layer: np.full((len(rows), lm.d_model), np.nan, np.float32) for layer in self.layers}
         kept: dict[int, np.ndarray] = {}
-        fired: dict[int, dict[str, np.ndarray]] = {}
-        deep = {sample.layer} if sample else set()
-        deep |= {sae.layer} if sae else set()
-        for batch in _activations(lm, rows, layers, sorted(deep)):
-            for row in batch:
-                content = rows[row.index].parts == CONTENT
-                for layer, mean in row.mean.items():
-                    means[layer][row.index] = mean
-                if sample is not None and sample.takes(rows[row.index]):
-                    kept[row.index] = row.streams[sample.layer][content]
-                if sae is not None:
-                    fired[row.index] = _features(sae, rows[row.index], row.streams[sae.layer][content])
-            stage.advance(sum(len(rows[row.index].input_ids) for row in batch), _pace(stage))
-        if sae is not None:
-            write_features(layout, number, _joined([fired[i] for i in range(len(rows))]))
-        if sample is not None:
-            _write_sample(layout, number, rows, kept, lm.d_model)
-        write_activations(layout, number, means)
+        units = self._units(opened, number, rows, means, kept)
+        if self.features is not None:
+            write_firings(self.features, number, units)
+        else:
+            for _ in units:
+                pass
+        if self.token_activations is not None:
+            _write_sample(self.token_activations, number, rows, kept, lm.d_model)
+        write_means(self.means, number, means)
+
+    def _units(
+        self,
+        opened: Opened,
+        number: int,
+        rows: Sequence[TokenizedExample],
+        means: dict[int, np.ndarray],
+        kept: dict[int, np.ndarray],
+    ) -> Iterator[Firings]:
+        """Run the model on one unit of rows after the other; yields the features that fire in each."""
+        sae, sample = opened.sae, self.sample
+        deep = sorted({part.layer for part in (sample, sae) if part is not None})
+        started, done = time.monotonic(), 0
+        for unit in self.tokens.partition.units(number):
+            fired: dict[int, Firings] = {}
+            for batch in _activations(opened.lm, rows[unit], self.layers, deep):
+                for found in batch:
+                    place = unit.start + found.index
+                    row = rows[place]
+                    content = row.parts == CONTENT
+                    for layer, mean in found.mean.items():
+                        means[layer][place] = mean
+                    if sample is not None and sample.takes(row):
+                        kept[place] = found.streams[sample.layer][content]
+                    if sae is not None:
+                        fired[place] = _features(sae, row, found.streams[sae.layer][content])
+                size = sum(len(rows[unit.start + found.index].input_ids) for found in batch)
+                done += size
+                pace = done / max(time.monotonic() - started, 1e-3)
+                opened.worker.advance(size, f"{pace:,.0f} tokens/s")
+            yield _joined([fired[place] for place in sorted(fired)]) if sae is not None else {}
 
 
-def feature_stage(layout: Layout, lm: LanguageModel, sae: SparseAutoencoder, stage: Stage) -> None:
-    """Write the shards of features that are missing, from the token activations kept where there are any."""
-    for number in layout.shard_numbers("examples"):
-        rows = read_tokens(layout, number)
-        if layout.shard("features", number).exists():
-            stage.skip(len(rows))
-            continue
-        fired: dict[int, dict[str, np.ndarray]] = {}
-        if layout.shard("tokens", number).exists():
-            activations, owners = read_token_activations(layout, number)
-            for index, row in enumerate(rows):
+@dataclass(frozen=True)
+class FindingFeatures:
+    """The features that fire at each token, from the token activations kept where there are any.
+
+    Attributes:
+        tokens: the rows as the model reads them.
+        token_activations: what is kept of them; None if nothing was.
+        features: to be made.
+    """
+
+    tokens: RowShards
+    features: RowShards
+    model: ModelSource
+    sae: SaeSource
+    token_activations: RowShards | None = None
+
+    @property
+    def outputs(self) -> tuple[RowShards, ...]:
+        return (self.features,)
+
+    def open(self, worker: Worker) -> Opened:
+        lm = worker.model(self.model)
+        return Opened(lm, self.sae.load(lm.device), worker)
+
+    def run(self, opened: Opened, number: int) -> None:
+        write_firings(self.features, number, self._units(opened, number))
+
+    def _units(self, opened: Opened, number: int) -> Iterator[Firings]:
+        rows = read_tokens(self.tokens, number)
+        sae = opened.sae
+        activations, owners = np.empty((0, 0), np.float32), np.empty(0, np.int64)
+        if self.token_activations is not None and self.token_activations.path(number).exists():
+            activations, owners = read_token_activations(self.token_activations.path(number))
+        for unit in self.tokens.partition.units(number):
+            fired: dict[int, Firings] = {}
+            for place, row in enumerate(rows[unit]):
                 mine = owners == row.example_id
                 if mine.any():
-                    fired[index] = _features(sae, row, activations[mine])
-                    stage.advance()
-        rest = [index for index in range(len(rows)) if index not in fired]
-        for batch in _activations(lm, [rows[i] for i in rest], [], [sae.layer]):
-            for found in batch:
-                row = rows[rest[found.index]]
-                stream = found.streams[sae.layer][row.parts == CONTENT]
-                fired[rest[found.index]] = _features(sae, row, stream)
-                stage.advance()
-        write_features(layout, number, _joined([fired[i] for i in range(len(rows))]))
+                    fired[place] = _features(sae, row, activations[mine])
+                    opened.worker.advance()
+            rest = [place for place in range(len(rows[unit])) if place not in fired]
+            for batch in _activations(opened.lm, [rows[unit][place] for place in rest], (), [sae.layer]):
+                for found in batch:
+                    row = rows[unit][rest[found.index]]
+                    stream = found.streams[sae.layer][row.parts == CONTENT]
+                    fired[rest[found.index]] = _features(sae, row, stream)
+                    opened.worker.advance()
+            yield _joined([fired[place] for place in sorted(fired)])
 
 
-def count_tokens(layout: Layout) -> tuple[int, int]:
-    """Tokens in all rows, and those of response text, which an SAE reads."""
-    total = content = 0
-    for number in layout.shard_numbers("examples"):
-        for row in read_tokens(layout, number):
-            total += len(row.input_ids)
-            content += int((row.parts == CONTENT).sum())
-    return total, content
+def _activations(
+    lm: LanguageModel, rows: Sequence[TokenizedExample], layers: Sequence[int], deep: Sequence[int]
+) -> Iterator[list[RowActivations]]:
+    if rows:
+        ids, response = [row.input_ids for row in rows], [row.parts != PROMPT for row in rows]
+        yield from response_activations(lm, ids, response, layers, deep)
 
 
-def _activations(lm: LanguageModel, rows: Sequence[TokenizedExample], layers: Sequence[int], deep: Sequence[int]):
-    if not rows:
-        return
-    ids, response = [row.input_ids for row in rows], [row.parts != PROMPT for row in rows]
-    yield from response_activations(lm, ids, response, layers, deep)
-
-
-def _features(sae: SparseAutoencoder, row: TokenizedExample, stream: np.ndarray) -> dict[str, np.ndarray]:
+def _features(sae: SparseAutoencoder, row: TokenizedExample, stream: np.ndarray) -> Firings:
     positions = np.flatnonzero(row.parts == CONTENT)
     token, feature, activation = sae.encode(stream)
     return {
@@ -142,19 +199,18 @@ def _features(sae: SparseAutoencoder, row: TokenizedExample, stream: np.ndarray)
     }
 
 
-def _joined(blocks: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    return {name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]}
+def _joined(rows: Sequence[Firings]) -> Firings:
+    return {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
 
 
 def _write_sample(
-    layout: Layout, number: int, rows: Sequence[TokenizedExample], kept: dict[int, np.ndarray], d_model: int
+    shards: RowShards, number: int, rows: Sequence[TokenizedExample], kept: dict[int, np.ndarray], d_model: int
 ) -> None:
-    blocks = [kept[i] for i in sorted(kept)]
-    activations = np.concatenate(blocks) if blocks else np.empty((0, d_model), np.float32)
-    owners = [np.full(len(kept[i]), rows[i].example_id, np.int64) for i in sorted(kept)]
-    write_token_activations(layout, number, activations, np.concatenate(owners) if owners else np.empty(0, np.int64))
-
-
-def _pace(stage: Stage) -> str:
-    fresh = stage.done - stage.skipped
-    return f"{fresh / max(stage.elapsed, 1e-3):,.0f} tokens/s" if fresh else ""
+    blocks = [kept[place] for place in sorted(kept)]
+    owners = [np.full(len(kept[place]), rows[place].example_id, np.int64) for place in sorted(kept)]
+    write_token_activations(
+        shards,
+        number,
+        np.concatenate(blocks) if blocks else np.empty((0, d_model), np.float32),
+        np.concatenate(owners) if owners else np.empty(0, np.int64),
+    )

@@ -3,56 +3,79 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from concept_audit.influence.queries import Rows
 from concept_audit.model.activations import response_activations
-from concept_audit.model.chat import PROMPT, ChatRenderer
+from concept_audit.model.chat import ChatRenderer
 from concept_audit.model.generate import answers
 from concept_audit.model.load import LanguageModel
+from concept_audit.model.options import ModelSource
+from concept_audit.pipeline.engine import Worker
 from concept_audit.progress import Progress
-from concept_audit.store.layout import Layout
-from concept_audit.store.shards import TokenizedExample, TokenizedText, read_tokens, write_answers
-from concept_audit.types import LabelledExample
+from concept_audit.store.activations import write_answers, write_means
+from concept_audit.store.examples import TokenizedExample, TokenizedText, read_tokens
+from concept_audit.store.shard_store import RowShards
+from concept_audit.types import PROMPT, LabelledExample
 
 ANSWER_TOKENS = 128
 """Answers are cut at this many tokens."""
 
 
-def answer_stage(layout: Layout, lm: LanguageModel, layers: Sequence[int], progress: Progress) -> None:
-    """Generate the answers that are missing, with the mean response activations of the rows that have them.
+@dataclass(frozen=True)
+class Answering:
+    """The model's own answers, with the mean response activations of the rows that have them instead.
 
     A prompt is what a row's tokens are up to its last response; rows without one, such as plain
     text, get no answer.
+
+    Attributes:
+        tokens: the rows as the model reads them.
+        answers, means: to be made.
+        layers: whose activations are kept.
     """
-    renderer = ChatRenderer(lm.tokenizer, lm.context)
-    numbers = layout.shard_numbers("examples")
-    total = sum(len(read_tokens(layout, number)) for number in numbers)
-    with progress.stage("The model's own answers", total, "rows") as stage:
-        for number in numbers:
-            rows = read_tokens(layout, number)
-            if layout.shard("answer_activations", number).exists():
-                stage.skip(len(rows))
-                continue
-            starts = [last_response(row) for row in rows]
-            asked = [i for i, start in enumerate(starts) if start]
-            stage.advance(len(rows) - len(asked))
+
+    tokens: RowShards
+    answers: RowShards
+    means: RowShards
+    model: ModelSource
+    layers: tuple[int, ...]
+
+    @property
+    def outputs(self) -> tuple[RowShards, ...]:
+        return self.answers, self.means
+
+    def open(self, worker: Worker) -> tuple[LanguageModel, ChatRenderer, Worker]:
+        lm = worker.model(self.model)
+        return lm, ChatRenderer(lm.tokenizer, lm.context), worker
+
+    def run(self, opened: tuple[LanguageModel, ChatRenderer, Worker], number: int) -> None:
+        lm, renderer, worker = opened
+        rows = read_tokens(self.tokens, number)
+        texts: dict[int, tuple[str, int]] = {}
+        means = {layer: np.full((len(rows), lm.d_model), np.nan, np.float32) for layer in self.layers}
+        for unit in self.tokens.partition.units(number):
+            asked = {place: start for place in range(unit.start, unit.stop) if (start := last_response(rows[place]))}
+            worker.advance(unit.stop - unit.start - len(asked))
             made: dict[int, np.ndarray] = {}
-            for batch in answers(lm, [rows[i].input_ids[: starts[i]] for i in asked], ANSWER_TOKENS):
-                made |= {asked[place]: tokens for place, tokens in batch.items()}
-                stage.advance(len(batch))
-            ids = [np.concatenate([rows[i].input_ids[: starts[i]], made[i]]) for i in asked]
+            places = list(asked)
+            for batch in answers(lm, [rows[place].input_ids[:start] for place, start in asked.items()], ANSWER_TOKENS):
+                made |= {places[index]: tokens for index, tokens in batch.items()}
+                worker.advance(len(batch))
+            ids = [np.concatenate([rows[place].input_ids[:start], made[place]]) for place, start in asked.items()]
             response = [
-                np.concatenate([rows[i].parts[: starts[i]] != PROMPT, np.ones(len(made[i]), bool)]) for i in asked
+                np.concatenate([rows[place].parts[:start] != PROMPT, np.ones(len(made[place]), bool)])
+                for place, start in asked.items()
             ]
-            means = {layer: np.full((len(rows), lm.d_model), np.nan, np.float32) for layer in layers}
-            for found in response_activations(lm, ids, response, layers) if asked else ():
+            for found in response_activations(lm, ids, response, self.layers) if asked else ():
                 for row in found:
                     for layer, mean in row.mean.items():
-                        means[layer][asked[row.index]] = mean
-            texts = {rows[i].example_id: (renderer.decode(made[i]), len(made[i])) for i in asked}
-            write_answers(layout, number, texts, means)
+                        means[layer][places[row.index]] = mean
+            texts |= {rows[place].example_id: (renderer.decode(made[place]), len(made[place])) for place in places}
+        write_answers(self.answers, number, texts)
+        write_means(self.means, number, means)
 
 
 def answered(lm: LanguageModel, prompts: Sequence[LabelledExample], max_tokens: int, progress: Progress) -> Rows:

@@ -1,19 +1,25 @@
-"""Stage: influence scores of all rows for one concept, shard by shard."""
+"""Stage: influence scores of all rows for one concept, shard by shard.
+
+shards/influence/<ranking>/query.safetensors    the query as rows were scored with it
+                          /000003.safetensors   scores of shard 3's rows, with token influences
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
+from safetensors import safe_open
 
 from concept_audit.errors import ConceptError
-from concept_audit.influence.fitting import Fisher, FisherKind
+from concept_audit.influence.options import InfluenceOptions
 from concept_audit.influence.queries import (
     DenseQueries,
+    Gradients,
     LowRankQueries,
     PreparedQueries,
     Quantity,
@@ -21,81 +27,22 @@ from concept_audit.influence.queries import (
     precondition,
     query_gradient,
 )
-from concept_audit.influence.scoring import Mode, plan, score_rows
-from concept_audit.model.chat import PROMPT
-from concept_audit.model.linear import Weights, linear_layers
+from concept_audit.influence.scoring import plan, score_rows
+from concept_audit.model.linear import LinearLayer, linear_layers
 from concept_audit.model.load import LanguageModel
-from concept_audit.pipeline.curvature import CurvatureFit, CurvatureKind, curvature_of, fit_curvature
+from concept_audit.model.options import ModelSource
+from concept_audit.pipeline.curvature import CurvatureFit, curvature_of, fit_curvature
+from concept_audit.pipeline.engine import Worker
+from concept_audit.pipeline.sampling import as_rows
+from concept_audit.pipeline.sources import Sources
 from concept_audit.progress import Progress
-from concept_audit.store.influence import (
-    influence_directory,
-    read_about,
-    read_scores,
-    read_tensors,
-    read_token_influence,
-    remove_tree,
-    write_scores,
-    write_tensors,
-)
-from concept_audit.store.layout import ROWS_PER_SHARD, Layout
-from concept_audit.store.shards import TokenizedExample, read_tokens
-from concept_audit.types import LabelledExample
+from concept_audit.store.examples import TokenizedExample, has_loss, read_tokens
+from concept_audit.store.layout import Layout
+from concept_audit.store.partition import RowPartition, by_shard
+from concept_audit.store.shard_store import RowShards, ShardStore, read_about, read_tensors
 
-Precision = Literal["auto", "float32", "bfloat16"]
-PRECISIONS = ("auto", "float32", "bfloat16")
-TargetKind = Literal["direction", "activation"]
-TARGETS = ("direction", "activation")
-Engine = Literal["auto", "index", "exact"]
-ENGINES = ("auto", "index", "exact")
 GRAPH_BYTES = 2 << 30
 """What the activations of a single long row may take before forward mode is chosen."""
-
-
-@dataclass(frozen=True)
-class InfluenceOptions:
-    """How influence is computed; each method reads what concerns it.
-
-    Attributes:
-        queries: the query examples; None takes a probe's labelled examples, or the rows in which an
-            SAE feature fires highest. Those labelled 0 count only in a contrast.
-        contrast: the positive queries minus the negative ones.
-        own_answers: replace the queries' last responses by what the model itself answers.
-        layer: where a probe is read; None for the layer that it was trained at.
-        target: for an SAE feature, the projection onto its decoder ``direction``, or its ``activation``.
-        curvature: ``ekfac``, ``kfac``, or ``identity``.
-        fisher: of the curvature: ``sampled`` or ``empirical``.
-        curvature_tokens: the curvature is fitted on rows with this many tokens together.
-        damping: added to the curvature, as a share of each layer's mean eigenvalue.
-        blocks: first and last block whose weights count; None for all that the target can reach.
-        weights: ``linear``, ``lora``, or ``auto`` for what fine-tuning would train.
-        rank: the query is reduced to this rank in each layer; None keeps it whole.
-        unit_normalised: divide by the norm of each row's gradient.
-        precision: of the scoring pass; ``auto`` is bfloat16 where the processor computes in it.
-        seed: of everything that is drawn.
-        mode: ``token_sum``, ``forward``, or ``auto`` for the cheaper one. Changes no score.
-        keep_tokens: keep the influence of every token. Changes no score.
-        engine: ``index`` reads the gradient index, ``exact`` differentiates every row, and ``auto`` takes the
-            index for concept influence where there is one that serves these options.
-    """
-
-    queries: tuple[LabelledExample, ...] | None = None
-    contrast: bool = False
-    own_answers: bool = False
-    layer: int | None = None
-    target: TargetKind = "direction"
-    curvature: CurvatureKind = "ekfac"
-    fisher: FisherKind = "sampled"
-    curvature_tokens: int = 20_000
-    damping: float = 10.0
-    blocks: tuple[int, int] | None = None
-    weights: Weights = "auto"
-    rank: int | None = None
-    unit_normalised: bool = False
-    precision: Precision = "auto"
-    seed: int = 0
-    mode: Mode = "auto"
-    keep_tokens: bool = False
-    engine: Engine = "auto"
 
 
 @dataclass(frozen=True)
@@ -109,8 +56,7 @@ class Attribution:
         queries: the query examples as tokens.
         weights: of the queries, of both signs in a contrast.
         reach: the deepest block that the quantity depends on.
-        data: fingerprint of the rows as tokens.
-        options: with precision and weights settled.
+        options: with precision and weights resolved.
     """
 
     ranking: int
@@ -119,7 +65,6 @@ class Attribution:
     queries: Rows
     weights: Sequence[float]
     reach: int
-    data: str
     options: InfluenceOptions
 
 
@@ -138,7 +83,69 @@ class Scores:
     retained: float = 1.0
 
 
-def attribute(layout: Layout, lm: LanguageModel, run: Attribution, progress: Progress) -> Scores:
+@dataclass(frozen=True)
+class Opened:
+    """What every shard is scored with."""
+
+    lm: LanguageModel
+    layers: list[LinearLayer]
+    queries: PreparedQueries
+    unit_normalised: bool
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """Influence of every row on a prepared query.
+
+    Attributes:
+        tokens: the rows as the model reads them.
+        scores: to be made; the query lies beside them.
+        mode: ``token_sum`` or ``forward``.
+        keep_tokens: keep the influence of every token.
+    """
+
+    tokens: RowShards
+    scores: RowShards
+    model: ModelSource
+    mode: Literal["token_sum", "forward"]
+    keep_tokens: bool
+
+    @property
+    def outputs(self) -> tuple[RowShards, ...]:
+        return (self.scores,)
+
+    def open(self, worker: Worker) -> tuple[Opened, Worker]:
+        return open_query(_query(self.scores), worker.model(self.model)), worker
+
+    def run(self, opening: tuple[Opened, Worker], number: int) -> None:
+        opened, worker = opening
+        rows = read_tokens(self.tokens, number)
+        scores = np.full(len(rows), np.nan)
+        unscored: list[int] = []
+        kept: dict[str, torch.Tensor] = {}
+        for unit in self.tokens.partition.units(number):
+            batches = score_rows(
+                opened.lm,
+                opened.layers,
+                opened.queries,
+                as_rows(rows[unit]),
+                self.mode,
+                opened.unit_normalised,
+                say=worker.say,
+            )
+            for batch in batches:
+                for found in batch:
+                    row = rows[unit.start + found.index]
+                    scores[unit.start + found.index] = found.scores[0]
+                    if np.isnan(found.scores[0]) and has_loss(row):
+                        unscored.append(row.example_id)
+                    if self.keep_tokens and found.tokens is not None:
+                        kept[f"tokens.{row.example_id}"] = torch.from_numpy(found.tokens[:, 0])
+                worker.advance(len(batch))
+        self.scores.write_tensors(number, {"scores": torch.from_numpy(scores), **kept}, {"unscored": unscored})
+
+
+def attribute(sources: Sources, run: Attribution, progress: Progress) -> Scores:
     """Compute an attribution, or go on computing it.
 
     Raises:
@@ -146,59 +153,36 @@ def attribute(layout: Layout, lm: LanguageModel, run: Attribution, progress: Pro
         ModelError: the blocks have no linear layers.
         StoreError: the curvature on disk is of another model or data set.
     """
-    directory = influence_directory(layout, run.ranking)
-    query = directory / "query.safetensors"
-    if not query.exists():
-        _write_query(query, layout, lm, run, progress)
-    scorer = lm.in_dtype(getattr(torch, run.options.precision))
-    prepared = _read_query(query, scorer.dtype, scorer.device)
-    layers = linear_layers(scorer, *_blocks(run), run.options.weights)
-    numbers = layout.shard_numbers("examples")
-    lengths = [len(row.input_ids) for number in numbers for row in read_tokens(layout, number)]
-    mode = "token_sum" if run.options.keep_tokens or run.options.unit_normalised else run.options.mode
-    chosen = plan(scorer, layers, prepared, max(lengths, default=0), GRAPH_BYTES, mode)
-    named = f"Influence of every row ({chosen.mode.replace('_', ' ')}, {run.options.precision})"
-    with progress.stage(named, len(lengths), "rows") as stage:
-        for number in numbers:
-            rows = read_tokens(layout, number)
-            path = directory / f"{number:06}.safetensors"
-            if path.exists():
-                stage.skip(len(rows))
-                continue
-            scores = np.full(len(rows), np.nan)
-            failed: list[int] = []
-            tokens: dict[int, np.ndarray] = {}
-            for batch in score_rows(
-                scorer, layers, prepared, as_rows(rows), chosen.mode, run.options.unit_normalised, say=progress.say
-            ):
-                for row in batch:
-                    example = rows[row.index]
-                    scores[row.index] = row.scores[0]
-                    if np.isnan(row.scores[0]) and has_loss(example):
-                        failed.append(example.example_id)
-                    if run.options.keep_tokens and row.tokens is not None:
-                        tokens[example.example_id] = row.tokens[:, 0]
-                stage.advance(len(batch))
-            write_scores(path, scores, failed, tokens)
-    paths = [directory / f"{number:06}.safetensors" for number in numbers]
-    unscored = [example_id for path in paths for example_id in read_about(path)["unscored"]]
+    tokens = sources.shards("tokens")
+    shards = _shards(sources.layout.shards, run.ranking, tokens.partition)
+    scoring = run.options.scoring
+    if not _query(shards).exists():
+        _prepare_query(_query(shards), sources, run, progress)
+    opened = open_query(_query(shards), sources.model())
+    longest = max((len(row.input_ids) for n in tokens.numbers() for row in read_tokens(tokens, n)), default=0)
+    mode = "token_sum" if scoring.keep_tokens or scoring.unit_normalised else scoring.mode
+    chosen = plan(opened.lm, opened.layers, opened.queries, longest, GRAPH_BYTES, mode)
+    named = f"Influence of every row ({chosen.mode.replace('_', ' ')}, {scoring.precision})"
+    work = Scoring(tokens, shards, sources.model_source, chosen.mode, scoring.keep_tokens)
+    sources.driver(progress).finish(work, named, tokens.partition.sizes())
+    unscored = [example_id for number in shards.numbers() for example_id in read_about(shards.path(number))["unscored"]]
     if unscored:
         shown = ", ".join(map(str, unscored[:10])) + (" ..." if len(unscored) > 10 else "")
         progress.say(f"{len(unscored)} rows left unscored, their loss or gradient is not finite: {shown}")
-    scores = np.concatenate([read_scores(path) for path in paths]) if paths else np.empty(0)
-    return Scores(scores, unscored, float(read_about(query)["retained"]))
+    scores = [read_tensors(shards.path(number))["scores"].numpy() for number in shards.numbers()]
+    return Scores(
+        np.concatenate(scores) if scores else np.empty(0), unscored, float(read_about(_query(shards))["retained"])
+    )
 
 
 def finish(layout: Layout, ranking: int, keep_tokens: bool) -> None:
     """Delete what was kept to go on with; the query stays, and token influences that were asked for."""
     if not keep_tokens:
-        for path in influence_directory(layout, ranking).glob("[0-9]*.safetensors"):
+        for path in layout.shards.path("influence", _key(ranking), "").glob("[0-9]*.safetensors"):
             path.unlink()
 
 
-def token_influence(
-    layout: Layout, lm: Callable[[], LanguageModel], ranking: int, rows: Sequence[TokenizedExample]
-) -> dict[int, np.ndarray]:
+def token_influence(sources: Sources, ranking: int, rows: Sequence[TokenizedExample]) -> dict[int, np.ndarray]:
     """The summands of rows' scores: example id → float32 [tokens].
 
     Those kept with the scores are read; the rest is computed, with the query that the scores were
@@ -207,24 +191,21 @@ def token_influence(
     Raises:
         ConceptError: the query is not there any more.
     """
-    directory = influence_directory(layout, ranking)
+    shards = _shards(sources.layout.shards, ranking, sources.shards("tokens").partition)
     found: dict[int, np.ndarray] = {}
-    for number in {row.example_id // ROWS_PER_SHARD for row in rows}:
-        ids = [row.example_id for row in rows if row.example_id // ROWS_PER_SHARD == number]
-        found |= read_token_influence(directory / f"{number:06}.safetensors", ids)
+    for number, ids in by_shard([row.example_id for row in rows]).items():
+        found |= _kept_tokens(shards.path(number), ids)
     rest = [row for row in rows if row.example_id not in found]
     if not rest:
         return found
-    query = directory / "query.safetensors"
-    if not query.exists():
+    if not _query(shards).exists():
         raise ConceptError(
             "the query of this ranking has been deleted; compute the ranking again to see token influences"
         )
-    about = read_about(query)
-    scorer = lm().in_dtype(getattr(torch, about["precision"]))
-    layers = linear_layers(scorer, *about["blocks"], about["weights"])
-    prepared = _read_query(query, scorer.dtype, scorer.device)
-    for batch in score_rows(scorer, layers, prepared, as_rows(rest), "token_sum", about["unit_normalised"]):
+    opened = open_query(_query(shards), sources.model())
+    for batch in score_rows(
+        opened.lm, opened.layers, opened.queries, as_rows(rest), "token_sum", opened.unit_normalised
+    ):
         for row in batch:
             if row.tokens is not None:
                 found[rest[row.index].example_id] = row.tokens[:, 0]
@@ -233,106 +214,106 @@ def token_influence(
 
 def forget_influence(layout: Layout, concept_id: str) -> None:
     """Delete the queries and token influences of a concept that is no more."""
-    directory = layout.shards("influence")
-    for query in directory.glob("*/query.safetensors") if directory.is_dir() else ():
+    for query in (layout.shards.root / "influence").glob("*/query.safetensors"):
         if read_about(query).get("concept_id") == concept_id:
-            remove_tree(query.parent)
+            layout.shards.remove("influence", query.parent.name)
 
 
-def as_rows(rows: Sequence[TokenizedExample]) -> Rows:
-    """Rows of a shard as the engine takes them."""
-    return Rows([row.input_ids for row in rows], [row.parts != PROMPT for row in rows])
+def keep_dense_query(
+    layout: Layout, ranking: int, gradients: Gradients, precision: str, about: Mapping[str, Any]
+) -> None:
+    """Keep a query, the inverse curvature applied, so that rows can be scored with it exactly.
+
+    Args:
+        about: concept_id, blocks, weights and unit_normalised.
+    """
+    tensors = {f"dense.{i}": matrix.to(getattr(torch, precision))[None] for i, matrix in enumerate(gradients)}
+    path = layout.shards.path("influence", _key(ranking), _QUERY)
+    layout.shards.write_tensors(path, tensors, {"retained": 1.0, "precision": precision, **about})
 
 
-def has_loss(row: TokenizedExample) -> bool:
-    """Whether a row has a response token to predict."""
-    return bool((row.parts[1:] != PROMPT).any())
+def has_query(layout: Layout, ranking: int) -> bool:
+    """Whether the query of a ranking is kept."""
+    return layout.shards.path("influence", _key(ranking), _QUERY).exists()
+
+
+def open_query(path: Path, lm: LanguageModel) -> Opened:
+    """A query that was kept, with the model and the layers that it was prepared for."""
+    about = read_about(path)
+    scorer = lm.in_dtype(getattr(torch, about["precision"]))
+    layers = linear_layers(scorer, *about["blocks"], about["weights"])
+    tensors = {name: tensor.to(scorer.dtype) for name, tensor in read_tensors(path, scorer.device).items()}
+    queries: PreparedQueries
+    if "dense.0" in tensors:
+        queries = DenseQueries.kept([tensors[f"dense.{i}"] for i in range(len(tensors))])
+    else:
+        queries = LowRankQueries.kept([(tensors[f"U.{i}"], tensors[f"V.{i}"]) for i in range(len(tensors) // 2)])
+    return Opened(scorer, layers, queries, about["unit_normalised"])
+
+
+_QUERY = "query.safetensors"
+
+
+def _key(ranking: int) -> str:
+    return f"{ranking:016x}"
+
+
+def _shards(store: ShardStore, ranking: int, partition: RowPartition) -> RowShards:
+    return RowShards(store, "influence", _key(ranking), partition)
+
+
+def _query(shards: RowShards) -> Path:
+    return shards.file(_QUERY)
+
+
+def _kept_tokens(path: Path, example_ids: Sequence[int]) -> dict[int, np.ndarray]:
+    """Token influences kept in one shard, of those of the rows that have them: float32 [tokens]."""
+    if not path.exists():
+        return {}
+    with safe_open(path, "numpy") as file:
+        names = set(file.keys())
+        return {i: file.get_tensor(f"tokens.{i}") for i in example_ids if f"tokens.{i}" in names}
 
 
 def _blocks(run: Attribution) -> tuple[int, int]:
-    first, last = run.options.blocks or (1, run.reach)
+    first, last = run.options.scoring.blocks or (1, run.reach)
     if not 1 <= first <= last <= run.reach:
         raise ConceptError(f"--blocks {first}-{last}: the target depends on blocks 1 to {run.reach}; choose from these")
     return first, last
 
 
-def _write_query(path: Path, layout: Layout, lm: LanguageModel, run: Attribution, progress: Progress) -> None:
+def _prepare_query(path: Path, sources: Sources, run: Attribution, progress: Progress) -> None:
     """Differentiate the queries, apply the inverse curvature, reduce the rank, and keep the result."""
-    options = run.options
-    blocks = _blocks(run)
-    layers = linear_layers(lm, *blocks, options.weights)
+    curvature_options, scoring = run.options.curvature, run.options.scoring
+    lm, blocks = sources.model(), _blocks(run)
+    layers = linear_layers(lm, *blocks, scoring.weights)
     curvature: Callable | None = None
-    if options.curvature != "identity":
-        fit = CurvatureFit(
-            Fisher(options.fisher, options.seed), options.curvature_tokens, options.weights, options.precision
-        )
-        files = fit_curvature(layout, lm, fit, run.data, range(blocks[0], blocks[1] + 1), progress)
-        curvature = curvature_of(files, layers, options.curvature, lm.device)
+    if curvature_options.curvature != "identity":
+        fit = CurvatureFit.of(curvature_options, scoring.weights, scoring.precision)
+        files = fit_curvature(sources, lm, fit, range(blocks[0], blocks[1] + 1), progress)
+        curvature = curvature_of(files, layers, curvature_options.curvature, lm.device)
     with progress.stage("Gradient of the concept on the queries", len(run.queries), "queries") as stage:
         gradients = query_gradient(lm, layers, run.quantity, run.queries, run.weights, advance=stage.advance)
     with progress.stage("Applying the curvature"):
         if curvature is not None:
-            gradients = precondition(gradients, curvature, options.damping)
-        dtype = getattr(torch, options.precision)
+            gradients = precondition(gradients, curvature, curvature_options.damping)
+        dtype = getattr(torch, scoring.precision)
         prepared: PreparedQueries
-        if options.rank is None:
+        if scoring.rank is None:
             prepared = DenseQueries([gradients], dtype)
             tensors = {f"dense.{i}": matrix for i, matrix in enumerate(prepared.matrices)}
         else:
-            prepared = LowRankQueries([gradients], options.rank, dtype, options.seed)
+            prepared = LowRankQueries([gradients], scoring.rank, dtype)
             tensors = {f"U.{i}": U for i, (U, _) in enumerate(prepared.factors)}
             tensors |= {f"V.{i}": V for i, (_, V) in enumerate(prepared.factors)}
         about: Mapping[str, Any] = {
             "concept_id": run.concept_id,
             "retained": float(prepared.retained[0]),
-            "precision": options.precision,
+            "precision": scoring.precision,
             "blocks": blocks,
-            "weights": options.weights,
-            "unit_normalised": options.unit_normalised,
+            "weights": scoring.weights,
+            "unit_normalised": scoring.unit_normalised,
         }
-        write_tensors(path, tensors, about)
-    if options.rank is not None:
-        progress.say(f"Rank {options.rank} keeps {prepared.retained[0]:.2%} of the query's squared norm")
-
-
-def write_dense_query(
-    layout: Layout,
-    ranking: int,
-    concept_id: str,
-    gradients: Sequence[torch.Tensor],
-    precision: str,
-    blocks: tuple[int, int],
-    weights: str,
-    unit_normalised: bool,
-) -> None:
-    """Keep a query, the inverse curvature applied, so that rows can be scored with it exactly."""
-    dtype = getattr(torch, precision)
-    about = {
-        "concept_id": concept_id,
-        "retained": 1.0,
-        "precision": precision,
-        "blocks": blocks,
-        "weights": weights,
-        "unit_normalised": unit_normalised,
-    }
-    tensors = {f"dense.{i}": matrix.to(dtype)[None] for i, matrix in enumerate(gradients)}
-    write_tensors(influence_directory(layout, ranking) / "query.safetensors", tensors, about)
-
-
-def has_query(layout: Layout, ranking: int) -> bool:
-    """Whether the query of a ranking is kept."""
-    return (influence_directory(layout, ranking) / "query.safetensors").exists()
-
-
-def _read_query(path: Path, dtype: torch.dtype, device: torch.device) -> PreparedQueries:
-    tensors = read_tensors(path, device)
-    if "dense.0" in tensors:
-        return DenseQueries.kept([tensors[f"dense.{i}"].to(dtype) for i in range(len(tensors))])
-    count = len(tensors) // 2
-    return LowRankQueries.kept([(tensors[f"U.{i}"].to(dtype), tensors[f"V.{i}"].to(dtype)) for i in range(count)])
-
-
-def identity_of(options: InfluenceOptions, names: Sequence[str]) -> dict[str, Any]:
-    """The options of these names as JSON values, to tell rankings apart."""
-    values = asdict(options)
-    return {name: values[name] for name in names}
+        sources.layout.shards.write_tensors(path, tensors, about)
+    if scoring.rank is not None:
+        progress.say(f"Rank {scoring.rank} keeps {prepared.retained[0]:.2%} of the query's squared norm")

@@ -1,55 +1,55 @@
 """The order of the stages: nothing else knows it.
 
-Each stage has a key, the hash of what it depends on. A stage whose key has not
-changed keeps its shards and does only what is missing; one whose key has changed
-loses them. So the same command goes on where a killed build was.
+Each stage has a key, the hash of what it depends on, and its shards are named by it. A
+stage whose key has not changed does only what is missing of its shards; what is left
+under other keys is cleared away. So the same command goes on where a killed build was.
 """
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
-import filelock
-
-from concept_audit.concepts.sae import SparseAutoencoder, check_fits, load_sae
+from concept_audit.concepts.sae import SaeSource, SparseAutoencoder, check_fits, load_sae
 from concept_audit.concepts.sae_training import HELD_OUT, TokenFeed, train_sae
 from concept_audit.data.read import fingerprint as data_fingerprint
 from concept_audit.data.read import read_examples
 from concept_audit.errors import AuditError, ConceptError, StoreError
+from concept_audit.files import as_store_error, remove_leftovers
 from concept_audit.influence.vector_filter import vector_filter
 from concept_audit.model.chat import ChatRenderer
 from concept_audit.model.load import LanguageModel, default_layers, load_model
 from concept_audit.model.load import fingerprint as model_fingerprint
+from concept_audit.model.options import ModelSource
 from concept_audit.model.unembed import logit_effects
-from concept_audit.pipeline.activations import TokenSample, activation_stage, count_tokens, feature_stage
+from concept_audit.pipeline.activations import FindingFeatures, RunningModel, TokenSample
+from concept_audit.pipeline.engine import Driver, Engine, LocalEngine, missing_of
 from concept_audit.pipeline.options import LONGEST_ROW, BuildOptions, key
-from concept_audit.pipeline.read import read_stage
+from concept_audit.pipeline.place import held, refuse_foreign
+from concept_audit.pipeline.read import Tokenizing, read_rows
 from concept_audit.progress import Progress
+from concept_audit.store.activations import read_means, token_blocks
 from concept_audit.store.assemble import SaeDirections, assemble
-from concept_audit.store.layout import Layout, as_store_error
-from concept_audit.store.manifest import Manifest, read_manifest
+from concept_audit.store.examples import token_counts
+from concept_audit.store.layout import Layout
+from concept_audit.store.manifest import STAGE_OF, Manifest, read_manifest
 from concept_audit.store.schema import FORMAT as STORE_FORMAT
-from concept_audit.store.shards import read_activations, token_blocks
+from concept_audit.store.shard_store import RowShards
 
-SHARDS_OF = {
-    # What is computed on demand hangs on the rows as tokens; answers on the layers kept, too.
-    "read": ("examples", "curvature", "influence", "index"),
-    "activations": ("activations", "tokens", "answers", "answer_activations"),
-    "sae": (),
-    "features": ("features",),
+ON_DEMAND = {
+    # What is computed when it is asked for hangs on the rows as tokens; rankings on the store, too.
+    "tokens": ("curvature", "influence", "index"),
     "store": ("influence",),
 }
-HOLDER = "build.pid"
-"""Names the process that holds the lock."""
 
 
-def build(options: BuildOptions, progress: Progress | None = None) -> Path:
+def build(options: BuildOptions, progress: Progress | None = None, engine: Engine | None = None) -> Path:
     """Make an audit, or go on making it.
+
+    Args:
+        engine: does the heavy work; None for this process.
 
     Returns:
         the audit's directory.
@@ -62,12 +62,13 @@ def build(options: BuildOptions, progress: Progress | None = None) -> Path:
     layout = Layout(options.out)
     # Cheap checks first: a wrong path should not cost a model download.
     examples = read_examples(options.data, columns=options.columns, split=options.split)
-    _refuse_foreign(layout)
+    refuse_foreign(layout)
     lm = load_model(options.model, options.cache, progress)
     lm.check_layers((*(options.layers or ()), *((options.sae_layer,) if options.sae_layer else ())))
     sae = _known_sae(options, lm, progress)
-    with _held(layout):
-        _run(_Build(layout, options, lm, sae, progress), examples, layout)
+    driver = Driver(engine or LocalEngine(lambda _: lm), progress)
+    with held(layout):
+        _run(_Build(layout, options, lm, sae, driver), examples, layout)
     return layout.root
 
 
@@ -77,13 +78,13 @@ def _run(made: _Build, examples: Iterator, layout: Layout) -> None:
     try:
         made.run(examples)
     except AuditError:
-        if fresh and not layout.shard_numbers("activations"):
+        if fresh and not (layout.shards.root / "activations").exists():
             shutil.rmtree(layout.root, ignore_errors=True)
         raise
     except Exception as error:
         # Asked before the leftovers go, since these may be what fills the disk.
         refused = as_store_error(layout.root, error)
-        layout.remove_leftovers()
+        remove_leftovers(layout.root)
         if refused is None:
             raise
         raise refused from error
@@ -93,17 +94,13 @@ class _Build:
     """One run through the stages."""
 
     def __init__(
-        self,
-        layout: Layout,
-        options: BuildOptions,
-        lm: LanguageModel,
-        sae: SparseAutoencoder | None,
-        progress: Progress,
+        self, layout: Layout, options: BuildOptions, lm: LanguageModel, sae: SparseAutoencoder | None, driver: Driver
     ):
-        self._layout, self._options, self._lm, self._sae, self._progress = layout, options, lm, sae, progress
+        self._layout, self._options, self._lm, self._sae, self._driver = layout, options, lm, sae, driver
+        self._model = ModelSource(options.model, options.cache, lm.fingerprint)
         layers = set(options.layers or default_layers(lm.n_layers))
         ordered = sorted(layers)
-        self._sae_layer = sae.layer if sae else options.sae_layer or ordered[(len(ordered) - 1) // 2]
+        self._sae_layer = (sae and sae.layer) or options.sae_layer or ordered[(len(ordered) - 1) // 2]
         if options.sae != "none":
             layers.add(self._sae_layer)
         self._layers = tuple(sorted(layers))
@@ -112,27 +109,33 @@ class _Build:
     def run(self, examples: Iterator) -> None:
         """Do what is missing."""
         self._manifest = self._open_manifest()
-        self._read(examples)
-        total, content = count_tokens(self._layout)
+        self._rows(examples)
+        self._tokens()
+        counts = token_counts(self._shards("tokens"))
+        sizes = {number: tokens for number, (tokens, _) in counts.items()}
         training = self._options.sae == "train"
-        sample = self._sample(content) if training else None
-        self._activations(sample, total)
-        if training:
+        sample = self._sample(sum(content for _, content in counts.values())) if training else None
+        self._activations(sample, sizes)
+        if sample is not None:
             self._sae = self._train(sample)
         if self._sae is not None:
-            self._features()
+            self._features(self._sae)
         self._store()
 
-    def _read(self, examples: Iterator) -> None:
-        opened = self._open(
-            "read", self._manifest.fingerprints, self._options.columns, self._options.split, self._max_tokens
-        )
-        if not opened:
+    def _rows(self, examples: Iterator) -> None:
+        changed = self._begin("rows", self._manifest.fingerprints["data"], self._options.columns, self._options.split)
+        if not changed and not self._shards("rows").missing():
             return
-        renderer = ChatRenderer(self._lm.tokenizer, self._max_tokens)
-        with self._progress.stage("Reading and tokenizing rows") as stage:
-            read_stage(self._layout, examples, renderer, stage)
-        self._close("read", {"rows": stage.done})
+        with self._driver.progress.stage("Reading rows") as stage:
+            read_rows(self._layout.shards, self._manifest.key("rows"), examples, stage)
+        self._end("rows", {"rows": stage.done})
+
+    def _tokens(self) -> None:
+        opened = self._begin("tokens", self._manifest.key("rows"), self._lm.fingerprint, self._max_tokens)
+        work = Tokenizing(self._shards("rows"), self._shards("tokens"), self._model, self._max_tokens)
+        if opened or missing_of(work):
+            self._driver.finish(work, "Tokenizing rows", self._shards("rows").partition.sizes())
+            self._end("tokens", {})
 
     def _sample(self, content: int) -> TokenSample:
         least = 2 * self._options.sae_training.batch
@@ -144,30 +147,40 @@ class _Build:
         wanted = content * self._lm.d_model * 4
         return TokenSample(self._sae_layer, min(1.0, self._options.sae_disk / max(wanted, 1)))
 
-    def _activations(self, sample: TokenSample | None, total: int) -> None:
-        opened = self._open("activations", self._key("read"), self._layers, asdict(sample) if sample else None)
-        if not opened and not (sample and self._lacks_tokens()):
-            return
+    def _activations(self, sample: TokenSample | None, sizes: dict[int, int]) -> None:
+        opened = self._begin("activations", self._manifest.key("tokens"), self._layers, sample and asdict(sample))
         known = self._sae
         if known is not None:
-            self._open("features", self._key("read"), self._sae_key())
-        with self._progress.stage(f"Running the model to layer {max(self._layers)}", total, "tokens") as stage:
-            activation_stage(self._layout, self._lm, self._layers, sample, known, stage)
-        self._close("activations", {"tokens": total, "layers": list(self._layers)})
+            self._begin("features", self._manifest.key("tokens"), self._sae_key(known))
+        # Once the SAE is trained its tokens may be deleted.
+        kept = sample is not None and not self._trained()
+        work = RunningModel(
+            self._shards("tokens"),
+            self._shards("activations"),
+            self._model,
+            self._layers,
+            sample if kept else None,
+            self._shards("token_activations") if kept else None,
+            self._sae_source(known) if known else None,
+            self._shards("features") if known else None,
+        )
+        if opened or missing_of(work):
+            self._driver.finish(work, f"Running the model to layer {max(self._layers)}", sizes, "tokens")
+            self._end("activations", {"tokens": sum(sizes.values()), "layers": list(self._layers)})
 
-    def _lacks_tokens(self) -> bool:
-        """Whether an SAE is still to be trained on token activations that have been deleted since."""
+    def _trained(self) -> bool:
+        """Whether the SAE of this configuration is there."""
         entry = self._manifest.stages.get("sae", {"key": None, "done": False})
-        trained = entry["done"] and entry["key"] == key(self._key("activations"), asdict(self._options.sae_training))
-        return not trained and self._layout.shard_numbers("tokens") != self._layout.shard_numbers("examples")
+        return entry["done"] and entry["key"] == key(
+            self._manifest.key("activations"), asdict(self._options.sae_training)
+        )
 
     def _train(self, sample: TokenSample) -> SparseAutoencoder:
         settings = self._options.sae_training
-        if self._open("sae", self._key("activations"), asdict(settings)):
-            blocks = token_blocks(self._layout)
-            n_tokens = sum(size - size // HELD_OUT for size, _ in blocks)
-            steps = settings.steps(n_tokens)
-            with self._progress.stage(f"Training an SAE on layer {sample.layer}", steps, "steps") as stage:
+        if self._begin("sae", self._manifest.key("activations"), asdict(settings)):
+            blocks = token_blocks(self._shards("token_activations"))
+            steps = settings.steps(sum(size - size // HELD_OUT for size, _ in blocks))
+            with self._driver.progress.stage(f"Training an SAE on layer {sample.layer}", steps, "steps") as stage:
                 quality = train_sae(
                     TokenFeed(blocks, settings.batch, settings.seed),
                     steps,
@@ -180,40 +193,45 @@ class _Build:
                     stage,
                 )
                 stage.detail = f"held-out explained variance {quality.explained_variance:.3f}, L0 {quality.l0:.1f}"
-            self._close("sae", asdict(quality))
+            self._end("sae", asdict(quality))
         return load_sae(str(self._layout.sae), self._lm.device)
 
-    def _features(self) -> None:
-        self._open("features", self._key("read"), self._sae_key())
-        rows = self._manifest.report("read")["rows"]
-        with self._progress.stage("Finding the SAE features of every token", rows, "rows") as stage:
-            feature_stage(self._layout, self._lm, self._sae, stage)
-        self._close("features", {"features": self._sae.n_features})
+    def _features(self, sae: SparseAutoencoder) -> None:
+        opened = self._begin("features", self._manifest.key("tokens"), self._sae_key(sae))
+        kept = self._shards("token_activations") if self._options.sae == "train" else None
+        source = self._sae_source(sae)
+        work = FindingFeatures(self._shards("tokens"), self._shards("features"), self._model, source, kept)
+        if opened or missing_of(work):
+            self._driver.finish(work, "Finding the SAE features of every token", self._shards("rows").partition.sizes())
+            self._end("features", {"features": sae.n_features})
 
     def _store(self) -> None:
-        features = self._key("features") if self._sae else None
-        if not self._open("store", STORE_FORMAT, self._key("activations"), features) and self._layout.audit.exists():
-            self._progress.say(f"{self._layout.root}: built already; nothing left to do")
+        features = self._manifest.key("features") if self._sae else None
+        opened = self._begin("store", STORE_FORMAT, self._manifest.key("activations"), features)
+        if not opened and self._layout.audit.exists():
+            self._driver.progress.say(f"{self._layout.root}: built already; nothing left to do")
             return
-        assemble(self._layout, self._key("store"), self._layers, self._directions(), self._progress)
-        self._close("store", {})
+        key = self._manifest.key("store")
+        assemble(self._layout, self._manifest, key, self._layers, self._directions(), self._driver.progress)
+        self._end("store", {})
 
     def _directions(self) -> SaeDirections | None:
         if self._sae is None:
             return None
-        layer = self._sae_layer
+        layer, means = self._sae_layer, self._shards("activations")
         directions = self._sae.directions()
         token_text = ChatRenderer(self._lm.tokenizer, self._max_tokens).decode_token
-        with self._progress.stage("Tokens that the SAE features promote", len(directions), "features") as stage:
+        named = "Tokens that the SAE features promote"
+        with self._driver.progress.stage(named, len(directions), "features") as stage:
             promoted, suppressed = logit_effects(self._lm, directions, token_text, stage)
         return SaeDirections(
             layer=layer,
             directions=directions,
-            fingerprint=self._sae_key(),
+            fingerprint=self._sae_key(self._sae),
             promoted=promoted,
             suppressed=suppressed,
             token_text=token_text,
-            score=lambda v: vector_filter(read_activations(self._layout, layer), v),
+            score=lambda v: vector_filter(read_means(means, layer), v),
             score_cells=self._options.score_cells,
         )
 
@@ -222,7 +240,7 @@ class _Build:
         configuration = {
             "data": options.data,
             "model": options.model.name,
-            "dtype": str(next(self._lm.model.parameters()).dtype).removeprefix("torch."),
+            "dtype": str(self._lm.dtype).removeprefix("torch."),
             "adapter": type(self._lm.model).__name__ if hasattr(self._lm.model, "peft_config") else None,
             "trust_remote_code": options.model.trust_remote_code,
             "columns": asdict(options.columns),
@@ -236,12 +254,12 @@ class _Build:
         }
         fingerprints = {"data": data_fingerprint(options.data, options.split), "model": self._lm.fingerprint}
         if self._sae is not None:
-            fingerprints["sae"] = model_fingerprint(self._sae.module)
+            fingerprints["sae"] = self._sae_key(self._sae)
         manifest = Manifest(configuration, fingerprints)
         if self._layout.manifest.exists():
             manifest = self._reconcile(manifest)
         self._layout.root.mkdir(parents=True, exist_ok=True)
-        self._layout.remove_leftovers()
+        remove_leftovers(self._layout.root)
         manifest.write(self._layout.manifest)
         return manifest
 
@@ -251,7 +269,7 @@ class _Build:
             try:
                 wanted.stages = read_manifest(self._layout.manifest).stages
             except StoreError:
-                shutil.rmtree(self._layout.root / "shards", ignore_errors=True)
+                shutil.rmtree(self._layout.shards.root, ignore_errors=True)
             return wanted
         found = read_manifest(self._layout.manifest)
         before = {**found.configuration, **{f"{k} (content)": v for k, v in found.fingerprints.items()}}
@@ -260,15 +278,15 @@ class _Build:
         names = [name for name in {**before, **after} if name not in ("data", "model", "cache")]
         ours = [name for name in names if before.get(name) != after.get(name)]
         if ours:
-            told = "; ".join(f"{n} was {_short(before.get(n))}, is now {_short(after.get(n))}" for n in ours)
+            changes = "; ".join(f"{n} was {_short(before.get(n))}, is now {_short(after.get(n))}" for n in ours)
             raise StoreError(
-                f"{self._layout.root}: an audit made with other settings ({told}). Choose another --out, or "
+                f"{self._layout.root}: an audit made with other settings ({changes}). Choose another --out, or "
                 "pass --rebuild to replace what the build found; labels, probes and flags are kept"
             )
         return found
 
-    def _open(self, stage: str, *depends: object) -> bool:
-        """Whether a stage has work left; its shards go if what it depends on has changed."""
+    def _begin(self, stage: str, *depends: object) -> bool:
+        """Whether a stage has work left; what is left of earlier configurations goes."""
         wanted = key(*depends)
         entry = self._manifest.stages.get(stage)
         changed = entry is None or entry["key"] != wanted
@@ -280,30 +298,26 @@ class _Build:
             self._manifest.stages[stage] = {"key": wanted, "done": False, "report": {}}
         self._manifest.write(self._layout.manifest)
         if changed:
-            for kind in SHARDS_OF[stage]:
-                shutil.rmtree(self._layout.shards(kind), ignore_errors=True)
+            for kind in (kind for kind, of in STAGE_OF.items() if of == stage):
+                self._layout.shards.remove_others(kind, wanted)
+            for kind in ON_DEMAND.get(stage, ()):
+                self._layout.shards.remove(kind)
             if stage == "sae":
                 shutil.rmtree(self._layout.sae_training, ignore_errors=True)
         return True
 
-    def _close(self, stage: str, report: dict) -> None:
+    def _end(self, stage: str, report: dict) -> None:
         self._manifest.stages[stage].update(done=True, report=report)
         self._manifest.write(self._layout.manifest)
 
-    def _key(self, stage: str) -> str:
-        return self._manifest.stages[stage]["key"]
+    def _shards(self, kind: str) -> RowShards:
+        return self._manifest.shards(self._layout, kind)
 
-    def _sae_key(self) -> str:
-        return model_fingerprint(self._sae.module)
+    def _sae_source(self, sae: SparseAutoencoder) -> SaeSource:
+        return SaeSource(str(self._layout.sae) if self._options.sae == "train" else self._options.sae, sae.layer)
 
-
-def _refuse_foreign(layout: Layout) -> None:
-    """Raise StoreError for a directory that holds something else than an audit."""
-    ours = layout.manifest.exists() or layout.lock.exists()
-    if not ours and layout.root.exists() and any(layout.root.iterdir()):
-        raise StoreError(
-            f"{layout.root}: not empty and not an audit (no manifest.json); choose another --out, or empty it"
-        )
+    def _sae_key(self, sae: SparseAutoencoder) -> str:
+        return model_fingerprint(sae.module)
 
 
 def _known_sae(options: BuildOptions, lm: LanguageModel, progress: Progress) -> SparseAutoencoder | None:
@@ -315,44 +329,6 @@ def _known_sae(options: BuildOptions, lm: LanguageModel, progress: Progress) -> 
     if sae.layer is None and options.sae_layer is None:
         raise ConceptError(f"--sae {options.sae}: its metadata do not say at which layer it reads; pass --sae-layer")
     return SparseAutoencoder(sae.module, options.sae_layer or sae.layer, sae.name)
-
-
-def _check_place(layout: Layout) -> None:
-    """Refuse a directory with other files. A build killed at its very start has left its lock, and no manifest."""
-    root = layout.root
-    if layout.manifest.exists() or not root.exists():
-        return
-    if not root.is_dir():
-        raise StoreError(f"{root}: a file; choose another --out")
-    ours = {layout.lock.name, HOLDER, f".{layout.manifest.name}.partial"}
-    if any(path.name not in ours for path in root.iterdir()):
-        raise StoreError(f"{root}: not empty and not an audit (no manifest.json); choose another --out, or empty it")
-
-
-@contextmanager
-def _held(layout: Layout) -> Iterator[None]:
-    """Keep other builds of this audit out."""
-    lock = filelock.FileLock(layout.lock)
-    holder = layout.root / HOLDER
-    try:
-        layout.root.mkdir(parents=True, exist_ok=True)
-        lock.acquire(timeout=0)
-    except filelock.Timeout:
-        who = f" (PID {holder.read_text().strip()})" if holder.exists() else ""
-        raise StoreError(
-            f"{layout.root}: another process{who} is building this audit; wait for it, or choose another --out"
-        ) from None
-    except OSError as error:
-        refused = as_store_error(layout.root, error)
-        if refused is None:
-            raise
-        raise refused from error
-    try:
-        holder.write_text(str(os.getpid()))
-        yield
-    finally:
-        holder.unlink(missing_ok=True)
-        lock.release()
 
 
 def _short(value: object) -> str:

@@ -2,37 +2,47 @@
 
 Blocks are fitted in groups, as many at a time as fit into memory: a pass over the
 rows for the covariances, their eigendecompositions, and a pass for the eigenvalues.
-What another ranking needs of further blocks is added to what is there.
+A pass is cut into parts of fixed rows, and the sums of the parts are added in their
+order, so the factors do not depend on who computed which. What another ranking needs
+of further blocks is added to what is there::
+
+    shards/curvature/<key>/curvature.json         what the factors are of
+                          /basis-0007.safetensors    eigenvectors of block 7's covariances
+                          /block-0007.safetensors    with the eigenvalues: the finished factors
+                          /covariances-1-7/000000.safetensors   sums over the first part of a pass under way
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
+from pathlib import Path
 from typing import Literal
 
 import torch
+from safetensors import safe_open
 
-from concept_audit.errors import StoreError
 from concept_audit.influence.curvature import Eigenbasis, LayerCurvature, eigenbasis, kfac_eigenvalues
 from concept_audit.influence.fitting import Accumulator, Covariances, Fisher, SquaredGradients, accumulate
-from concept_audit.influence.queries import Rows
-from concept_audit.model.chat import PROMPT
+from concept_audit.influence.options import CurvatureKind, CurvatureOptions
 from concept_audit.model.linear import LinearLayer, linear_layers
 from concept_audit.model.load import LanguageModel
+from concept_audit.model.options import ModelSource
+from concept_audit.pipeline.engine import Driver, Worker
 from concept_audit.pipeline.options import key
-from concept_audit.progress import Progress
-from concept_audit.store.influence import CurvatureFiles, curvature_files, read_about, read_tensors, write_tensors
-from concept_audit.store.layout import Layout
-from concept_audit.store.shards import TokenizedExample, read_tokens
+from concept_audit.pipeline.sampling import as_rows, rows_with_tokens
+from concept_audit.pipeline.sources import Sources
+from concept_audit.progress import Progress, Stage
+from concept_audit.store.examples import read_examples
+from concept_audit.store.partition import ListedPartition
+from concept_audit.store.shard_store import RowShards, ShardSet, read_tensors
 
-CurvatureKind = Literal["ekfac", "kfac", "identity"]
-CURVATURES = ("ekfac", "kfac", "identity")
-CHECKPOINT_SECONDS = 60.0
+PART_TOKENS = 10_240
+"""Of the rows that are summed in one go, at least: what a kill loses, and what one worker does at a time."""
 GROUP_BYTES_CPU = 1 << 30
 GROUP_BYTES_ACCELERATOR = 8 << 30
+DESCRIPTION = "curvature.json"
 
 
 @dataclass(frozen=True)
@@ -51,20 +61,86 @@ class CurvatureFit:
     weights: Literal["linear", "lora"]
     precision: str
 
+    @classmethod
+    def of(cls, options: CurvatureOptions, weights: Literal["linear", "lora"], precision: str) -> CurvatureFit:
+        """The fit that options ask for, with weights and precision resolved."""
+        return cls(Fisher(options.fisher, options.seed), options.curvature_tokens, weights, precision)
+
 
 @dataclass(frozen=True)
-class _Sample:
-    rows: Rows
-    keys: list[str]
+class CurvatureFiles:
+    """The factors of one fit.
+
+    Attributes:
+        shards: where they lie.
+    """
+
+    shards: ShardSet
+
+    def basis(self, block: int) -> Path:
+        """Eigenvectors of a block's covariances."""
+        return self.shards.file(f"basis-{block:04}.safetensors")
+
+    def block(self, block: int) -> Path:
+        """Finished factors of a block."""
+        return self.shards.file(f"block-{block:04}.safetensors")
+
+
+@dataclass(frozen=True)
+class Summing:
+    """One pass over the sampled rows, part by part: sums of what the curvature is made of.
+
+    Attributes:
+        tokens: the rows as the model reads them.
+        sums: to be made, one shard a part.
+        parts: the example ids of each part's rows.
+        blocks: first and last block of the group.
+        bases: files with the eigenvectors that squared gradients are measured in; none for covariances.
+    """
+
+    tokens: RowShards
+    sums: ShardSet
+    parts: tuple[tuple[int, ...], ...]
+    model: ModelSource
+    fit: CurvatureFit
+    blocks: tuple[int, int]
+    bases: tuple[Path, ...] = ()
+
+    @property
+    def outputs(self) -> tuple[ShardSet, ...]:
+        return (self.sums,)
+
+    def open(self, worker: Worker) -> tuple[LanguageModel, list[LinearLayer], list, Worker]:
+        lm = worker.model(self.model).in_dtype(getattr(torch, self.fit.precision))
+        layers = linear_layers(lm, *self.blocks, self.fit.weights)
+        tensors = {name: tensor for path in self.bases for name, tensor in read_tensors(path).items()}
+        vectors = [
+            (
+                tensors[f"{layers[layer.source].name}.inputs.vectors"].to(lm.device, lm.dtype),
+                tensors[f"{layer.name}.outputs.vectors"].to(lm.device, lm.dtype),
+            )
+            for layer in layers
+            if self.bases
+        ]
+        return lm, layers, vectors, worker
+
+    def run(self, opened: tuple[LanguageModel, list[LinearLayer], list, Worker], number: int) -> None:
+        lm, layers, vectors, worker = opened
+        rows = read_examples(self.tokens, self.parts[number])
+        into: Accumulator = (
+            SquaredGradients(layers, vectors) if self.bases else Covariances(layers, lm.wide_dtype, lm.device)
+        )
+        keys = [row.content_hash for row in rows]
+        accumulate(lm, layers, into, as_rows(rows), keys, self.fit.fisher, worker.advance, worker.say)
+        self.sums.write_tensors(number, into.tensors())
 
 
 def fit_curvature(
-    layout: Layout, lm: LanguageModel, fit: CurvatureFit, data: str, blocks: Sequence[int], progress: Progress
+    sources: Sources, lm: LanguageModel, fit: CurvatureFit, blocks: Sequence[int], progress: Progress
 ) -> CurvatureFiles:
     """Fit what is missing of the factors of some blocks.
 
     Args:
-        data: fingerprint of the rows as tokens.
         blocks: block numbers from 1, consecutive.
 
     Returns:
@@ -73,23 +149,16 @@ def fit_curvature(
     Raises:
         StoreError: the files there are of another model or data set.
     """
-    made_of = {
-        "model": lm.fingerprint,
-        "data": data,
-        "fisher": fit.fisher.kind,
-        "seed": fit.fisher.seed,
-        "tokens": fit.tokens,
-        "weights": fit.weights,
-        "precision": fit.precision,
-    }
-    name = key(fit.fisher.kind, fit.fisher.seed, fit.tokens, fit.weights, fit.precision)
-    lm = lm.in_dtype(getattr(torch, fit.precision))
-    files = curvature_files(layout, name, made_of)
+    made_of = {"model": lm.fingerprint, "data": sources.data, **asdict(fit)}
+    shards = ShardSet(sources.layout.shards, "curvature", key(made_of), ListedPartition(()))
+    files = CurvatureFiles(shards)
+    shards.store.claim(shards.file(DESCRIPTION), made_of, "curvature factors", "to have them fitted again")
     missing = [block for block in blocks if not files.block(block).exists()]
     if missing:
-        sample = _sample(layout, fit.tokens)
+        lm = lm.in_dtype(getattr(torch, fit.precision))
+        parts = _parts(sources.shards("tokens"), fit.tokens)
         for group in _groups(lm, missing, fit.weights):
-            _fit_group(files, lm, fit, group, sample, progress)
+            _fit_group(files, sources, lm, fit, group, parts, progress)
     return files
 
 
@@ -118,44 +187,61 @@ _PARTS = ("vectors", "values")
 
 def _fit_group(
     files: CurvatureFiles,
+    sources: Sources,
     lm: LanguageModel,
     fit: CurvatureFit,
     group: Sequence[int],
-    sample: _Sample,
+    parts: tuple[tuple[int, ...], ...],
     progress: Progress,
 ) -> None:
-    layers = linear_layers(lm, group[0], group[-1], fit.weights)
-    dtype = lm.wide_dtype
-    named = f"blocks {group[0]} to {group[-1]}" if len(group) > 1 else f"block {group[0]}"
+    first, last = group[0], group[-1]
+    layers = linear_layers(lm, first, last, fit.weights)
+    named = f"blocks {first} to {last}" if len(group) > 1 else f"block {first}"
+    partition = ListedPartition(tuple(map(len, parts)))
+    sums = replace(files.shards, key=f"{files.shards.key}/covariances-{first}-{last}", partition=partition)
+    work = Summing(sources.shards("tokens"), sums, parts, sources.model_source, fit, (first, last))
+    driver = sources.driver(progress)
     if not all(files.basis(block).exists() for block in group):
-        covariances = Covariances(layers, dtype, lm.device)
-        _pass(files, lm, layers, covariances, fit, sample, f"Covariances of {named}", progress)
+        covariances = Covariances.of(layers, _summed(driver, work, f"Covariances of {named}"))
         with progress.stage(f"Eigenvectors of {named}", len(layers), "layers") as stage:
             for block in group:
-                _write_basis(files, layers, block, covariances, stage)
+                _write_basis(files, layers, block, covariances, lm.device, stage)
         del covariances  # its room is needed for what follows
-    bases = {name: tensor for block in group for name, tensor in read_tensors(files.basis(block)).items()}
-    vectors = [
-        (
-            bases[f"{layers[layer.source].name}.inputs.vectors"].to(lm.device, lm.dtype),
-            bases[f"{layer.name}.outputs.vectors"].to(lm.device, lm.dtype),
-        )
-        for layer in layers
-    ]
-    squares = SquaredGradients(layers, vectors)
-    _pass(files, lm, layers, squares, fit, sample, f"Eigenvalues of {named}", progress)
+    sums.store.remove(sums.kind, sums.key)
+    sums = replace(sums, key=f"{files.shards.key}/squares-{first}-{last}")
+    work = replace(work, sums=sums, bases=tuple(files.basis(block) for block in group))
+    squares = SquaredGradients.of(layers, _summed(driver, work, f"Eigenvalues of {named}"))
     for block in group:
         finished = read_tensors(files.basis(block))
         for index, layer in enumerate(layers):
             if layer.block == block:
                 finished[f"{layer.name}.eigenvalues"] = squares.eigenvalues(index)
-        write_tensors(files.block(block), finished)
+        files.shards.store.write_tensors(files.block(block), finished)
     for block in group:
         files.basis(block).unlink()
-    files.under_way.unlink(missing_ok=True)
+    sums.store.remove(sums.kind, sums.key)
 
 
-def _write_basis(files, layers, block, covariances: Covariances, stage) -> None:
+def _summed(driver: Driver, work: Summing, name: str) -> dict[str, torch.Tensor]:
+    """The sums over all parts, which are added in their order."""
+    sizes = {number: len(part) for number, part in enumerate(work.parts)}
+    driver.finish(work, name, sizes)
+    total = read_tensors(work.sums.path(0))
+    for number in range(1, len(work.parts)):
+        with safe_open(work.sums.path(number), "pt") as file:
+            for tensor_name, tensor in total.items():
+                tensor += file.get_tensor(tensor_name)
+    return total
+
+
+def _write_basis(
+    files: CurvatureFiles,
+    layers: Sequence[LinearLayer],
+    block: int,
+    covariances: Covariances,
+    device: torch.device,
+    stage: Stage,
+) -> None:
     found: dict[str, torch.Tensor] = {}
     for index, layer in enumerate(layers):
         if layer.block != block:
@@ -164,80 +250,27 @@ def _write_basis(files, layers, block, covariances: Covariances, stage) -> None:
         if layer.source == index:
             sides["inputs"] = covariances.inputs(index)
         for side, covariance in sides.items():
-            basis = eigenbasis(covariance)
+            basis = eigenbasis(covariance.to(device))
             found[f"{layer.name}.{side}.vectors"] = basis.vectors
             found[f"{layer.name}.{side}.values"] = basis.values
         stage.advance()
-    write_tensors(files.basis(block), found)
+    files.shards.store.write_tensors(files.basis(block), found)
 
 
-def _pass(
-    files: CurvatureFiles,
-    lm: LanguageModel,
-    layers: Sequence[LinearLayer],
-    into: Accumulator,
-    fit: CurvatureFit,
-    sample: _Sample,
-    name: str,
-    progress: Progress,
-) -> None:
-    """One pass over the rows, from where an earlier run put its sums away."""
-    done, rows_done = _resumed(files, into, name)
-    rows_total = sum(1 for span in sample.rows.spans if span)
-    with progress.stage(name, rows_total, "rows") as stage:
-        stage.skip(rows_done)
-        saved = time.monotonic()
-
-        def after(batches: int, rows: int) -> None:
-            nonlocal saved
-            stage.advance(rows)
-            if time.monotonic() - saved > CHECKPOINT_SECONDS:
-                _put_away(files, into, name, batches, stage.done)
-                saved = time.monotonic()
-
-        accumulate(lm, layers, into, sample.rows, sample.keys, fit.fisher, done, after, progress.say)
-        _put_away(files, into, name, 1 << 62, stage.done)
+def _parts(tokens: RowShards, total: int) -> tuple[tuple[int, ...], ...]:
+    """The sampled rows, cut where `PART_TOKENS` are reached: example ids of each part."""
+    parts: list[list[int]] = []
+    used = PART_TOKENS
+    for row in rows_with_tokens(tokens, total):
+        if used >= PART_TOKENS:
+            parts.append([])
+            used = 0
+        parts[-1].append(row.example_id)
+        used += len(row.input_ids)
+    return tuple(map(tuple, parts))
 
 
-def _put_away(files: CurvatureFiles, into: Accumulator, name: str, batches: int, rows: int) -> None:
-    write_tensors(files.under_way, into.tensors(), {"pass": name, "batches": batches, "rows": rows})
-
-
-def _resumed(files: CurvatureFiles, into: Accumulator, name: str) -> tuple[int, int]:
-    """Batches and rows that an earlier run had finished, whose sums are now in `into`."""
-    if not files.under_way.exists():
-        return 0, 0
-    try:
-        about = read_about(files.under_way)
-        if about.get("pass") != name:
-            return 0, 0
-        kept = read_tensors(files.under_way)
-    except Exception as error:  # safetensors raises a type of its own
-        raise StoreError(f"{files.under_way}: damaged ({error}); delete it") from error
-    for tensor_name, tensor in into.tensors().items():
-        tensor.copy_(kept[tensor_name])
-    return about["batches"], about["rows"]
-
-
-def _sample(layout: Layout, tokens: int) -> _Sample:
-    """Rows with `tokens` tokens together, those of the smallest content hashes: the same in any order."""
-    rows: list[TokenizedExample] = []
-    for number in layout.shard_numbers("examples"):
-        rows += [row for row in read_tokens(layout, number) if (row.parts != PROMPT).any()]
-        rows.sort(key=lambda row: row.content_hash)
-        total = 0
-        for place, row in enumerate(rows):
-            total += len(row.input_ids)
-            if total >= tokens:
-                del rows[place + 1 :]
-                break
-    # Copies of a row would draw the same labels.
-    distinct = {row.content_hash: row for row in rows}
-    ids, response = zip(*((row.input_ids, row.parts != PROMPT) for row in distinct.values()), strict=True)
-    return _Sample(Rows(ids, response), list(distinct))
-
-
-def _groups(lm: LanguageModel, blocks: Sequence[int], weights) -> list[list[int]]:
+def _groups(lm: LanguageModel, blocks: Sequence[int], weights: Literal["linear", "lora"]) -> list[list[int]]:
     """Runs of consecutive blocks whose statistics fit into memory together."""
     room = GROUP_BYTES_CPU if lm.device.type == "cpu" else GROUP_BYTES_ACCELERATOR
     size = lm.wide_dtype.itemsize

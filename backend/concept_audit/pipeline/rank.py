@@ -8,7 +8,7 @@ asked for.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
@@ -16,37 +16,29 @@ from typing import Any
 import numpy as np
 import torch
 
-from concept_audit.concepts.examples import example_activations
 from concept_audit.concepts.probe import fit_direction
-from concept_audit.concepts.sae import SparseAutoencoder, load_sae
+from concept_audit.concepts.sae import SaeSource, SparseAutoencoder
 from concept_audit.errors import ConceptError, StoreError
 from concept_audit.influence.baselines import activation_similarity, bm25, projection_difference
-from concept_audit.influence.queries import Lack, Loss, Quantity, Rows
+from concept_audit.influence.options import CurvatureOptions, InfluenceOptions, ScoringOptions, content
+from concept_audit.influence.queries import Loss, NegatedConcept, Quantity, Rows
 from concept_audit.influence.targets import FeatureActivation, Projection
 from concept_audit.influence.vector_filter import vector_filter
 from concept_audit.model.chat import ChatRenderer
 from concept_audit.model.linear import resolve_weights
-from concept_audit.model.load import LanguageModel, native_bfloat16
-from concept_audit.pipeline.answers import ANSWER_TOKENS, answer_stage, answered
-from concept_audit.pipeline.attribution import (
-    Attribution,
-    InfluenceOptions,
-    attribute,
-    finish,
-    has_query,
-    identity_of,
-    write_dense_query,
-)
-from concept_audit.pipeline.index import Target, index_scores, open_index, solved_query
+from concept_audit.model.load import LanguageModel, find_device, resolve_precision
+from concept_audit.pipeline.answers import ANSWER_TOKENS, Answering, answered
+from concept_audit.pipeline.attribution import Attribution, attribute, finish, has_query, keep_dense_query
+from concept_audit.pipeline.examples import example_activations
+from concept_audit.pipeline.index.query import Target, index_scores, open_index, solved_query
 from concept_audit.pipeline.options import key
+from concept_audit.pipeline.sources import Sources
 from concept_audit.progress import Progress
 from concept_audit.store import queries as store_queries
 from concept_audit.store import workspace
-from concept_audit.store.database import Database
-from concept_audit.store.index import index_files, read_norms
-from concept_audit.store.layout import Layout
-from concept_audit.store.manifest import Manifest
-from concept_audit.store.shards import messages_from_json, read_activations, read_answer_activations
+from concept_audit.store.activations import read_means
+from concept_audit.store.examples import messages_from_json
+from concept_audit.store.index import present_index
 from concept_audit.types import METHODS, Concept, LabelledExample, Method
 
 STRONGEST_ROWS = 8
@@ -54,33 +46,6 @@ STRONGEST_ROWS = 8
 NEED_QUERIES = {"concept_influence", "influence_function", "gradient_dot", "activation_similarity", "bm25"}
 NEED_GRADIENTS = {"concept_influence", "influence_function", "gradient_dot"}
 AT_A_LAYER = {"vector_filter", "projection_difference", "activation_similarity", "concept_influence"}
-_SHARED = ("contrast", "own_answers", "blocks", "weights", "rank", "unit_normalised", "precision", "seed")
-_CURVED = ("curvature", "fisher", "curvature_tokens", "damping")
-DEPENDS_ON: dict[str, tuple[str, ...]] = {
-    "concept_influence": ("target", *_SHARED, *_CURVED),
-    "influence_function": (*_SHARED, *_CURVED),
-    "gradient_dot": _SHARED,
-}
-"""The options that change a method's scores, beside the layer and the queries."""
-
-
-@dataclass(frozen=True)
-class Sources:
-    """An audit, as far as ranking its rows needs it.
-
-    Attributes:
-        model: loads the model; called only if it is needed.
-    """
-
-    layout: Layout
-    database: Database
-    manifest: Manifest
-    model: Callable[[], LanguageModel]
-
-    def read(self, query: Callable):
-        """Run a query of the store."""
-        with self.database.reading() as cursor:
-            return query(cursor)
 
 
 @dataclass(frozen=True)
@@ -103,47 +68,52 @@ class Request:
 
 
 def request(sources: Sources, concept: Concept, method: str, options: InfluenceOptions) -> Request:
-    """Settle what a ranking depends on, without loading the model.
+    """Resolve what a ranking depends on, without loading the model.
 
     Raises:
         ConceptError: unknown method, a layer that the audit does not keep, or no queries.
     """
-    if method not in METHODS:
+    known = {name: name for name in METHODS}
+    if method not in known:
         raise ConceptError(f"--method {method}: unknown; choose from {', '.join(METHODS)}")
     _check(options)
     parameters: dict[str, Any] = {}
     at = concept
-    if method in AT_A_LAYER and options.layer is not None and options.layer != concept.layer:
-        at = _at_layer(sources, concept, options.layer)
-        parameters["layer"] = options.layer
+    layer = options.query.layer
+    if method in AT_A_LAYER and layer is not None and layer != concept.layer:
+        at = _at_layer(sources, concept, layer)
+        parameters["layer"] = layer
     if method == "projection_difference":
         parameters["answer_tokens"] = ANSWER_TOKENS
     queries: tuple[LabelledExample, ...] = ()
     if method in NEED_QUERIES:
-        contrast = options.contrast and method in NEED_GRADIENTS
+        contrast = options.query.contrast and method in NEED_GRADIENTS
         queries = _queries(sources, concept, options, contrast)
         parameters["queries"] = _digest(queries)
         parameters["n_queries"] = len(queries)
     index = None
     if method in NEED_GRADIENTS:
         if method == "gradient_dot":
-            options = replace(options, curvature="identity")
+            options = options.changed(curvature="identity")
         index = _index(sources, at, method, options)
+        asked = {"contrast": options.query.contrast, "own_answers": options.query.own_answers}
+        if method == "concept_influence" and concept.kind == "sae_feature":
+            asked["target"] = options.query.target
+        parameters |= asked
     if index is not None:
-        parameters |= {"engine": "index", "index": _key(index)}
-        names = ["contrast", "own_answers", "unit_normalised", "damping"]
-        names += ["target"] if method == "concept_influence" and concept.kind == "sae_feature" else []
-        parameters |= identity_of(options, names)
+        parameters |= {"engine": "index", "index": _key(index), "damping": options.curvature.damping}
+        parameters["unit_normalised"] = options.scoring.unit_normalised
         parameters["blocks"] = [1, min(_reach(at, method, index), index["blocks"][1])]
     elif method in NEED_GRADIENTS:
+        dtype = getattr(torch, sources.manifest.configuration["dtype"])
+        options = options.changed(
+            precision=resolve_precision(options.scoring.precision, dtype, find_device(sources.device))
+        )
+        parameters |= content(options.scoring)
         # Without a curvature there is nothing to damp and nothing to fit.
-        flat = options.curvature == "identity"
-        dropped = {"fisher", "curvature_tokens", "damping"} if flat else set()
-        dropped |= {"target"} if concept.kind == "probe" else set()
-        options = replace(options, precision=_precision(sources.manifest, options))
-        names = [name for name in DEPENDS_ON[method] if name not in dropped]
-        parameters |= identity_of(options, names)
-    return Request(at, method, options, queries, parameters, index)  # type: ignore[arg-type]
+        flat = options.curvature.curvature == "identity"
+        parameters |= {"curvature": "identity"} if flat else content(options.curvature)
+    return Request(at, known[method], options, queries, parameters, index)
 
 
 def scores_of(sources: Sources, wanted: Request, ranking: int, progress: Progress) -> np.ndarray:
@@ -154,28 +124,33 @@ def scores_of(sources: Sources, wanted: Request, ranking: int, progress: Progres
     """
     concept = wanted.concept
     direction = concept.direction[:, None]
-    layout = sources.layout
+    means = sources.shards("activations")
     match wanted.method:
         case "vector_filter":
-            return vector_filter(read_activations(layout, concept.layer), direction)[:, 0]
+            return vector_filter(read_means(means, concept.layer), direction)[:, 0]
         case "projection_difference":
-            layers = tuple(sources.manifest.configuration["layers"])
-            if layout.shard_numbers("answer_activations") != layout.shard_numbers("examples"):
-                answer_stage(layout, sources.model(), layers, progress)
-            own = vector_filter(read_answer_activations(layout, concept.layer), direction)
-            return projection_difference(vector_filter(read_activations(layout, concept.layer), direction), own)[:, 0]
+            answers = Answering(
+                sources.shards("tokens"),
+                sources.shards("answers"),
+                sources.shards("answer_activations"),
+                sources.model_source,
+                sources.layers,
+            )
+            if any(output.missing() for output in answers.outputs):
+                sources.driver(progress).finish(answers, "The model's own answers", means.partition.sizes())
+            own = vector_filter(read_means(answers.means, concept.layer), direction)
+            return projection_difference(vector_filter(read_means(means, concept.layer), direction), own)[:, 0]
         case "activation_similarity":
             positive = [example for example in wanted.queries if example.label]
-            found = _activations(sources, positive, concept.layer, progress)
-            return activation_similarity(read_activations(layout, concept.layer), found)
+            found = example_activations(sources, positive, (concept.layer,), progress)[concept.layer]
+            return activation_similarity(read_means(means, concept.layer), found)
         case "bm25":
             texts = ["\n".join(m.content for m in e.messages) for e in wanted.queries if e.label]
             return bm25(sources.read(store_queries.texts), texts)
         case _ if wanted.index is not None:
             return scores_of_many(sources, [wanted], progress)[:, 0]
         case _:
-            run = _attribution(sources, wanted, ranking, progress)
-            return attribute(layout, sources.model(), run, progress).rows
+            return attribute(sources, _attribution(sources, wanted, ranking, progress), progress).rows
 
 
 def scores_of_many(sources: Sources, wanted: Sequence[Request], progress: Progress) -> np.ndarray:
@@ -186,12 +161,14 @@ def scores_of_many(sources: Sources, wanted: Sequence[Request], progress: Progre
     """
     lm = sources.model()
     targets = [_target(sources, each, lm, progress) for each in wanted]
-    scores = index_scores(sources.layout, lm, wanted[0].index, targets, wanted[0].options.damping, progress)
-    if any(each.options.unit_normalised for each in wanted):
-        norms = read_norms(index_files(sources.layout)).astype(np.float64)
-        for place, each in enumerate(wanted):
-            if each.options.unit_normalised:
-                scores[:, place] /= np.maximum(norms, np.finfo(np.float32).tiny)
+    index = wanted[0].index
+    assert index is not None, "these requests are answered by the index"
+    scores = index_scores(sources, index, targets, wanted[0].options.curvature.damping, progress)
+    normalised = [place for place, each in enumerate(wanted) if each.options.scoring.unit_normalised]
+    if normalised:
+        files = present_index(sources.layout, sources.shards("tokens").partition)
+        norms = np.maximum(files.norms().astype(np.float64), np.finfo(np.float32).tiny)
+        scores[:, normalised] /= norms[:, None]
     return scores
 
 
@@ -199,30 +176,25 @@ def keep_query(sources: Sources, wanted: Request, ranking: int, progress: Progre
     """Keep the whole query of a ranking that the index answered, so that rows can be scored exactly."""
     if wanted.index is None or has_query(sources.layout, ranking):
         return
-    lm = sources.model()
-    target = _target(sources, wanted, lm, progress)
-    gradients = solved_query(sources.layout, lm, wanted.index, target, wanted.options.damping, progress)
-    write_dense_query(
-        sources.layout,
-        ranking,
-        wanted.concept.concept_id,
-        gradients,
-        wanted.index["precision"],
-        tuple(wanted.parameters["blocks"]),
-        wanted.index["weights"],
-        wanted.options.unit_normalised,
-    )
+    target = _target(sources, wanted, sources.model(), progress)
+    gradients = solved_query(sources, wanted.index, target, wanted.options.curvature.damping, progress)
+    about = {
+        "concept_id": wanted.concept.concept_id,
+        "blocks": wanted.parameters["blocks"],
+        "weights": wanted.index["weights"],
+        "unit_normalised": wanted.options.scoring.unit_normalised,
+    }
+    keep_dense_query(sources.layout, ranking, gradients, wanted.index["precision"], about)
 
 
 def finished(sources: Sources, wanted: Request, ranking: int) -> None:
     """Clear away what a ranking that is now in the store does not need any more."""
     if wanted.method in NEED_GRADIENTS:
-        finish(sources.layout, ranking, wanted.options.keep_tokens)
+        finish(sources.layout, ranking, wanted.options.scoring.keep_tokens)
 
 
 def _attribution(sources: Sources, wanted: Request, ranking: int, progress: Progress) -> Attribution:
     lm = sources.model()
-    options = replace(wanted.options, weights=resolve_weights(lm, wanted.options.weights))
     target = _target(sources, wanted, lm, progress)
     return Attribution(
         ranking=ranking,
@@ -231,21 +203,20 @@ def _attribution(sources: Sources, wanted: Request, ranking: int, progress: Prog
         queries=target.queries,
         weights=target.weights,
         reach=target.reach,
-        data=sources.manifest.stages["read"]["key"],
-        options=options,
+        options=wanted.options.changed(weights=resolve_weights(lm, wanted.options.scoring.weights)),
     )
 
 
 def _target(sources: Sources, wanted: Request, lm: LanguageModel, progress: Progress) -> Target:
     max_tokens = sources.manifest.configuration["max_tokens"]
-    if wanted.options.own_answers:
+    if wanted.options.query.own_answers:
         rows = answered(lm, wanted.queries, max_tokens, progress)
     else:
         renderer = ChatRenderer(lm.tokenizer, max_tokens)
         rendered = [renderer.render(example.messages) for example in wanted.queries]
         rows = Rows([row.input_ids for row in rendered], [row.response for row in rendered])
     reach = wanted.concept.layer if wanted.method == "concept_influence" else lm.n_layers
-    return Target(_quantity(sources, wanted, wanted.options, lm), rows, _weights(wanted.queries), reach)
+    return Target(_quantity(sources, wanted, lm), rows, _weights(wanted.queries), reach)
 
 
 def _reach(concept: Concept, method: str, index: Mapping[str, Any]) -> int:
@@ -259,63 +230,60 @@ def _index(sources: Sources, concept: Concept, method: str, options: InfluenceOp
     Raises:
         StoreError, ConceptError: the index is asked for, and cannot answer; the reason.
     """
-    if options.engine == "exact" or (options.engine == "auto" and method != "concept_influence"):
+    engine = options.scoring.engine
+    if engine == "exact" or (engine == "auto" and method != "concept_influence"):
         return None
-    asked = options.engine == "index"
-    manifest = sources.manifest
     reach = concept.layer if method == "concept_influence" else None
     try:
-        about = open_index(sources.layout, manifest.fingerprints["model"], manifest.stages["read"]["key"], reach)
+        about = open_index(sources, reach)
     except (StoreError, ConceptError):
-        if asked:
+        if engine == "index":
             raise
         return None
-    lacking = []
-    if options.curvature != "ekfac":
-        lacking.append(f"--curvature {options.curvature}")
-    usual = InfluenceOptions()
-    for name in ("fisher", "curvature_tokens", "seed", "weights"):
-        # What is left at its default takes the index's own.
-        if getattr(options, name) not in (getattr(usual, name), about[name]):
-            lacking.append(f"--{name.replace('_', '-')} {getattr(options, name)}")
-    if options.blocks:
-        lacking.append(f"--blocks {options.blocks[0]}-{options.blocks[1]}")
-    if options.rank:
-        lacking.append(f"--rank {options.rank}")
-    if options.keep_tokens:
-        lacking.append("--keep-tokens")
-    if options.precision not in ("auto", about["precision"]):
-        lacking.append(f"--precision {options.precision}")
-    if options.mode != "auto":
-        lacking.append(f"--mode {options.mode}")
-    if lacking and asked:
+    lacking = _not_served(options, about)
+    if lacking and engine == "index":
         raise ConceptError(f"the gradient index does not serve {', '.join(lacking)}; rank with --exact")
     return None if lacking else about
 
 
+def _not_served(options: InfluenceOptions, about: Mapping[str, Any]) -> list[str]:
+    """Settings that an index cannot answer; what is left at its default takes the index's own."""
+    usual = {**content(CurvatureOptions()), **content(ScoringOptions()), "mode": "auto", "keep_tokens": False}
+    asked = {**content(options.curvature), **content(options.scoring)}
+    asked |= {"mode": options.scoring.mode, "keep_tokens": options.scoring.keep_tokens}
+    own = {"curvature": "ekfac", **{name: about[name] for name in ("fisher", "curvature_tokens", "seed", "weights")}}
+    own["precision"] = about["precision"]
+    # These it answers whatever they are.
+    served = {"damping", "unit_normalised"}
+    lacking = []
+    for name, value in asked.items():
+        if name in served or value == usual[name] or value == own.get(name, usual[name]):
+            continue
+        shown = "-".join(map(str, value)) if name == "blocks" else value
+        lacking.append(f"--{name.replace('_', '-')}" + ("" if value is True else f" {shown}"))
+    return lacking
+
+
 def _key(index: Mapping[str, Any]) -> str:
     """Tells indexes apart by what they are of."""
-    told = {k: v for k, v in index.items() if k not in ("fidelity", "rows", "kept", "done")}
-    return key(told)
+    return key({k: v for k, v in index.items() if k not in ("fidelity", "rows", "kept", "done")})
 
 
-def _quantity(sources: Sources, wanted: Request, options: InfluenceOptions, lm: LanguageModel) -> Quantity:
+def _quantity(sources: Sources, wanted: Request, lm: LanguageModel) -> Quantity:
     concept = wanted.concept
     if wanted.method != "concept_influence":
         return Loss()
-    if concept.kind == "sae_feature" and options.target == "activation":
-        configured = sources.manifest.configuration["sae"]
-        source = str(sources.layout.sae) if configured == "train" else configured
+    if concept.kind == "sae_feature" and wanted.options.query.target == "activation":
         # The key of the features is a hash over the SAE's weights.
-        sae = _sae(source, lm.device, sources.manifest.stages["features"]["key"])
-        return Lack(FeatureActivation(concept.layer, sae.module, concept.feature_id))
-    return Lack(Projection(concept.layer, concept.direction))
+        sae = _sae(sources.sae_source, lm.device, sources.manifest.key("features"))
+        return NegatedConcept(FeatureActivation(concept.layer, sae.module, concept.feature_id))
+    return NegatedConcept(Projection(concept.layer, concept.direction))
 
 
 @lru_cache(maxsize=2)
-def _sae(source: str, device: torch.device, weights: str) -> SparseAutoencoder:
+def _sae(source: SaeSource, device: torch.device, weights: str) -> SparseAutoencoder:
     """An SAE, loaded once for all its features; `weights` tells others in the same place."""
-    return load_sae(source, device)
+    return source.load(device)
 
 
 def _weights(queries: Sequence[LabelledExample]) -> list[float]:
@@ -328,7 +296,7 @@ def _weights(queries: Sequence[LabelledExample]) -> list[float]:
 def _queries(
     sources: Sources, concept: Concept, options: InfluenceOptions, contrast: bool
 ) -> tuple[LabelledExample, ...]:
-    given = options.queries
+    given = options.query.queries
     if given is None and concept.kind == "probe":
         given = tuple(sources.read(lambda cursor: workspace.labels(cursor, concept.name)))
     elif given is None:
@@ -347,10 +315,9 @@ def _queries(
 
 def _at_layer(sources: Sources, concept: Concept, layer: int) -> Concept:
     """The concept at another layer: a probe is trained there from its labels, in the way it was trained."""
-    kept = tuple(sources.manifest.configuration["layers"])
-    if layer not in kept:
+    if layer not in sources.layers:
         raise ConceptError(
-            f"--layer {layer}: this audit keeps layers {', '.join(map(str, kept))}; choose one of "
+            f"--layer {layer}: this audit keeps layers {', '.join(map(str, sources.layers))}; choose one of "
             "them, or build again with --layers"
         )
     if concept.kind != "probe":
@@ -359,51 +326,29 @@ def _at_layer(sources: Sources, concept: Concept, layer: int) -> Concept:
         )
     examples = sources.read(lambda cursor: workspace.labels(cursor, concept.name))
     fit = next(p.fit for p in sources.read(workspace.probes) if p.name == concept.name)
-    found = _activations(sources, examples, layer, Progress())
+    found = example_activations(sources, examples, (layer,), Progress())[layer]
     spread = sources.read(store_queries.spreads)[layer]
     direction = fit_direction(fit, found, np.array([e.label for e in examples]), spread)
     return replace(concept, layer=layer, direction=direction.astype(np.float32))
 
 
-def _activations(sources: Sources, examples: Sequence[LabelledExample], layer: int, progress: Progress) -> np.ndarray:
-    manifest = sources.manifest
-    return example_activations(
-        sources.layout,
-        sources.database,
-        examples,
-        (layer,),
-        manifest.fingerprints["model"],
-        manifest.configuration["max_tokens"],
-        sources.model,
-        progress,
-    )[layer]
-
-
 def _digest(queries: Sequence[LabelledExample]) -> str:
-    content = ",".join(sorted(f"{example.content_hash}:{example.label}" for example in queries))
-    return hashlib.blake2b(content.encode(), digest_size=8).hexdigest()
-
-
-def _precision(manifest: Manifest, options: InfluenceOptions) -> str:
-    """The precision of scoring that ``auto`` stands for on this machine."""
-    if options.precision != "auto":
-        return options.precision
-    own = manifest.configuration["dtype"]
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return "bfloat16" if own == "float32" and native_bfloat16(device) else own
+    hashes = ",".join(sorted(f"{example.content_hash}:{example.label}" for example in queries))
+    return hashlib.blake2b(hashes.encode(), digest_size=8).hexdigest()
 
 
 def _check(options: InfluenceOptions) -> None:
+    curvature, scoring = options.curvature, options.scoring
     wrong = []
-    if options.damping < 0:
-        wrong.append(f"--damping {options.damping}: must not be negative")
-    if options.rank is not None and options.rank < 1:
-        wrong.append(f"--rank {options.rank}: must be 1 or more")
-    if options.curvature_tokens < 1:
-        wrong.append(f"--curvature-tokens {options.curvature_tokens}: must be 1 or more")
-    if options.unit_normalised and options.mode == "forward":
+    if curvature.damping < 0:
+        wrong.append(f"--damping {curvature.damping}: must not be negative")
+    if scoring.rank is not None and scoring.rank < 1:
+        wrong.append(f"--rank {scoring.rank}: must be 1 or more")
+    if curvature.curvature_tokens < 1:
+        wrong.append(f"--curvature-tokens {curvature.curvature_tokens}: must be 1 or more")
+    if scoring.unit_normalised and scoring.mode == "forward":
         wrong.append("--mode forward: does not see the norm of a gradient; leave it out, or --unit-normalised")
-    if options.keep_tokens and options.mode == "forward":
+    if scoring.keep_tokens and scoring.mode == "forward":
         wrong.append("--mode forward: gives no token influences; leave it out, or --keep-tokens")
     if wrong:
         raise ConceptError("; ".join(wrong))

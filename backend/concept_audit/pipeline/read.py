@@ -1,37 +1,100 @@
-"""Stage 1: rows from the source into shards, tokenized as the model reads them."""
+"""Stages 1 and 2: rows from the source into shards, then as the model reads them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import islice
+from dataclasses import dataclass
+from itertools import count, islice
+from typing import Any
 
 from concept_audit.errors import DataError, ModelError
-from concept_audit.model.chat import ChatRenderer, TokenizedRow
+from concept_audit.model.chat import ChatRenderer
+from concept_audit.model.options import ModelSource
+from concept_audit.pipeline.engine import Worker
 from concept_audit.progress import Stage
-from concept_audit.store.layout import ROWS_PER_SHARD, Layout
-from concept_audit.store.shards import write_examples
-from concept_audit.types import Example
+from concept_audit.store.examples import read_conversations, write_rows, write_tokens
+from concept_audit.store.partition import RowPartition, first_row
+from concept_audit.store.shard_store import TABLE, RowShards, ShardStore
+from concept_audit.types import Example, Message
 
 
-def read_stage(layout: Layout, examples: Iterator[Example], renderer: ChatRenderer, stage: Stage) -> None:
-    """Write every row to the shards of examples; shards that an earlier run wrote are kept.
+def read_rows(store: ShardStore, key: str, examples: Iterator[Example], stage: Stage) -> None:
+    """Write every row to shards; those that an earlier run wrote are kept, and what is missing among them is not.
 
     Raises:
-        DataError: a row cannot be read, or the model's chat template refuses it.
+        DataError: a row cannot be read.
     """
-    number = len(layout.shard_numbers("examples"))
-    stage.skip(sum(1 for _ in islice(examples, number * ROWS_PER_SHARD)))
-    while block := list(islice(examples, ROWS_PER_SHARD)):
-        rows = []
-        for example in block:
-            rows.append((example, _render(example, renderer)))
+    there = store.list("rows", key)
+    for number in count():
+        first, end = first_row(number), first_row(number + 1)
+        if there.get(number) == end - first:
+            stage.skip(sum(1 for _ in islice(examples, end - first)))
+            continue
+        block = []
+        for example in islice(examples, end - first):
+            block.append(example)
             stage.advance()
-        write_examples(layout, number, rows)
-        number += 1
+        if not block:
+            return
+        shards = RowShards(store, "rows", key, RowPartition(first + len(block)), TABLE)
+        write_rows(shards, number, block)
 
 
-def _render(example: Example, renderer: ChatRenderer) -> TokenizedRow:
+@dataclass(frozen=True)
+class Tokenizing:
+    """Rows as the model reads them: its chat template applied, cut at a length.
+
+    Attributes:
+        rows: as they were read.
+        tokens: to be made.
+    """
+
+    rows: RowShards
+    tokens: RowShards
+    model: ModelSource
+    max_tokens: int
+
+    @property
+    def outputs(self) -> tuple[RowShards, ...]:
+        return (self.tokens,)
+
+    def open(self, worker: Worker) -> tuple[ChatRenderer, Worker]:
+        return ChatRenderer(worker.model(self.model).tokenizer, self.max_tokens), worker
+
+    def run(self, opened: tuple[ChatRenderer, Worker], number: int) -> None:
+        """Tokenize one shard.
+
+        Raises:
+            DataError: the model's chat template refuses a row.
+        """
+        renderer, worker = opened
+        conversations = read_conversations(self.rows, number)
+
+        def units() -> Iterator[list[dict[str, Any]]]:
+            for unit in self.rows.partition.units(number):
+                records = []
+                for example_id, content_hash, where, messages in conversations[unit]:
+                    records.append(
+                        _record(renderer, where, messages) | {"example_id": example_id, "content_hash": content_hash}
+                    )
+                    worker.advance()
+                yield records
+
+        write_tokens(self.tokens, number, units())
+
+
+def _record(renderer: ChatRenderer, where: str, messages: tuple[Message, ...]) -> dict[str, Any]:
     try:
-        return renderer.render(example.messages)
+        row = renderer.render(messages)
     except ModelError as error:
-        raise DataError(f"{example.source} row {example.source_row}: {error}") from error
+        raise DataError(f"{where}: {error}") from error
+    return {
+        "truncated": row.truncated,
+        "n_tokens": len(row.input_ids),
+        "n_response_tokens": int(row.response.sum()),
+        "text": row.text,
+        "input_ids": row.input_ids,
+        "starts": row.starts,
+        "ends": row.ends,
+        "parts": row.parts,
+    }

@@ -13,10 +13,10 @@ from typing import Any
 
 import pandas as pd
 
+from concept_audit.influence.options import InfluenceOptions
 from concept_audit.model.load import LanguageModel
-from concept_audit.pipeline.attribution import InfluenceOptions
 from concept_audit.pipeline.options import key
-from concept_audit.pipeline.rank import Sources
+from concept_audit.pipeline.sources import Sources
 from concept_audit.pipeline.validation.findings import findings, run_frame, score_frame, stability_findings
 from concept_audit.pipeline.validation.first_order import first_order
 from concept_audit.pipeline.validation.options import VERSION, Candidate, ValidateOptions, settled
@@ -111,9 +111,14 @@ def _about(
 
 def _candidate_about(candidate: Candidate) -> dict[str, Any]:
     """The method, and the options that are not at their defaults."""
-    usual = asdict(InfluenceOptions())
-    given = asdict(candidate.options)
-    told = {name: value for name, value in given.items() if value != usual[name] and name != "queries"}
-    if candidate.options.queries is not None:
-        told["queries"] = key(sorted(f"{e.content_hash}:{e.label}" for e in candidate.options.queries))
-    return {"method": candidate.method, **told}
+    pairs = zip(InfluenceOptions().parts(), candidate.options.parts(), strict=True)
+    given = {
+        name: value
+        for usual, part in pairs
+        for name, value in asdict(part).items()
+        if value != getattr(usual, name) and name != "queries"
+    }
+    queries = candidate.options.query.queries
+    if queries is not None:
+        given["queries"] = key(sorted(f"{e.content_hash}:{e.label}" for e in queries))
+    return {"method": candidate.method, **given}

@@ -16,11 +16,14 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 
+from concept_audit.files import atomic_write
 from concept_audit.progress import Progress, Stage
 from concept_audit.store import schema
-from concept_audit.store.layout import Layout, whole
+from concept_audit.store.activations import read_means
+from concept_audit.store.layout import Layout
+from concept_audit.store.manifest import Manifest
 from concept_audit.store.rankings import insert_scores, ranking_id
-from concept_audit.store.shards import read_activations
+from concept_audit.store.shard_store import RowShards
 
 MEMORY_LIMIT = "384MB"
 CELLS_AT_ONCE = 400_000
@@ -59,19 +62,25 @@ class SaeDirections:
 
 
 def assemble(
-    layout: Layout, build_id: str, layers: Sequence[int], sae: SaeDirections | None, progress: Progress
+    layout: Layout,
+    manifest: Manifest,
+    build_id: str,
+    layers: Sequence[int],
+    sae: SaeDirections | None,
+    progress: Progress,
 ) -> None:
     """Write ``audit.duckdb`` from the shards.
 
     Args:
+        manifest: says which shards are this build's.
         layers: those whose mean response activations are in the shards.
 
     Raises:
         StoreError: the disk is full.
     """
-    with whole(layout.audit) as partial:
-        partial.unlink(missing_ok=True)
-        con = duckdb.connect(str(partial))
+    rows, tokens, means = (manifest.shards(layout, kind) for kind in ("rows", "tokens", "activations"))
+    with atomic_write(layout.audit) as partial:
+        con = duckdb.connect(str(partial), config={"storage_compatibility_version": schema.STORAGE})
         try:
             con.execute(f"SET memory_limit = '{MEMORY_LIMIT}'")
             # Each thread sorts in memory of its own: a few share the limit well.
@@ -79,14 +88,14 @@ def assemble(
             con.execute("SET temp_directory = ?", [str(layout.root / "tmp.partial")])
             con.execute(schema.AUDIT_TABLES)
             con.execute("INSERT INTO base.meta VALUES ('format', ?), ('build_id', ?)", [str(schema.FORMAT), build_id])
-            numbers = layout.shard_numbers("examples")
-            with progress.stage("Writing rows to the store", len(numbers), "shards") as stage:
-                _insert_examples(con, layout, numbers, stage)
-            _insert_layers(con, layout, layers)
+            with progress.stage("Writing rows to the store", len(rows.partition), "shards") as stage:
+                _insert_examples(con, rows, tokens, stage)
+            _insert_layers(con, means, layers)
             if sae is not None:
                 con.execute("INSERT INTO base.meta VALUES ('sae', ?)", [sae.fingerprint])
-                with progress.stage("Writing SAE features to the store", len(numbers), "shards") as stage:
-                    _insert_features(con, layout, numbers, sae, stage)
+                features = manifest.shards(layout, "features")
+                with progress.stage("Writing SAE features to the store", len(rows.partition), "shards") as stage:
+                    _insert_features(con, features, tokens, sae, stage)
                 _insert_rankings(con, build_id, sae, progress)
             con.execute(schema.AUDIT_VIEWS)
             con.execute("CHECKPOINT")
@@ -96,17 +105,17 @@ def assemble(
                 leftover.unlink(missing_ok=True)
 
 
-def _insert_examples(con: duckdb.DuckDBPyConnection, layout: Layout, numbers: Sequence[int], stage: Stage) -> None:
+def _insert_examples(con: duckdb.DuckDBPyConnection, rows: RowShards, tokens: RowShards, stage: Stage) -> None:
     fields: dict[str, Counter[str]] = {}
     rows_with: Counter[str] = Counter()
-    for number in numbers:
-        shard = str(layout.shard("examples", number))
+    for number in rows.numbers():
+        shard = str(rows.path(number))
         con.execute(
             """INSERT INTO base.examples
-               SELECT example_id, content_hash, source, source_row, prompt, response, n_tokens, metadata,
+               SELECT example_id, r.content_hash, source, source_row, prompt, response, n_tokens, metadata,
                       messages, n_response_tokens, truncated, NULL
-               FROM read_parquet(?) ORDER BY example_id""",
-            [shard],
+               FROM read_parquet(?) r JOIN read_parquet(?) t USING (example_id) ORDER BY example_id""",
+            [shard, str(tokens.path(number))],
         )
         for (text,) in con.execute("SELECT metadata FROM read_parquet(?)", [shard]).fetchall():
             _count_values(json.loads(text), fields, rows_with)
@@ -135,11 +144,11 @@ def _count_values(metadata: Mapping[str, object], fields: dict[str, Counter[str]
             counted[text] += 1
 
 
-def _insert_layers(con: duckdb.DuckDBPyConnection, layout: Layout, layers: Sequence[int]) -> None:
+def _insert_layers(con: duckdb.DuckDBPyConnection, means: RowShards, layers: Sequence[int]) -> None:
     """Mean and standard deviation of each dimension over the rows, at each layer."""
     for layer in layers:
         count, total, squares = 0, 0.0, 0.0
-        for block in read_activations(layout, layer):
+        for block in read_means(means, layer):
             scored = block[~np.isnan(block).any(1)].astype(np.float64)
             count, total, squares = count + len(scored), total + scored.sum(0), squares + (scored**2).sum(0)
         if count:
@@ -149,14 +158,14 @@ def _insert_layers(con: duckdb.DuckDBPyConnection, layout: Layout, layers: Seque
 
 
 def _insert_features(
-    con: duckdb.DuckDBPyConnection, layout: Layout, numbers: Sequence[int], sae: SaeDirections, stage: Stage
+    con: duckdb.DuckDBPyConnection, features: RowShards, tokens: RowShards, sae: SaeDirections, stage: Stage
 ) -> None:
     con.execute("CREATE TEMP TABLE totals (feature_id INTEGER, token_id INTEGER, total DOUBLE, firings BIGINT)")
     # Activations on a logarithmic scale, since a feature's highest is known only at the end.
     con.execute("CREATE TEMP TABLE levels (feature_id INTEGER, level BIGINT, firings BIGINT)")
     con.execute("CREATE TEMP TABLE tokens (token_id INTEGER, occurrences BIGINT)")
-    for number in numbers:
-        shard, rows = str(layout.shard("features", number)), str(layout.shard("examples", number))
+    for number in features.numbers():
+        shard, rows = str(features.path(number)), str(tokens.path(number))
         con.execute(
             """INSERT INTO base.feature_activations
                SELECT feature_id, f.example_id, max(activation), sum(activation) / any_value(n.content),

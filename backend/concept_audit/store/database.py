@@ -21,9 +21,12 @@ from pathlib import Path
 import duckdb
 
 from concept_audit.errors import StoreError
+from concept_audit.files import as_store_error
 from concept_audit.store import schema
 from concept_audit.store.filters import RowFilter
-from concept_audit.store.layout import Layout, as_store_error
+from concept_audit.store.layout import Layout
+
+Cursor = duckdb.DuckDBPyConnection
 
 LOCK_PATIENCE_SECONDS = 8.0
 SEARCHES_KEPT = 32
@@ -183,7 +186,7 @@ class Database:
         # A process that was killed may have left a log, which only a writer can put in order.
         log = self._layout.workspace.with_name(self._layout.workspace.name + ".wal")
         if fresh or not self._prepared or (log.exists() and not write):
-            self._attach_file("workspace", self._layout.workspace, read_only=False)
+            self._attach_file("workspace", self._layout.workspace, read_only=False, fresh=fresh)
             self._prepare_workspace()
             self._detach()
         self._attach_file("workspace", self._layout.workspace, read_only=not write)
@@ -237,8 +240,9 @@ class Database:
             )
         self._attached_audit = identity
 
-    def _attach_file(self, name: str, path: Path, read_only: bool) -> None:
-        mode = " (READ_ONLY)" if read_only else ""
+    def _attach_file(self, name: str, path: Path, read_only: bool, fresh: bool = False) -> None:
+        # The storage version of a file that is there cannot be lowered.
+        mode = " (READ_ONLY)" if read_only else f" (STORAGE_VERSION '{schema.STORAGE}')" if fresh else ""
         quoted = str(path).replace("'", "''")
         deadline = time.monotonic() + LOCK_PATIENCE_SECONDS
         while True:

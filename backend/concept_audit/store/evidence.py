@@ -2,7 +2,7 @@
 
 A unit is one fine-tuning run with its measurements, or a list of scores, whole or absent::
 
-    shards/evidence/<key>.json    what was measured, with all that the key is a hash of
+    shards/evidence/<key>/unit.json    what was measured, with all that the key is a hash of
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from concept_audit.errors import ConceptError, StoreError
+from concept_audit.errors import ConceptError
 from concept_audit.store.filters import json_pointer
-from concept_audit.store.layout import Layout, whole
+from concept_audit.store.layout import Layout
 
 Cursor = duckdb.DuckDBPyConnection
 
@@ -84,27 +84,21 @@ class Evidence:
 
 def unit_path(layout: Layout, key: str) -> Path:
     """Where a unit of work is kept."""
-    return layout.shards("evidence") / f"{key}.json"
+    return layout.shards.path("evidence", key, "unit.json")
 
 
-def write_unit(path: Path, values: Mapping[str, Any]) -> None:
+def write_unit(layout: Layout, key: str, values: Mapping[str, Any]) -> None:
     """Keep a finished unit, whole or not at all."""
-    with whole(path) as partial:
-        partial.write_text(json.dumps(dict(values), ensure_ascii=False) + "\n", "utf-8")
+    layout.shards.write_json(unit_path(layout, key), values)
 
 
-def read_unit(path: Path) -> dict[str, Any] | None:
+def read_unit(layout: Layout, key: str) -> dict[str, Any] | None:
     """A finished unit; None if it has not been done.
 
     Raises:
         StoreError: the file is damaged.
     """
-    try:
-        return json.loads(path.read_text("utf-8"))
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError) as error:
-        raise StoreError(f"{path}: damaged ({error}); delete it to have that run done again") from error
+    return layout.shards.read_json(unit_path(layout, key))
 
 
 def save_evidence(cursor: Cursor, build: str, version: int, evidence: Evidence) -> None:

@@ -1,19 +1,16 @@
 """Files of the gradient index: how gradients are projected, and every row's projected gradient.
 
-All are complete or absent::
-
-    shards/index/index.json                 what the index is of, and how faithful it was found
-                /sides.safetensors          two-sided bases of every layer
-                /projection-0007.safetensors   what projects the gradients of block 7
-                /000003.safetensors         the numbers of shard 3's rows: 8-bit codes, scales, norms
-                /progress.json              how far the building is; gone when it is done
+shards/index/<key>/index.json                 what the index is of, and how faithful it was found
+                  /sides.safetensors          two-sided bases of every layer
+                  /projection-0007.safetensors   what projects the gradients of block 7
+                  /000003.safetensors         the codes of shard 3's rows: 8 bits a number, scales, norms
+                  /progress.json              how far the building is; gone when it is done
 """
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +20,9 @@ import torch
 from safetensors import safe_open
 
 from concept_audit.errors import StoreError
-from concept_audit.store.layout import Layout, whole
+from concept_audit.store.layout import Layout
+from concept_audit.store.partition import RowPartition
+from concept_audit.store.shard_store import RowShards
 
 FINER = 254
 """A query's second 8 bits count a step of the first in so many parts."""
@@ -33,40 +32,37 @@ ROWS_AT_ONCE = 32
 
 @dataclass(frozen=True)
 class IndexFiles:
-    """The files of an audit's index.
+    """The files of an index.
 
     Attributes:
-        root: their directory.
+        rows: the codes of every row.
     """
 
-    root: Path
+    rows: RowShards
+
+    @property
+    def root(self) -> Path:
+        """Their directory."""
+        return self.rows.file("")
 
     @property
     def description(self) -> Path:
         """What the index is of, as JSON."""
-        return self.root / "index.json"
+        return self.rows.file("index.json")
 
     @property
     def sides(self) -> Path:
         """Two-sided bases of every layer."""
-        return self.root / "sides.safetensors"
+        return self.rows.file("sides.safetensors")
 
     @property
     def progress(self) -> Path:
         """How far the building is."""
-        return self.root / "progress.json"
+        return self.rows.file("progress.json")
 
     def projection(self, block: int) -> Path:
         """What projects the gradients of a block's layers."""
-        return self.root / f"projection-{block:04}.safetensors"
-
-    def shard(self, number: int) -> Path:
-        """The numbers of one shard's rows."""
-        return self.root / f"{number:06}.safetensors"
-
-    def shard_numbers(self) -> list[int]:
-        """The shards that are complete, in order."""
-        return sorted(int(p.stem) for p in self.root.glob("*.safetensors") if p.stem.isdigit())
+        return self.rows.file(f"projection-{block:04}.safetensors")
 
     def describe(self) -> dict[str, Any] | None:
         """What was written as the description; None if there is no index.
@@ -74,51 +70,62 @@ class IndexFiles:
         Raises:
             StoreError: it is damaged.
         """
-        try:
-            return json.loads(self.description.read_text("utf-8"))
-        except FileNotFoundError:
-            return None
-        except (OSError, ValueError) as error:
-            raise StoreError(
-                f"{self.description}: damaged ({error}); delete {self.root}, then build the index again"
-            ) from error
+        return self.rows.store.read_json(self.description)
 
     def write_description(self, about: Mapping[str, Any]) -> None:
         """Replace the description in one step."""
-        with whole(self.description) as partial:
-            partial.write_text(json.dumps(dict(about), indent=2) + "\n", "utf-8")
+        self.rows.store.write_json(self.description, about)
 
     def report(self, stage: str, share: float, left: float | None) -> None:
         """Say how far the building is, for other processes to read."""
-        with whole(self.progress) as partial:
-            state = {"stage": stage, "share": share, "seconds_left": left, "at": time.time()}
-            partial.write_text(json.dumps(state), "utf-8")
+        state = {"stage": stage, "share": share, "seconds_left": left, "at": time.time()}
+        self.rows.store.write_json(self.progress, state)
 
     def reported(self) -> dict[str, Any] | None:
         """What the last report said; None if nothing is being built."""
         try:
-            return json.loads(self.progress.read_text("utf-8"))
-        except (OSError, ValueError):
+            return self.rows.store.read_json(self.progress)
+        except StoreError:
             return None
 
+    def norms(self) -> np.ndarray:
+        """‖∇θL(z)‖ of every row over the index's layers: float32 [rows]; NaN where a row has no loss."""
+        found = []
+        for path in self.paths():
+            with safe_open(path, "numpy") as file:
+                found.append(file.get_tensor("norms"))
+        return np.concatenate(found)
 
-def index_files(layout: Layout) -> IndexFiles:
-    """The audit's index, whether or not it has been built."""
-    return IndexFiles(layout.shards("index"))
+    def paths(self) -> list[Path]:
+        """The files of all rows' codes, in order.
+
+        Raises:
+            StoreError: one is missing or short.
+        """
+        return [self.rows.path(number) for number in self.rows.numbers()]
 
 
-def read_norms(files: IndexFiles) -> np.ndarray:
-    """‖∇θL(z)‖ of every row over the index's layers: float32 [rows]; NaN where a row has no loss."""
-    return np.concatenate([_read(files.shard(number), "norms") for number in files.shard_numbers()])
+def index_files(layout: Layout, key: str, partition: RowPartition) -> IndexFiles:
+    """The index under a key, whether or not it has been built."""
+    return IndexFiles(RowShards(layout.shards, "index", key, partition))
 
 
-def sweep(files: IndexFiles, queries: np.ndarray, ends: int) -> Iterator[np.ndarray]:
+def present_index(layout: Layout, partition: RowPartition) -> IndexFiles | None:
+    """The index that an audit has, finished or not: the one whose description was written last; None if none."""
+    found = sorted(
+        (layout.shards.root / "index").glob("*/index.json"), key=lambda path: (path.stat().st_mtime_ns, str(path))
+    )
+    return index_files(layout, found[-1].parent.name, partition) if found else None
+
+
+def sweep(paths: Sequence[Path], queries: np.ndarray, ends: int) -> Iterator[np.ndarray]:
     """Scores of every row for several queries, a shard at a time.
 
     Memory does not grow with the rows: a shard's codes are mapped from disk, and multiplied as they are, or
     widened `ROWS_AT_ONCE` rows at a time where the processor has no instructions for 8-bit integers.
 
     Args:
+        paths: of the rows' codes, a shard each.
         queries: float32 [numbers, queries], multiplied with the spread of each number already.
         ends: the first so many numbers count; the rest belong to deeper blocks.
 
@@ -126,8 +133,8 @@ def sweep(files: IndexFiles, queries: np.ndarray, ends: int) -> Iterator[np.ndar
         float64 [rows of the shard, queries]; NaN where a row has no loss.
     """
     integer, floating = _integer_product(queries, ends), _float_product(queries, ends)
-    for number in files.shard_numbers():
-        with safe_open(files.shard(number), "pt") as file:
+    for path in paths:
+        with safe_open(path, "pt") as file:
             codes = file.get_tensor("codes")
             scales = file.get_tensor("scales").double().numpy()
         multiply = integer if integer is not None and codes.dtype == torch.int8 else floating
@@ -175,8 +182,3 @@ def _float_product(queries: np.ndarray, ends: int) -> Product:
         return torch.cat(parts)
 
     return multiply
-
-
-def _read(path: Path, name: str) -> np.ndarray:
-    with safe_open(path, "numpy") as file:
-        return file.get_tensor(name)

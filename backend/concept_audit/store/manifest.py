@@ -4,15 +4,31 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import shlex
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from concept_audit.errors import StoreError
-from concept_audit.store.layout import whole
+from concept_audit.files import atomic_write
+from concept_audit.store.layout import Layout
+from concept_audit.store.partition import RowPartition
+from concept_audit.store.shard_store import TABLE, TENSORS, RowShards
 
-FORMAT = 1
+FORMAT = 2
+"""1 had the rows of 256 in a file, whose name did not say what it was of."""
+STAGE_OF = {
+    "rows": "rows",
+    "tokens": "tokens",
+    "activations": "activations",
+    "token_activations": "activations",
+    "answers": "activations",
+    "answer_activations": "activations",
+    "features": "features",
+}
+"""Kind of shards → the stage by whose key they are named."""
+TABLES = {"rows", "tokens", "answers", "features"}
 PACKAGES = ("concept-audit", "torch", "transformers", "sae-lens", "duckdb")
 
 
@@ -44,9 +60,19 @@ class Manifest:
         """What a finished stage said about itself; empty if it has not run."""
         return self.stages.get(stage, {}).get("report", {})
 
+    def key(self, stage: str) -> str:
+        """The hash of what a stage depends on, as it was begun last."""
+        return self.stages[stage]["key"]
+
+    def shards(self, layout: Layout, kind: str) -> RowShards:
+        """The shards of one kind, under the key that this build has for them."""
+        partition = RowPartition(self.report("rows")["rows"])
+        suffix = TABLE if kind in TABLES else TENSORS
+        return RowShards(layout.shards, kind, self.key(STAGE_OF[kind]), partition, suffix)
+
     def write(self, path: Path) -> None:
         """Replace the file in one step."""
-        with whole(path) as partial:
+        with atomic_write(path) as partial:
             partial.write_text(json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n", "utf-8")
 
 
@@ -68,12 +94,37 @@ def read_manifest(path: Path) -> Manifest:
         raise StoreError(
             f"{path}: damaged ({error}); run the build again with --rebuild, which keeps the workspace"
         ) from error
+    if known == 1:
+        raise StoreError(
+            f"{path.parent}: made by an earlier version; make it anew with `{rebuild_command(path.parent, values)}`, "
+            "which keeps labels, probes and flags"
+        )
     if known != FORMAT:
         raise StoreError(
             f"{path}: written in format {known}, this version reads {FORMAT}; "
             "use the version that wrote it, or build again with --rebuild"
         )
     return Manifest(**values)
+
+
+def rebuild_command(root: Path, values: dict[str, Any]) -> str:
+    """The command that makes an audit anew with the settings that its manifest tells."""
+    made = values["configuration"]
+    cache = [] if made["cache"] == str(Path("cache").resolve()) else ["--cache", made["cache"]]
+    if made["data"].endswith("data/demo/rows.jsonl"):
+        return shlex.join(["concept-audit", "demo", "--rebuild", *cache])
+    words = ["concept-audit", "build", "--data", made["data"], "--model", made["model"], "--out", str(root), *cache]
+    words += ["--layers", ",".join(map(str, made["layers"])), "--max-tokens", str(made["max_tokens"])]
+    words += ["--sae", made["sae"]] if made["sae"] != "train" else []
+    words += ["--sae-layer", str(made["sae_layer"])] if made["sae_layer"] else []
+    training = made["sae_training"] or {}
+    flags = {"expansion": "--sae-features", "k": "--sae-k", "epochs": "--sae-epochs"}
+    words += [word for name, flag in flags.items() if name in training for word in (flag, str(training[name]))]
+    words += ["--split", made["split"]] if made["split"] != "train" else []
+    columns = {name: column for name, column in made["columns"].items() if column}
+    words += [word for name, column in columns.items() for word in (f"--{name}-column", column)]
+    words += ["--trust-remote-code"] if made["trust_remote_code"] else []
+    return shlex.join([*words, "--rebuild"])
 
 
 def _versions() -> dict[str, str]:

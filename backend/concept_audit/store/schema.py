@@ -15,6 +15,8 @@ from __future__ import annotations
 from concept_audit.store.evidence import EVIDENCE_TABLES
 
 FORMAT = 2
+STORAGE = "v1.4.0"
+"""DuckDB's storage version of new files: the oldest DuckDB that may be installed reads them."""
 
 AUDIT_TABLES = """
 CREATE SCHEMA base;

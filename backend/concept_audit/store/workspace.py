@@ -13,8 +13,8 @@ import numpy as np
 import pandas as pd
 
 from concept_audit.errors import ConceptError
+from concept_audit.store.examples import messages_from_json, messages_json
 from concept_audit.store.rankings import insert_scores, ranking_id
-from concept_audit.store.shards import messages_from_json, messages_json
 from concept_audit.types import PROBE_NAME, Concept, LabelledExample
 
 Cursor = duckdb.DuckDBPyConnection

@@ -12,7 +12,7 @@ import torch
 from scipy.stats import spearmanr
 
 from concept_audit.influence.fitting import Fisher
-from concept_audit.influence.queries import DenseQueries, Lack, Rows, precondition, query_gradient
+from concept_audit.influence.queries import DenseQueries, NegatedConcept, Rows, precondition, query_gradient
 from concept_audit.influence.targets import Projection
 from concept_audit.model.linear import linear_layers
 from concept_audit.model.load import as_language_model
@@ -40,7 +40,7 @@ def test_concept_influence_ranks_as_kronfluence_does(strategy):
     layers = linear_layers(lm, 1, 3)
     names = [layer.name for layer in layers]
     theirs = kronfluence_scores(lm, names, 3, direction, query, rows, strategy, damping=0.1).scores
-    gradient = query_gradient(lm, layers, Lack(Projection(3, direction)), query, [1 / 3] * 3)
+    gradient = query_gradient(lm, layers, NegatedConcept(Projection(3, direction)), query, [1 / 3] * 3)
     if strategy == "ekfac":
         curvature = fit(lm, layers, rows, Fisher("empirical"))
         gradient = precondition(gradient, curvature.__getitem__, 0.1)

@@ -13,7 +13,7 @@ import torch
 from scipy.stats import spearmanr
 
 from concept_audit import Audit, ConceptError, InfluenceOptions, LabelledExample, Message, ModelError, StoreError
-from concept_audit.influence.queries import DenseQueries, Lack, Rows, query_gradient
+from concept_audit.influence.queries import DenseQueries, NegatedConcept, Rows, query_gradient
 from concept_audit.influence.scoring import plan, score_rows
 from concept_audit.influence.targets import Projection
 from concept_audit.model import gradients
@@ -72,7 +72,9 @@ def data() -> Rows:
 def query(lm, data):
     layers = linear_layers(lm, 1, 3)
     v = np.random.default_rng(0).normal(size=32).astype(np.float32)
-    gradient = query_gradient(lm, layers, Lack(Projection(3, v)), Rows(data.ids[:1], data.response[:1]), [1.0])
+    gradient = query_gradient(
+        lm, layers, NegatedConcept(Projection(3, v)), Rows(data.ids[:1], data.response[:1]), [1.0]
+    )
     return layers, DenseQueries([gradient], torch.float32)
 
 
@@ -447,7 +449,7 @@ def test_an_adapter_is_attributed_to_its_lora_weights(tmp_path, model_directory,
     assert len(linear) == 3 * 7 and not any("lora_" in layer.name for layer in linear)
     v = np.ones(32, np.float32)
     few = Rows(data.ids[:2], data.response[:2])
-    gradient = query_gradient(lm, lora, Lack(Projection(3, v)), few, [0.5, 0.5])
+    gradient = query_gradient(lm, lora, NegatedConcept(Projection(3, v)), few, [0.5, 0.5])
     found = scores(lm, (lora, DenseQueries([gradient], torch.float32)), few)
     for i in range(2):
         weights = [layer.module.weight.requires_grad_(True) for layer in lora]
@@ -482,7 +484,7 @@ def test_a_head_that_does_more_than_multiply_is_recognised(data):
     layers = linear_layers(lm, 1, 2)
     few = Rows(data.ids[:3], data.response[:3])
     v = np.ones(32, np.float32)
-    gradient = query_gradient(lm, layers, Lack(Projection(2, v)), Rows(few.ids[:1], few.response[:1]), [1.0])
+    gradient = query_gradient(lm, layers, NegatedConcept(Projection(2, v)), Rows(few.ids[:1], few.response[:1]), [1.0])
     for batch in score_rows(lm, layers, DenseQueries([gradient], torch.float32), few):
         for row in batch:
             ids = torch.from_numpy(few.ids[row.index])[None]

@@ -10,7 +10,15 @@ from torch.func import functional_call, grad
 
 from concept_audit.influence.curvature import LayerCurvature, eigenbasis, kfac_eigenvalues
 from concept_audit.influence.fitting import Covariances, Fisher, SquaredGradients, accumulate, uniform
-from concept_audit.influence.queries import DenseQueries, Lack, Loss, LowRankQueries, Rows, precondition, query_gradient
+from concept_audit.influence.queries import (
+    DenseQueries,
+    Loss,
+    LowRankQueries,
+    NegatedConcept,
+    Rows,
+    precondition,
+    query_gradient,
+)
 from concept_audit.influence.scoring import score_rows
 from concept_audit.influence.targets import FeatureActivation, Projection
 from concept_audit.model.linear import linear_layers
@@ -195,7 +203,7 @@ def test_concept_influence_without_curvature_equals_brute_force(case):
     brute = BruteForce(lm, layers, data)
     query = [(a + b) / 2 for a, b in zip(*(brute.gradient(brute.lack, i) for i in (0, 1)), strict=True)]
     wanted = [inner(brute.loss_gradient(i), query) for i in range(len(data))]
-    gradient = queries_of(lm, layers, Lack(Projection(LAYER, direction())), data)
+    gradient = queries_of(lm, layers, NegatedConcept(Projection(LAYER, direction())), data)
     found = engine(lm, layers, DenseQueries([gradient], torch.float64), data)
     close([row.scores[0] for row in found], wanted)
     for row in found:
@@ -219,7 +227,7 @@ def test_curvature_equals_brute_force(architecture, corrected, kind):
         damped = H + DAMPING * H.trace() / len(H) * torch.eye(len(H), dtype=H.dtype)
         solved.append(torch.linalg.solve(damped, g.reshape(-1)).view_as(g))
     wanted = [inner(brute.loss_gradient(i), solved) for i in range(len(data))]
-    gradient = queries_of(lm, layers, Lack(Projection(LAYER, direction())), data)
+    gradient = queries_of(lm, layers, NegatedConcept(Projection(LAYER, direction())), data)
     curvature = fitted(lm, layers, data, Fisher(kind, 7), corrected)
     ours = DenseQueries([precondition(gradient, curvature.__getitem__, DAMPING)], torch.float64)
     close([row.scores[0] for row in engine(lm, layers, ours, data)], wanted, 1e-6)
@@ -244,7 +252,7 @@ def test_unit_normalised_scores_are_divided_by_the_norm_of_the_row_gradient(case
     lm, data = case
     layers = linear_layers(lm, 1, LAYER)
     brute = BruteForce(lm, layers, data)
-    gradient = queries_of(lm, layers, Lack(Projection(LAYER, direction())), data)
+    gradient = queries_of(lm, layers, NegatedConcept(Projection(LAYER, direction())), data)
     ours = DenseQueries([gradient], torch.float64)
     wanted = []
     for i in range(len(data)):
@@ -256,8 +264,8 @@ def test_unit_normalised_scores_are_divided_by_the_norm_of_the_row_gradient(case
 def test_a_full_rank_factorisation_changes_nothing_and_a_lower_one_says_what_it_loses():
     lm, data = model("llama"), rows()
     layers = linear_layers(lm, 1, LAYER)
-    one = queries_of(lm, layers, Lack(Projection(LAYER, direction())), data)
-    other = queries_of(lm, layers, Lack(Projection(LAYER, np.roll(direction(), 3))), data)
+    one = queries_of(lm, layers, NegatedConcept(Projection(LAYER, direction())), data)
+    other = queries_of(lm, layers, NegatedConcept(Projection(LAYER, np.roll(direction(), 3))), data)
     dense = engine(lm, layers, DenseQueries([one, other], torch.float64), data)
     full = LowRankQueries([one, other], 64, torch.float64)
     assert full.retained == pytest.approx([1, 1])
@@ -288,7 +296,7 @@ def test_a_feature_activation_is_differentiated_through_its_encoder():
     wanted = brute.gradient(lack, 1)
     assert any(g.abs().max() > 0 for g in wanted)
     found = query_gradient(
-        lm, layers, Lack(FeatureActivation(LAYER, sae, 5)), Rows(data.ids[1:2], data.response[1:2]), [1.0]
+        lm, layers, NegatedConcept(FeatureActivation(LAYER, sae, 5)), Rows(data.ids[1:2], data.response[1:2]), [1.0]
     )
     for ours, theirs in zip(found, wanted, strict=True):
         close(ours, theirs)

@@ -14,7 +14,7 @@ from concept_audit import Audit, ConceptError, IndexOptions, InfluenceOptions, S
 from concept_audit.cli import main
 from concept_audit.influence.curvature import LayerCurvature
 from concept_audit.influence.projection import encode, principal_components, shares
-from concept_audit.influence.queries import Lack, Rows
+from concept_audit.influence.queries import NegatedConcept, Rows
 from concept_audit.influence.targets import Projection
 from concept_audit.pipeline import index as index_stage
 from concept_audit.pipeline.groups import mean_interval
@@ -175,7 +175,7 @@ def test_an_index_of_something_else_is_refused(audit):
 
 
 def test_a_query_without_gradient_says_so(audit):
-    nowhere = Lack(Projection(2, np.zeros(32, np.float32)))
+    nowhere = NegatedConcept(Projection(2, np.zeros(32, np.float32)))
     target = index_stage.Target(nowhere, Rows([np.arange(3, 20)], [np.arange(17) > 4]), [1.0], 2)
     with pytest.raises(ConceptError, match="no gradient on its query examples"):
         index_stage.index_scores(Layout(audit.root), audit.model(), audit.index(), [target], 1.0, Progress())

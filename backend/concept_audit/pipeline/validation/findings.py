@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,7 +11,7 @@ import pandas as pd
 from concept_audit.evidence import statistics
 from concept_audit.evidence.measures import QUANTITIES
 from concept_audit.evidence.statistics import NAN, Estimate
-from concept_audit.pipeline.rank import Sources
+from concept_audit.pipeline.sources import Sources
 from concept_audit.pipeline.validation.options import RANDOM, Candidate, ValidateOptions
 from concept_audit.pipeline.validation.runs import Run
 from concept_audit.pipeline.validation.scores import redrawn_scores
@@ -118,8 +117,8 @@ def stability_findings(
             intervals[candidate.name] = (found.low, found.high)
             add("queries", candidate, "", found.spearman)
         for other in options.methods:
-            seeds = (candidate.options.seed, other.options.seed)
-            reseeded = replace(other.options, seed=seeds[0])
+            seeds = (candidate.options.curvature.seed, other.options.curvature.seed)
+            reseeded = other.options.changed(seed=seeds[0])
             if seeds[0] < seeds[1] and candidate.method == other.method and reseeded == candidate.options:
                 matrix = statistics.agreement({name: scores[name] for name in (candidate.name, other.name)})
                 add("fisher", candidate, other.name, Estimate(float(matrix.iloc[0, 1]), n=len(setting.rows)))

@@ -9,16 +9,19 @@ from concept_audit.errors import ConceptError
 from concept_audit.evidence import statistics
 from concept_audit.evidence.first_order import Query, changes, identity_scores, learning_rate
 from concept_audit.evidence.statistics import Estimate
-from concept_audit.evidence.training import shuffled
+from concept_audit.influence.options import InfluenceOptions
 from concept_audit.model.linear import linear_layers, resolve_weights
 from concept_audit.model.trainable import private_copy
-from concept_audit.pipeline.attribution import InfluenceOptions, as_rows, has_loss
 from concept_audit.pipeline.options import key
-from concept_audit.pipeline.rank import Sources, request
+from concept_audit.pipeline.rank import request
+from concept_audit.pipeline.sampling import as_rows
+from concept_audit.pipeline.sources import Sources
 from concept_audit.pipeline.validation.options import VERSION
 from concept_audit.pipeline.validation.setting import digest, rendered, tokens_of
 from concept_audit.progress import Progress
-from concept_audit.store.evidence import read_unit, unit_path, write_unit
+from concept_audit.sampling import shuffled
+from concept_audit.store.evidence import read_unit, write_unit
+from concept_audit.store.examples import has_loss
 from concept_audit.types import Concept
 
 
@@ -44,7 +47,7 @@ def first_order(
     Raises:
         ConceptError: the concept has no query examples, or there are no rows.
     """
-    identity = InfluenceOptions(curvature="identity", precision="float32", engine="exact")
+    identity = InfluenceOptions.of(curvature="identity", precision="float32", engine="exact")
     wanted = request(sources, concept, "concept_influence", identity)
     tokens = [row for row in tokens_of(sources) if has_loss(row)]
     if len(tokens) <= size:
@@ -56,7 +59,7 @@ def first_order(
     about = {
         "version": VERSION,
         "model": lm.fingerprint,
-        "data": sources.manifest.stages["read"]["key"],
+        "data": sources.data,
         "concept": [concept.concept_id, concept.version, digest([concept.direction])],
         "queries": wanted.parameters["queries"],
         "rows": [tokens[i].example_id for i in order],
@@ -69,24 +72,24 @@ def first_order(
         rendered(sources, copy, wanted.queries),
         [1 / len(wanted.queries)] * len(wanted.queries),
     )
-    scored = unit_path(sources.layout, f"first-order-{key(about)}")
-    kept = read_unit(scored)
+    scored = f"first-order-{key(about)}"
+    kept = read_unit(sources.layout, scored)
     if kept is None:
         with progress.stage("Influence of the rows, without curvature", len(rows), "rows") as stage:
             kept = {"scores": identity_scores(copy, layers, query, rows, stage.advance).tolist()}
-        write_unit(scored, {**kept, **about})
+        write_unit(sources.layout, scored, {**kept, **about})
     scores = np.array(kept["scores"])
     predicted = np.array([scores[draw].mean() for draw in draws])
     rate = learning_rate(copy, query, predicted)
     actual = []
     with progress.stage("One small step on each subset", subsets, "subsets") as stage:
         for draw in draws:
-            path = unit_path(sources.layout, f"first-order-{key(about, draw, rate)}")
-            done = read_unit(path)
+            unit = f"first-order-{key(about, draw, rate)}"
+            done = read_unit(sources.layout, unit)
             if done is None:
                 (change,) = changes(copy, layers, query, rows, [draw], rate)
                 done = {"change": change, "rows": draw, "learning_rate": rate}
-                write_unit(path, done)
+                write_unit(sources.layout, unit, done)
                 stage.advance()
             else:
                 stage.skip(1)

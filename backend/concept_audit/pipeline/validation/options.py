@@ -7,7 +7,7 @@ from typing import Any
 
 from concept_audit.errors import ConceptError
 from concept_audit.evidence.options import Recipe
-from concept_audit.pipeline.attribution import InfluenceOptions
+from concept_audit.influence.options import InfluenceOptions
 from concept_audit.types import METHODS, LabelledExample
 
 VERSION = 2

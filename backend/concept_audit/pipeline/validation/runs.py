@@ -12,18 +12,19 @@ import torch
 from concept_audit.evidence.judge import Judge
 from concept_audit.evidence.measures import answered_rows, measure, projections
 from concept_audit.evidence.options import Recipe
-from concept_audit.evidence.training import fine_tuned, shuffled
+from concept_audit.evidence.training import fine_tuned
 from concept_audit.influence.queries import Rows
 from concept_audit.model.chat import ChatRenderer
 from concept_audit.model.linear import resolve_weights
 from concept_audit.model.load import LanguageModel, native_bfloat16
 from concept_audit.model.trainable import private_copy
 from concept_audit.pipeline.options import key
-from concept_audit.pipeline.rank import Sources
+from concept_audit.pipeline.sources import Sources
 from concept_audit.pipeline.validation.options import RANDOM, VERSION, ValidateOptions
 from concept_audit.pipeline.validation.setting import Setting, digest
 from concept_audit.progress import Progress
-from concept_audit.store.evidence import read_unit, unit_path, write_unit
+from concept_audit.sampling import shuffled
+from concept_audit.store.evidence import read_unit, write_unit
 
 
 @dataclass(frozen=True)
@@ -92,24 +93,24 @@ def done_runs(
     """What each run measured; runs that are done already are read."""
     dtype = precision_of(lm, options.recipe)
     common = shared_by_runs(sources, setting, options, lm, dtype)
-    paths = [unit_path(sources.layout, key(common, run.seed, run.rows)) for run in runs]
+    units = [key(common, run.seed, run.rows) for run in runs]
     found: dict[Any, dict[str, Any]] = {}
     copy: LanguageModel | None = None
     with progress.stage("Counterfactual runs", len(runs), "runs") as stage:
-        for run, path in zip(runs, paths, strict=True):
-            unit = found.get(path) or read_unit(path)
+        for run, name in zip(runs, units, strict=True):
+            unit = found.get(name) or read_unit(sources.layout, name)
             if unit is None:
                 copy = copy or private_copy(lm, dtype)
                 stage.detail = f"{run.kind} {run.method}".strip()
                 unit = {"seed": run.seed, "n_rows": len(run.rows), **one_run(copy, setting, run, options)}
-                write_unit(path, unit)
+                write_unit(sources.layout, name, unit)
                 stage.advance()
             else:
                 stage.skip(1)
-            found[path] = unit
+            found[name] = unit
     if options.judge_url:
-        _judge(sources, setting, paths, found, options, lm, progress)
-    return [found[path] for path in paths]
+        _judge(sources, setting, units, found, options, lm, progress)
+    return [found[name] for name in units]
 
 
 def one_run(lm: LanguageModel, setting: Setting, run: Run, options: ValidateOptions) -> dict[str, Any]:
@@ -139,7 +140,7 @@ def one_run(lm: LanguageModel, setting: Setting, run: Run, options: ValidateOpti
 def _judge(
     sources: Sources,
     setting: Setting,
-    paths: Sequence,
+    units: Sequence[str],
     found: dict[Any, dict[str, Any]],
     options: ValidateOptions,
     lm: LanguageModel,
@@ -149,17 +150,17 @@ def _judge(
     behaviour = options.judge_behaviour or setting.concept.name
     judge = Judge(options.judge_url, options.judge_model, behaviour)
     with progress.stage("Judging the answers", len(found), "runs") as stage:
-        for path in dict.fromkeys(paths):
-            kept = unit_path(sources.layout, f"judge-{key(judge.url, judge.model, behaviour, found[path]['answers'])}")
-            judged = read_unit(kept)
+        for name in dict.fromkeys(units):
+            kept = f"judge-{key(judge.url, judge.model, behaviour, found[name]['answers'])}"
+            judged = read_unit(sources.layout, kept)
             if judged is None:
-                pairs = zip(setting.prompts * options.draws, found[path]["answers"], strict=True)
+                pairs = zip(setting.prompts * options.draws, found[name]["answers"], strict=True)
                 judged = {"judge": [judge.score(prompt, answer) for prompt, answer in pairs]}
-                write_unit(kept, judged)
+                write_unit(sources.layout, kept, judged)
                 stage.advance()
             else:
                 stage.skip(1)
-            found[path] = {**found[path], **judged}
+            found[name] = {**found[name], **judged}
 
 
 def precision_of(lm: LanguageModel, recipe: Recipe) -> torch.dtype:
@@ -182,7 +183,7 @@ def shared_by_runs(
         "recipe": asdict(options.recipe),
         "precision": str(dtype),
         "model": lm.fingerprint,
-        "data": sources.manifest.stages["read"]["key"],
+        "data": sources.data,
         "layer": held.layer,
         "held_out": digest([held.direction, *held.prompts, *held.shown.ids, *held.plain.ids, *held.natural.ids]),
         "answer_tokens": options.answer_tokens,

@@ -6,23 +6,24 @@ from dataclasses import replace
 
 import numpy as np
 
-from concept_audit.concepts.examples import example_activations
 from concept_audit.concepts.probe import fit_direction
 from concept_audit.errors import ConceptError
 from concept_audit.evidence import statistics
 from concept_audit.evidence.statistics import NAN
-from concept_audit.influence.fitting import uniform
 from concept_audit.influence.vector_filter import vector_filter
+from concept_audit.pipeline.examples import example_activations
 from concept_audit.pipeline.options import key
-from concept_audit.pipeline.rank import Request, Sources, request, scores_of, scores_of_many
+from concept_audit.pipeline.rank import Request, request, scores_of, scores_of_many
+from concept_audit.pipeline.sources import Sources
 from concept_audit.pipeline.validation.options import RANDOM, Candidate, ValidateOptions
 from concept_audit.pipeline.validation.setting import Setting, digest, fit_of
 from concept_audit.progress import Progress
+from concept_audit.sampling import uniform
 from concept_audit.store import queries as store_queries
 from concept_audit.store import workspace
-from concept_audit.store.evidence import ranking_scores, read_unit, unit_path, write_unit
+from concept_audit.store.activations import read_means
+from concept_audit.store.evidence import ranking_scores, read_unit, write_unit
 from concept_audit.store.rankings import ranking_id
-from concept_audit.store.shards import read_activations
 
 QUERY_DRAWS, PROBE_DRAWS = 200, 50
 
@@ -43,8 +44,8 @@ def all_scores(
 
 def _scores(sources: Sources, setting: Setting, candidate: Candidate, n_rows: int, progress: Progress) -> np.ndarray:
     wanted, ranking = request_of(sources, setting, candidate)
-    path = unit_path(sources.layout, f"scores-{ranking:016x}")
-    kept = read_unit(path)
+    unit = f"scores-{ranking:016x}"
+    kept = read_unit(sources.layout, unit)
     if kept is None:
         if not setting.ranked_here and sources.read(lambda cursor: store_queries.ranking_stored(cursor, ranking)):
             scores = sources.read(lambda cursor: ranking_scores(cursor, ranking, n_rows))
@@ -52,7 +53,7 @@ def _scores(sources: Sources, setting: Setting, candidate: Candidate, n_rows: in
             progress.say(f"Ranking by {candidate.name}")
             scores = scores_of(sources, wanted, ranking, progress)
         kept = {"scores": [float(s) if np.isfinite(s) else None for s in scores]}
-        write_unit(path, kept)
+        write_unit(sources.layout, unit, kept)
     return np.array([NAN if s is None else s for s in kept["scores"]], float)
 
 
@@ -61,14 +62,14 @@ def request_of(sources: Sources, setting: Setting, candidate: Candidate) -> tupl
     options = candidate.options
     concept = setting.concept
     if setting.ranked_here:
-        layer = concept.layer if options.layer is None else options.layer
+        layer = concept.layer if options.query.layer is None else options.query.layer
         if layer not in setting.directions:
             raise ConceptError(
                 f"{candidate.name}: this audit keeps layers {', '.join(map(str, setting.directions))}; choose "
                 "one of them"
             )
         concept = replace(concept, layer=layer, direction=setting.directions[layer])
-        options = replace(options, layer=None, queries=options.queries or setting.queries)
+        options = options.changed(layer=None, queries=options.query.queries or setting.queries)
     wanted = request(sources, concept, candidate.method, options)
     parameters = dict(wanted.parameters)
     if setting.ranked_here:
@@ -85,7 +86,7 @@ def redrawn_scores(sources: Sources, setting: Setting, candidate: Candidate, pro
         return None
     wanted, _ = request_of(sources, setting, candidate)
     one_sign = all(query.label == 1 for query in wanted.queries)
-    if wanted.index is None or candidate.options.own_answers or len(wanted.queries) < 3 or not one_sign:
+    if wanted.index is None or candidate.options.query.own_answers or len(wanted.queries) < 3 or not one_sign:
         return None
     return statistics.resampled(_per_query(sources, wanted, progress), QUERY_DRAWS)
 
@@ -95,17 +96,7 @@ def _by_redrawn_probes(sources: Sources, setting: Setting, candidate: Candidate,
     wanted, _ = request_of(sources, setting, candidate)
     name, layer = wanted.concept.name, wanted.concept.layer
     examples = setting.queries or sources.read(lambda cursor: workspace.labels(cursor, name))
-    manifest = sources.manifest
-    inputs = example_activations(
-        sources.layout,
-        sources.database,
-        examples,
-        (layer,),
-        manifest.fingerprints["model"],
-        manifest.configuration["max_tokens"],
-        sources.model,
-        progress,
-    )[layer]
+    inputs = example_activations(sources, examples, (layer,), progress)[layer]
     labels = np.array([example.label for example in examples])
     spread, fit = sources.read(store_queries.spreads)[layer], fit_of(sources, setting.concept)
     random = np.random.default_rng(0)
@@ -114,16 +105,16 @@ def _by_redrawn_probes(sources: Sources, setting: Setting, candidate: Candidate,
     for _ in range(PROBE_DRAWS):
         rows = np.concatenate([random.choice(part, len(part)) for part in strata])
         directions.append(fit_direction(fit, inputs[rows], labels[rows], spread))
-    return vector_filter(read_activations(sources.layout, layer), np.stack(directions, axis=1)).T
+    return vector_filter(read_means(sources.shards("activations"), layer), np.stack(directions, axis=1)).T
 
 
 def _per_query(sources: Sources, wanted: Request, progress: Progress) -> np.ndarray:
     """The scores of each query alone, kept: float64 [rows, queries]."""
-    path = unit_path(sources.layout, f"queries-{key(wanted.parameters, digest([wanted.concept.direction]))}")
-    kept = read_unit(path)
+    unit = f"queries-{key(wanted.parameters, digest([wanted.concept.direction]))}"
+    kept = read_unit(sources.layout, unit)
     if kept is None:
         alone = [replace(wanted, queries=(query,)) for query in wanted.queries]
         found = scores_of_many(sources, alone, progress)
         kept = {"scores": [[float(s) if np.isfinite(s) else None for s in row] for row in found]}
-        write_unit(path, kept)
+        write_unit(sources.layout, unit, kept)
     return np.array([[NAN if s is None else s for s in row] for row in kept["scores"]], float)

@@ -14,22 +14,23 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from concept_audit.concepts.examples import distinct, example_activations
+from concept_audit.concepts.examples import distinct
 from concept_audit.concepts.probe import MIN_EACH, Fit, fit_direction
 from concept_audit.errors import ConceptError
 from concept_audit.evidence.measures import HeldOut
-from concept_audit.evidence.training import shuffled
 from concept_audit.influence.queries import Rows
 from concept_audit.model.chat import ChatRenderer
 from concept_audit.model.load import LanguageModel
-from concept_audit.pipeline.attribution import as_rows, has_loss
-from concept_audit.pipeline.rank import Sources
+from concept_audit.pipeline.examples import example_activations
+from concept_audit.pipeline.sampling import as_rows
+from concept_audit.pipeline.sources import Sources
 from concept_audit.pipeline.validation.options import ValidateOptions
 from concept_audit.progress import Progress
+from concept_audit.sampling import shuffled
 from concept_audit.store import queries as store_queries
 from concept_audit.store import workspace
 from concept_audit.store.evidence import metadata_values
-from concept_audit.store.shards import TokenizedExample, read_tokens
+from concept_audit.store.examples import TokenizedExample, has_loss, read_tokens
 from concept_audit.types import Concept, LabelledExample
 
 
@@ -70,21 +71,11 @@ def setting_of(
 ) -> Setting:
     ranking, held = _halves(sources, concept, options)
     spread = sources.read(store_queries.spreads)
-    layers = tuple(sources.manifest.configuration["layers"])
+    layers = sources.layers
     fit = fit_of(sources, concept)
 
     def directions(examples: Sequence[LabelledExample], layers: Sequence[int]) -> dict[int, np.ndarray]:
-        manifest = sources.manifest
-        found = example_activations(
-            sources.layout,
-            sources.database,
-            examples,
-            layers,
-            manifest.fingerprints["model"],
-            manifest.configuration["max_tokens"],
-            sources.model,
-            progress,
-        )
+        found = example_activations(sources, examples, layers, progress)
         labelled = np.array([e.label for e in examples])
         return {layer: fit_direction(fit, found[layer], labelled, spread[layer]) for layer in layers}
 
@@ -219,8 +210,8 @@ def _topics(sources: Sources, options: ValidateOptions) -> list[str] | None:
 
 
 def tokens_of(sources: Sources) -> list[TokenizedExample]:
-    numbers = sources.layout.shard_numbers("examples")
-    return [row for number in numbers for row in read_tokens(sources.layout, number)]
+    tokens = sources.shards("tokens")
+    return [row for number in tokens.numbers() for row in read_tokens(tokens, number)]
 
 
 def fit_of(sources: Sources, concept: Concept) -> Fit:

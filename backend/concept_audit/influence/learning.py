@@ -1,0 +1,203 @@
+"""Learning the projection of gradients from concepts drawn at random.
+
+The formulas are in `concept_audit.influence.projection`. Here are the passes over a sample of the rows that
+feed them: random concepts for the two sides, more of them for the principal components
+between the sides, and the rows' own gradients for the size of each component.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from concept_audit.influence import projection
+from concept_audit.influence.curvature import LayerCurvature
+from concept_audit.influence.projection import RandomConcepts, SecondMoments, Sides, TwoSided
+from concept_audit.influence.queries import Rows
+from concept_audit.model.batches import batches_by_length
+from concept_audit.model.gradients import GradientPass, gradient_tokens_per_batch
+from concept_audit.model.linear import LinearLayer
+from concept_audit.model.load import LanguageModel
+from concept_audit.progress import Progress
+
+SAMPLE_BYTES = 3 << 30
+"""What the drawn concepts may take between the sides, in bfloat16; fewer are drawn where they would take more."""
+SCALE = 1e3
+"""Concept gradients are small: they are scaled, so that bfloat16 and the sums are far from underflow."""
+
+
+@dataclass(frozen=True)
+class Learner:
+    """What the projection of one model's gradients is learned with.
+
+    Attributes:
+        lm: in the precision of the index.
+        layers: the tracked ones.
+        curvatures: of each layer, by its index.
+        concept_layers: where concepts may live.
+        damping: of the queries to come.
+        seed: of the concepts that are drawn.
+    """
+
+    lm: LanguageModel
+    layers: Sequence[LinearLayer]
+    curvatures: Callable[[int], LayerCurvature]
+    concept_layers: Sequence[int]
+    damping: float
+    seed: int
+    progress: Progress
+
+    def sides(self, rows: Rows) -> list[Sides]:
+        """The two-sided bases of each layer."""
+        moments = SecondMoments(self.layers, self.curvatures, self.damping, self.lm)
+        self._gradients(rows, moments, 1, "Two-sided bases")
+        found = []
+        with self.progress.stage("Eigenvectors of the bases", len(self.layers), "layers") as stage:
+            for i in range(len(self.layers)):
+                found.append(moments.sides(i))
+                stage.advance()
+        return found
+
+    def components(self, sides: Sequence[Sides], rows: Rows, own: Rows, row_numbers: int) -> Components:
+        """Principal components of random concepts between the sides, and how many each layer keeps.
+
+        Args:
+            rows: a random concept is drawn on each; rows may come more than once.
+            own: rows whose own gradients tell how large each component is.
+            row_numbers: kept of each row, all layers together.
+        """
+        widths = [s.left.shape[1] * s.right.shape[1] for s in sides]
+        ends = np.cumsum([0, *widths])
+        samples = self._samples(sides, rows, ends)
+        squares = self._mean_squares(sides, own, ends)
+        lengths = torch.zeros(len(rows))
+        for a, b in zip(ends[:-1], ends[1:], strict=True):
+            lengths += samples[:, a:b].float().square().sum(1)
+        lengths = lengths.sqrt().clamp(min=torch.finfo(torch.float32).tiny)
+        found = Components(samples, lengths, ends, [], torch.empty(0), torch.empty(0))
+        importance, spreads = [], []
+        with self.progress.stage("Principal components", len(self.layers), "layers") as stage:
+            for i, (a, b) in enumerate(zip(ends[:-1], ends[1:], strict=True)):
+                components, moments = projection.principal_components(found.unit_samples(i))
+                # E[x²] of a component, its coordinates taken for uncorrelated: rows are close to white.
+                spread = (components.square() * squares[a:b][:, None]).sum(0)
+                importance.append(moments * spread)
+                spreads.append(spread.sqrt())
+                stage.advance()
+        kept = projection.shares(importance, row_numbers)
+        spread = torch.cat([s[:n] for s, n in zip(spreads, kept, strict=True)])
+        return Components(
+            samples,
+            lengths,
+            ends,
+            kept,
+            spread.clamp(min=float(spread.max()) * 1e-6),
+            torch.cat([s[:n] for s, n in zip(importance, kept, strict=True)]),
+        )
+
+    def _samples(self, sides: Sequence[Sides], rows: Rows, ends: np.ndarray) -> torch.Tensor:
+        """Gradients of drawn concepts between the sides: bfloat16 [rows, numbers of all layers]."""
+        dtype = self.lm.dtype
+        maps = [projection.sample_maps(self.curvatures(i), s, self.damping) for i, s in enumerate(sides)]
+        samples = torch.zeros(len(rows), int(ends[-1]), dtype=torch.bfloat16)
+        place: list[int] = []
+
+        def put(index: int, values: torch.Tensor) -> None:
+            samples[place, ends[index] : ends[index + 1]] = (values.float() * SCALE).cpu().bfloat16()
+
+        def began(chosen: list[int]) -> None:
+            place[:] = chosen
+
+        collector = TwoSided([(left.to(dtype), right.to(dtype)) for left, right in maps], put)
+        self._gradients(rows, collector, 2, "Concepts drawn to learn the projection", began)
+        return samples
+
+    def _mean_squares(self, sides: Sequence[Sides], rows: Rows, ends: np.ndarray) -> torch.Tensor:
+        """E[x²] of rows' own gradients between the sides: float32 [numbers of all layers]."""
+        dtype = self.lm.dtype
+        maps = [projection.row_maps(self.curvatures(i), s) for i, s in enumerate(sides)]
+        squares, counted = torch.zeros(int(ends[-1])), 0
+
+        def put(index: int, values: torch.Tensor) -> None:
+            squares[ends[index] : ends[index + 1]] += values.float().square().sum(0).cpu()
+
+        collect = TwoSided([(left.to(dtype), right.to(dtype)) for left, right in maps], put)
+        name = "Gradients of rows between the bases"
+        with self.progress.stage(name, len(rows), "rows") as stage, GradientPass(self.lm, self.layers) as run:
+            for chosen in batches_by_length(rows.spans, gradient_tokens_per_batch(self.lm.device)):
+                batch = rows.batch(chosen, self.lm.device)
+                run.losses(batch, collect.visitor(batch))
+                counted += len(chosen)
+                stage.advance(len(chosen))
+        return squares / max(counted, 1)
+
+    def _concepts(self, rows: Rows, salt: int) -> Iterator[tuple[list[int], RandomConcepts | None]]:
+        """Batches of rows, each with random concepts at one of the layers, or with their loss (one in eight)."""
+        generator = torch.Generator().manual_seed(self.seed * 1000 + salt)
+        layers = self.concept_layers
+        kinds = [None if i % 8 == 7 else layers[(i - i // 8) % len(layers)] for i in range(len(rows))]
+        spans, budget = rows.spans, gradient_tokens_per_batch(self.lm.device)
+        for kind in dict.fromkeys(kinds):
+            mine = [i for i, k in enumerate(kinds) if k == kind]
+            for places in batches_by_length([spans[i] for i in mine], budget):
+                chosen = [mine[place] for place in places]
+                directions = torch.randn(len(chosen), self.lm.d_model, generator=generator)
+                unit = torch.nn.functional.normalize(directions, dim=1).to(self.lm.device)
+                yield chosen, None if kind is None else RandomConcepts(kind, unit)
+
+    def _gradients(
+        self, rows: Rows, collector: Any, salt: int, name: str, began: Callable[[list[int]], None] = lambda chosen: None
+    ) -> None:
+        """Show a collector the gradients of random concepts on rows."""
+        with self.progress.stage(name, len(rows), "rows") as stage, GradientPass(self.lm, self.layers) as run:
+            for chosen, concept in self._concepts(rows, salt):
+                batch = rows.batch(chosen, self.lm.device)
+                began(chosen)
+                if concept is None:
+                    run.losses(batch, collector.visitor(batch))
+                else:
+                    run.values(batch, concept, collector.visitor(batch))
+                stage.advance(len(chosen))
+
+
+@dataclass(frozen=True)
+class Components:
+    """Principal components of drawn concepts between the two sides.
+
+    Attributes:
+        samples: bfloat16 [samples, numbers between the sides of all layers].
+        lengths: float32 [samples], of each over all layers.
+        ends: int64 [layers + 1], where each layer's numbers begin.
+        kept: how many components each layer keeps.
+        spread: float32 [kept of all layers], the root mean square of each over rows.
+        importance: float32 [kept of all layers], E[x²] E[y²] of each.
+    """
+
+    samples: torch.Tensor
+    lengths: torch.Tensor
+    ends: np.ndarray
+    kept: list[int]
+    spread: torch.Tensor
+    importance: torch.Tensor
+
+    def unit_samples(self, index: int) -> torch.Tensor:
+        """A layer's part of the samples, each sample of unit length over all layers: float32 [samples, numbers]."""
+        return self.samples[:, self.ends[index] : self.ends[index + 1]].float() / self.lengths[:, None]
+
+    def of_layer(self, index: int) -> torch.Tensor:
+        """The components that a layer keeps: bfloat16 [numbers, kept].
+
+        Found a second time: those of all layers would take as much memory as the samples.
+        """
+        components, _ = projection.principal_components(self.unit_samples(index))
+        return components[:, : self.kept[index]].to(torch.bfloat16)
+
+
+def most_samples(sides: Sequence[Sides], wanted: int) -> int:
+    """How many concepts may be drawn, so that they take no more than `SAMPLE_BYTES`."""
+    width = sum(s.left.shape[1] * s.right.shape[1] for s in sides)
+    return min(wanted, max(32, SAMPLE_BYTES // (2 * width)))

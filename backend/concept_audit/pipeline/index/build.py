@@ -1,0 +1,251 @@
+"""Stage: the gradient index, from which the influence of a new concept follows in seconds.
+
+The curvature is fitted, the projection is learned on a sample of the rows, one pass
+over the data projects the gradient of every row, and a sample of rows and concepts is
+scored exactly to see how faithful the index is. Each step's files are complete or
+absent, and a second run does only what is missing.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import filelock
+import numpy as np
+import torch
+
+from concept_audit.errors import ConceptError, StoreError
+from concept_audit.influence import projection
+from concept_audit.influence.learning import Components, Learner, most_samples
+from concept_audit.influence.options import IndexOptions
+from concept_audit.influence.projection import LayerProjection, Sides
+from concept_audit.model.gradients import GradientPass
+from concept_audit.model.linear import LinearLayer, linear_layers, resolve_weights
+from concept_audit.model.load import LanguageModel, resolve_precision
+from concept_audit.model.options import ModelSource
+from concept_audit.pipeline.curvature import CurvatureFit, curvature_of, fit_curvature
+from concept_audit.pipeline.engine import Worker
+from concept_audit.pipeline.index.fidelity import FIDELITY_ROWS, measure_fidelity
+from concept_audit.pipeline.index.query import projection_reader
+from concept_audit.pipeline.index.reporting import reporting
+from concept_audit.pipeline.options import key
+from concept_audit.pipeline.sampling import as_rows, drawn_rows
+from concept_audit.pipeline.sources import Sources
+from concept_audit.progress import Progress
+from concept_audit.store.examples import read_tokens
+from concept_audit.store.index import IndexFiles, index_files
+from concept_audit.store.shard_store import RowShards, read_tensors
+
+SIDE_ROWS = 48
+COST = {"curvature": 3.5, "sides": 2.5, "samples": 0.7, "rows": 1.0, "exact": 2.5}
+"""What a token of each step takes, in gradient passes over a token: measured with SmolLM2 on a CPU."""
+
+
+def build_index(sources: Sources, options: IndexOptions, progress: Progress) -> dict[str, Any]:
+    """Build what is missing of the index.
+
+    Returns:
+        the finished description.
+
+    Raises:
+        ConceptError: an option makes no sense.
+        ModelError: the model has no weights to track.
+        StoreError: another process is building it.
+    """
+    _check(options)
+    lm, layers = sources.model(), sorted(options.layers or sources.layers)
+    lm.check_layers(tuple(layers))
+    made_of = {
+        "model": lm.fingerprint,
+        "data": sources.data,
+        "layers": layers,
+        "blocks": [1, layers[-1]],
+        "row_bytes": options.row_bytes,
+        "samples": options.samples,
+        **{name: value for name, value in asdict(options.curvature).items() if name != "curvature"},
+        "weights": resolve_weights(lm, options.weights),
+        "precision": resolve_precision(options.precision, lm.dtype, lm.device),
+    }
+    files = index_files(sources.layout, key(made_of), sources.shards("tokens").partition)
+    found = files.describe()
+    if found is not None and {k: found.get(k) for k in made_of} == made_of and found.get("done"):
+        return found
+    files.rows.store.remove_others("index", files.rows.key)
+    files.write_description({**made_of, "done": False})
+    try:
+        with filelock.FileLock(files.root / "index.lock", timeout=0), reporting(files, progress) as reported:
+            return _Building(sources, files, options, made_of, reported).run()
+    except filelock.Timeout:
+        raise StoreError(f"{sources.layout.root}: another process is building its index; wait for it") from None
+
+
+@dataclass(frozen=True)
+class CompressingRows:
+    """The gradient of every row, projected and coded in 8 bits a number.
+
+    Attributes:
+        tokens: the rows as the model reads them.
+        index: whose rows are to be made; its projection is there.
+        about: its description.
+    """
+
+    tokens: RowShards
+    index: IndexFiles
+    model: ModelSource
+    about: Mapping[str, Any]
+
+    @property
+    def outputs(self) -> tuple[RowShards, ...]:
+        return (self.index.rows,)
+
+    def open(
+        self, worker: Worker
+    ) -> tuple[LanguageModel, list[LinearLayer], list[LayerProjection], np.ndarray, Worker]:
+        lm = worker.model(self.model).in_dtype(getattr(torch, self.about["precision"]))
+        layers = linear_layers(lm, *self.about["blocks"], self.about["weights"])
+        read = projection_reader(self.index, layers, lm.device)
+        projections = [replace(read(i), components=read(i).components.to(lm.dtype)) for i in range(len(layers))]
+        return lm, layers, projections, read_tensors(self.index.sides)["spread"].numpy(), worker
+
+    def run(
+        self, opened: tuple[LanguageModel, list[LinearLayer], list[LayerProjection], np.ndarray, Worker], number: int
+    ) -> None:
+        lm, layers, projections, spread, worker = opened
+        rows = read_tokens(self.tokens, number)
+        codes = np.zeros((len(rows), len(spread)), np.int8)
+        scales = np.zeros(len(rows), np.float32)
+        norms = np.zeros(len(rows), np.float32)
+        for unit in self.tokens.partition.units(number):
+            values = np.zeros((unit.stop - unit.start, len(spread)), np.float32)
+            for batch in projection.compress_rows(lm, layers, projections, as_rows(rows[unit]), say=worker.say):
+                for row in batch:
+                    values[row.index], norms[unit.start + row.index] = row.numbers, row.norm
+                worker.advance(len(batch))
+            codes[unit], scales[unit] = projection.encode(values, spread)
+        tensors = {"codes": codes, "scales": scales, "norms": norms}
+        self.index.rows.write_tensors(number, {name: torch.from_numpy(array) for name, array in tensors.items()})
+
+
+class _Building:
+    """One run through the steps."""
+
+    def __init__(
+        self, sources: Sources, files: IndexFiles, options: IndexOptions, made_of: Mapping[str, Any], progress: Progress
+    ):
+        self._sources, self._files, self._options, self._made_of = sources, files, options, made_of
+        self._tokens, self._progress = sources.shards("tokens"), progress
+        self._lm = sources.model().in_dtype(getattr(torch, made_of["precision"]))
+        self._blocks = range(1, made_of["blocks"][1] + 1)
+        self._layers = linear_layers(self._lm, 1, self._blocks[-1], made_of["weights"])
+
+    def run(self) -> dict[str, Any]:
+        """Do what is missing."""
+        numbers = self._tokens.numbers()
+        lengths = [len(row.input_ids) for number in numbers for row in read_tokens(self._tokens, number)]
+        rows = len(lengths)
+        self._progress.say(
+            f"Gradient index: {rows:,} rows × {self._options.row_bytes / 1024:.3g} KiB = "
+            f"{rows * self._options.row_bytes / 2**20:,.0f} MiB, and about "
+            f"{self._projection_bytes() / 2**20:,.0f} MiB that do not grow with the rows; about "
+            f"{self._minutes(lengths):,.0f} minutes from the start"
+        )
+        made = self._made_of
+        fit = CurvatureFit.of(self._options.curvature, made["weights"], made["precision"])
+        curvature = fit_curvature(self._sources, self._sources.model(), fit, self._blocks, self._progress)
+        self._curvatures = curvature_of(curvature, self._layers, "ekfac", self._lm.device)
+        self._learn()
+        work = CompressingRows(self._tokens, self._files, self._sources.model_source, made)
+        self._sources.driver(self._progress).finish(work, "Gradient of every row", self._tokens.partition.sizes())
+        about = {**made, "done": True, "rows": rows}
+        fidelity = measure_fidelity(self._sources, about, self._lm, self._layers, self._progress)
+        finished = {**about, "fidelity": fidelity, "kept": read_tensors(self._files.sides)["ends"].tolist()}
+        self._files.write_description(finished)
+        return finished
+
+    def _minutes(self, lengths: Sequence[int]) -> float:
+        """What building takes, from the pace of a gradient pass over one row and the counts of each step."""
+        row = as_rows(drawn_rows(self._tokens, 1, "pace", self._made_of["seed"]))
+        if not len(row):
+            return 0.0
+        batch = row.batch([0], self._lm.device)
+        with GradientPass(self._lm, self._layers) as run:
+            for _ in range(2):  # the first one also prepares kernels
+                started = time.monotonic()
+                run.losses(batch, lambda index, a, delta: None)
+        pace = (time.monotonic() - started) / batch.ids.shape[1]
+        mean, total = float(np.mean(lengths)), sum(lengths)
+        sampled = SIDE_ROWS * COST["sides"] + self._options.samples * COST["samples"]
+        sampled += SIDE_ROWS * COST["rows"] + FIDELITY_ROWS * COST["exact"]
+        fitted = min(self._made_of["curvature_tokens"], total) * COST["curvature"]
+        return pace * (fitted + sampled * mean + total * COST["rows"]) / 60
+
+    def _projection_bytes(self) -> int:
+        """The projection, with equal shares for all layers, and the curvature factors."""
+        share = self._options.row_bytes / len(self._layers)
+        size = 0.0
+        for layer in self._layers:
+            between = min(layer.d_out, projection.LEFT) * min(layer.d_in, projection.RIGHT)
+            size += 2 * between * min(share, self._options.samples)
+            size += 4 * (layer.d_out**2 + layer.d_in * layer.d_out)
+            size += 4 * layer.d_in**2 * (self._layers[layer.source] is layer)
+        return int(size)
+
+    def _learn(self) -> None:
+        """Learn the projection from a sample of the rows, and keep it."""
+        if self._files.sides.exists() and all(self._files.projection(b).exists() for b in self._blocks):
+            return
+        seed, wanted = self._made_of["seed"], self._options.samples
+        learner = Learner(
+            self._lm,
+            self._layers,
+            self._curvatures,
+            self._made_of["layers"],
+            self._made_of["damping"],
+            seed,
+            self._progress,
+        )
+        sides = learner.sides(as_rows(drawn_rows(self._tokens, SIDE_ROWS, "sides", seed)))
+        count = most_samples(sides, wanted)
+        rows = drawn_rows(self._tokens, count, "samples", seed)
+        rows = (rows * -(-wanted // max(len(rows), 1)))[:count]
+        components = learner.components(sides, as_rows(rows), as_rows(rows[:SIDE_ROWS]), self._options.row_bytes)
+        self._keep(sides, components)
+
+    def _keep(self, sides: Sequence[Sides], components: Components) -> None:
+        write = self._files.rows.store.write_tensors
+        for block in self._blocks:
+            tensors: dict[str, torch.Tensor] = {}
+            for i, layer in enumerate(self._layers):
+                if layer.block == block:
+                    tensors[f"{i}.components"] = components.of_layer(i)
+                    row = projection.row_maps(self._curvatures(i), sides[i])
+                    query = projection.query_maps(self._curvatures(i), sides[i])
+                    for name, map_ in zip(("row_left", "row_right"), row, strict=True):
+                        tensors[f"{i}.{name}"] = map_.to(self._lm.dtype)
+                    for name, map_ in zip(("query_left", "query_right"), query, strict=True):
+                        tensors[f"{i}.{name}"] = map_
+            write(self._files.projection(block), tensors)
+        # Last: where it is, the projection is complete.
+        ends = torch.tensor(components.kept).cumsum(0)
+        write(self._files.sides, {"spread": components.spread, "importance": components.importance, "ends": ends})
+
+
+def _check(options: IndexOptions) -> None:
+    wrong = [
+        f"--{name} {value}: must be 1 or more"
+        for name, value in (
+            ("bytes", options.row_bytes),
+            ("samples", options.samples),
+            ("curvature-tokens", options.curvature.curvature_tokens),
+        )
+        if value < 1
+    ]
+    if options.curvature.damping < 0:
+        wrong.append(f"--damping {options.curvature.damping}: must not be negative")
+    if options.curvature.curvature != "ekfac":
+        wrong.append(f"--curvature {options.curvature.curvature}: an index is whitened by EK-FAC; leave it out")
+    if wrong:
+        raise ConceptError("; ".join(wrong))

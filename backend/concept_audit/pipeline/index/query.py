@@ -1,0 +1,187 @@
+"""Putting queries to a gradient index: one backward pass, a projection, and a sweep of the rows' codes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+
+from concept_audit.errors import ConceptError, StoreError
+from concept_audit.influence.fitting import Fisher
+from concept_audit.influence.projection import LayerProjection, compress_query
+from concept_audit.influence.queries import Gradients, NegatedConcept, Quantity, Rows, query_gradient
+from concept_audit.influence.targets import Projection
+from concept_audit.model.gradients import gradient_tokens_per_batch
+from concept_audit.model.linear import LinearLayer, linear_layers
+from concept_audit.pipeline.curvature import CurvatureFit, curvature_of, fit_curvature
+from concept_audit.pipeline.sources import Sources
+from concept_audit.progress import Progress
+from concept_audit.store.index import IndexFiles, present_index, sweep
+from concept_audit.store.shard_store import read_tensors
+
+
+@dataclass(frozen=True)
+class Target:
+    """A query that is to be put to the index.
+
+    Attributes:
+        quantity: what of the query examples is differentiated.
+        queries: the query examples as tokens.
+        weights: of the query examples.
+        reach: the deepest block that the quantity depends on.
+    """
+
+    quantity: Quantity
+    queries: Rows
+    weights: Sequence[float]
+    reach: int
+
+
+def open_index(sources: Sources, reach: int | None = None) -> dict[str, Any]:
+    """The description of a finished index that fits the audit.
+
+    Args:
+        reach: the deepest block that a query depends on; None for any.
+
+    Raises:
+        StoreError: there is none, or it is of another model or data set.
+        ConceptError: the query reaches deeper than the index.
+    """
+    root = sources.layout.root
+    files = present_index(sources.layout, sources.shards("tokens").partition)
+    found = files and files.describe()
+    if not found or not found.get("done"):
+        raise StoreError(f"{root}: no gradient index yet; make one with `concept-audit index {root}`")
+    for name, wanted in (("model", sources.manifest.fingerprints["model"]), ("data", sources.data)):
+        if found[name] != wanted:
+            raise StoreError(
+                f"{root}: the gradient index is of another {name} (fingerprint {found[name]}, the audit has "
+                f"{wanted}); build it again with `concept-audit index {root}`"
+            )
+    if reach is not None and reach > found["blocks"][1]:
+        raise ConceptError(
+            f"a concept at layer {reach} is deeper than the gradient index, which ends with block "
+            f"{found['blocks'][1]}; extend it with `concept-audit index {root} --layers {reach}`, or rank with "
+            "--exact"
+        )
+    return found
+
+
+def index_scores(
+    sources: Sources, about: Mapping[str, Any], targets: Sequence[Target], damping: float, progress: Progress
+) -> np.ndarray:
+    """Influence of every row on several concepts, in one sweep of the index.
+
+    Args:
+        about: the index's description.
+
+    Returns:
+        float64 [rows, targets]; NaN where a row has no loss.
+
+    Raises:
+        ConceptError: a target has no gradient in the weights of the index.
+    """
+    opened = OpenIndex(sources, about, progress)
+    columns = []
+    many = len(targets) > 1
+    named = "Gradients of the concepts" if many else "Gradient of the concept on its queries"
+    with progress.stage(named, len(targets), "concepts") as stage:
+        for target in targets:
+            columns.append(opened.compressed(target, damping))
+            stage.advance()
+    longest = max(map(len, columns))
+    queries = np.zeros((longest, len(columns)), np.float32)
+    for place, column in enumerate(columns):
+        queries[: len(column), place] = column
+    queries *= read_tensors(opened.files.sides)["spread"].numpy()[:longest, None]
+    paths = opened.files.paths()
+    blocks = []
+    with progress.stage("Reading the index", len(paths), "shards") as stage:
+        for block in sweep(paths, queries, longest):
+            blocks.append(block)
+            stage.advance()
+    return np.concatenate(blocks)
+
+
+def solved_query(
+    sources: Sources, about: Mapping[str, Any], target: Target, damping: float, progress: Progress
+) -> Gradients:
+    """(H + λI)⁻¹ of a target's gradient, whole, with the curvature of the index."""
+    opened = OpenIndex(sources, about, progress)
+    with progress.stage("Applying the curvature to the whole query"):
+        return opened.solved(target, damping)
+
+
+def warm_index(sources: Sources, about: Mapping[str, Any]) -> None:
+    """Make the copy of the model that queries are differentiated on, and put one small query to it."""
+    opened = OpenIndex(sources, about, Progress())
+    ids = np.arange(1, 17)
+    deepest = about["blocks"][1]
+    quantity = NegatedConcept(Projection(deepest, np.ones(sources.model().d_model, np.float32)))
+    opened.compressed(Target(quantity, Rows([ids], [ids > 4]), [1.0], deepest), about["damping"])
+
+
+class OpenIndex:
+    """A finished projection, to put queries to.
+
+    Args:
+        about: the index's description.
+    """
+
+    def __init__(self, sources: Sources, about: Mapping[str, Any], progress: Progress):
+        lm = sources.model()
+        files = present_index(sources.layout, sources.shards("tokens").partition)
+        assert files is not None, "an index that has a description has files"
+        self.files = files
+        self._lm = lm.in_dtype(getattr(torch, about["precision"]))
+        self._layers = linear_layers(self._lm, *about["blocks"], about["weights"])
+        fit = CurvatureFit(
+            Fisher(about["fisher"], about["seed"]), about["curvature_tokens"], about["weights"], about["precision"]
+        )
+        blocks = range(about["blocks"][0], about["blocks"][1] + 1)
+        curvature = fit_curvature(sources, lm, fit, blocks, progress)
+        self._curvatures = curvature_of(curvature, self._layers, "ekfac", lm.device)
+
+    def gradients(self, target: Target) -> tuple[list[LinearLayer], Gradients]:
+        """The layers that a target reaches, and its gradient in each."""
+        layers = [layer for layer in self._layers if layer.block <= target.reach]
+        # Queries are few: large batches are faster, and what they take is soon given back.
+        budget = 4 * gradient_tokens_per_batch(self._lm.device)
+        return layers, query_gradient(self._lm, layers, target.quantity, target.queries, target.weights, budget)
+
+    def compressed(self, target: Target, damping: float) -> np.ndarray:
+        """A target as the index takes it: float32 [numbers of the blocks that it reaches]."""
+        _, gradients = self.gradients(target)
+        if not any(bool(gradient.any()) for gradient in gradients):
+            raise ConceptError(
+                "the concept has no gradient on its query examples (an SAE feature's activation has none where it "
+                "does not fire); choose other queries, or --target direction"
+            )
+        read = projection_reader(self.files, self._layers, self._lm.device)
+        return compress_query(gradients, self._curvatures, read, damping, self._lm.dtype).cpu().numpy()
+
+    def solved(self, target: Target, damping: float) -> Gradients:
+        """(H + λI)⁻¹ of a target's gradient, whole."""
+        _, gradients = self.gradients(target)
+        return [self._curvatures(i).solve(gradient, damping) for i, gradient in enumerate(gradients)]
+
+
+def projection_reader(
+    files: IndexFiles, layers: Sequence[LinearLayer], device: torch.device
+) -> Callable[[int], LayerProjection]:
+    """The projection of each layer by its index, read a block at a time."""
+
+    @lru_cache(maxsize=1)
+    def block(number: int) -> Mapping[str, torch.Tensor]:
+        return read_tensors(files.projection(number), device)
+
+    def read(index: int) -> LayerProjection:
+        tensors = block(layers[index].block)
+        names = ("row_left", "row_right", "query_left", "query_right", "components")
+        return LayerProjection(*(tensors[f"{index}.{name}"] for name in names))
+
+    return read

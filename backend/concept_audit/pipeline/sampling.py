@@ -1,0 +1,56 @@
+"""Samples of the rows: chosen by content, so the same in any order of the data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import accumulate
+from typing import Any
+
+from concept_audit.influence.queries import Rows
+from concept_audit.sampling import uniform
+from concept_audit.store.examples import TokenizedExample, has_loss, read_tokens
+from concept_audit.store.shard_store import RowShards
+from concept_audit.types import PROMPT
+
+
+def drawn_rows(tokens: RowShards, count: int, salt: str, seed: int) -> list[TokenizedExample]:
+    """At most `count` of the rows that have a loss, drawn with a salt and a seed."""
+    return _least(
+        tokens,
+        lambda row: float(uniform(row.content_hash + salt, seed, 1)[0]) if has_loss(row) else None,
+        lambda rows: count,
+    )
+
+
+def rows_with_tokens(tokens: RowShards, total: int) -> list[TokenizedExample]:
+    """Rows with `total` tokens together, those of the smallest content hashes; copies of a row count once."""
+
+    def enough(rows: list[TokenizedExample]) -> int:
+        sums = accumulate(len(row.input_ids) for row in rows)
+        return next((place + 1 for place, tokens in enumerate(sums) if tokens >= total), len(rows))
+
+    found = _least(tokens, lambda row: row.content_hash if (row.parts != PROMPT).any() else None, enough)
+    # Copies of a row would draw the same labels.
+    return list({row.content_hash: row for row in found}.values())
+
+
+def as_rows(rows: list[TokenizedExample]) -> Rows:
+    """Rows of a shard as the influence engine takes them."""
+    return Rows([row.input_ids for row in rows], [row.parts != PROMPT for row in rows])
+
+
+def _least(
+    tokens: RowShards, order: Callable[[TokenizedExample], Any], enough: Callable[[list[TokenizedExample]], int]
+) -> list[TokenizedExample]:
+    """The first rows in an order, one shard in memory at a time.
+
+    Args:
+        order: where a row stands; None for a row that is left out.
+        enough: how many of the rows, which are in order, are wanted.
+    """
+    kept: list[tuple[Any, TokenizedExample]] = []
+    for number in tokens.numbers():
+        kept += [(place, row) for row in read_tokens(tokens, number) if (place := order(row)) is not None]
+        kept.sort(key=lambda pair: pair[0])
+        del kept[enough([row for _, row in kept]) :]
+    return [row for _, row in kept]

@@ -1,0 +1,84 @@
+"""What every stage on demand is given: an audit's files, its databases, its model, and who works."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from concept_audit.concepts.sae import SaeSource
+from concept_audit.model.load import LanguageModel
+from concept_audit.model.options import ModelOptions, ModelSource
+from concept_audit.pipeline.engine import Driver, Engine
+from concept_audit.progress import Progress
+from concept_audit.store.database import Cursor, Database
+from concept_audit.store.layout import Layout
+from concept_audit.store.manifest import Manifest
+from concept_audit.store.shard_store import RowShards
+
+Found = TypeVar("Found")
+
+
+@dataclass(frozen=True)
+class Sources:
+    """An audit, as far as computing on its rows needs it.
+
+    Attributes:
+        model: loads the model; called only if it is needed.
+        engine: does the heavy work.
+        device: where the model runs; ``auto`` for the fastest there is.
+    """
+
+    layout: Layout
+    database: Database
+    manifest: Manifest
+    model: Callable[[], LanguageModel]
+    engine: Engine
+    device: str = "auto"
+
+    def read(self, query: Callable[[Cursor], Found]) -> Found:
+        """Run a query of the store."""
+        with self.database.reading() as cursor:
+            return query(cursor)
+
+    def write(self, change: Callable[[Cursor], Found]) -> Found:
+        """Change the workspace, in a transaction."""
+        with self.database.writing() as cursor:
+            return change(cursor)
+
+    def driver(self, progress: Progress) -> Driver:
+        """Runs stages on this audit's engine."""
+        return Driver(self.engine, progress)
+
+    def shards(self, kind: str) -> RowShards:
+        """The shards of one kind that belong to the present build."""
+        return self.manifest.shards(self.layout, kind)
+
+    @property
+    def data(self) -> str:
+        """Fingerprint of the rows as tokens."""
+        return self.manifest.key("tokens")
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """Layers whose mean response activations are kept."""
+        return tuple(self.manifest.configuration["layers"])
+
+    @property
+    def model_source(self) -> ModelSource:
+        """Where other processes get the model from."""
+        return model_source(self.manifest, self.device)
+
+    @property
+    def sae_source(self) -> SaeSource:
+        """Where the SAE of this audit is loaded from."""
+        made = self.manifest.configuration
+        return SaeSource(str(self.layout.sae) if made["sae"] == "train" else made["sae"], made["sae_layer"])
+
+
+def model_source(manifest: Manifest, device: str = "auto") -> ModelSource:
+    """Where the model of an audit is loaded from."""
+    made = manifest.configuration
+    options = ModelOptions(made["model"], device, made["dtype"], made["trust_remote_code"])
+    return ModelSource(options, Path(made["cache"]), manifest.fingerprints["model"])
