@@ -11,13 +11,14 @@ import concept_audit_app
 PACKAGE, APP = Path(concept_audit.__file__).parent, Path(concept_audit_app.__file__).parent
 PUBLIC = {"concept_audit", "concept_audit.serve"}
 ABOVE = {  # a package may import those that stand after it
-    "pipeline": 0,
-    "evidence": 1,
-    "influence": 2,
-    "concepts": 3,
-    "store": 4,
-    "model": 5,
-    "data": 5,
+    "audit": 0,
+    "pipeline": 1,
+    "evidence": 2,
+    "influence": 3,
+    "concepts": 4,
+    "store": 5,
+    "model": 6,
+    "data": 6,
 }
 
 
