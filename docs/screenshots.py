@@ -48,7 +48,7 @@ def main() -> None:
     options = parser.parse_args()
     with TemporaryDirectory() as place:
         copied = Path(shutil.copytree(options.audit, Path(place) / options.audit.name))
-        Audit(copied).flag_matching(RowFilter(), "remove", "probe:flattery", note="flattery", by="Ada", top=12)
+        Audit(copied).flags.set_matching(RowFilter(), "remove", "probe:flattery", note="flattery", by="Ada", top=12)
         with dashboard(copied.parent, copied.name) as url, sync_api.sync_playwright() as engine:
             browser = engine.chromium.launch(executable_path=chromium(), args=FLAGS)
             for name, (path, scheme) in PAGES.items():

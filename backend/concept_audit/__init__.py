@@ -14,7 +14,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from concept_audit.audit import Audit
+    from concept_audit.audit.audit import Audit
     from concept_audit.concepts.features_of_text import TextFeatures
     from concept_audit.concepts.heatmap import Heatmap, Segment
     from concept_audit.concepts.options import SaeTraining
@@ -50,7 +50,7 @@ _HOME = {
     "METHODS": "types",
     "MIN_EACH": "concepts.probe",
     "Agreement": "store.compare",
-    "Audit": "audit",
+    "Audit": "audit.audit",
     "AuditError": "errors",
     "BuildOptions": "pipeline.options",
     "Candidate": "pipeline.validation.options",

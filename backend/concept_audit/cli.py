@@ -354,7 +354,7 @@ def _add_server_options(command: argparse.ArgumentParser) -> None:
 def _demo(options: argparse.Namespace) -> int:
     progress = _started()
     with progress.stage("Starting PyTorch and Transformers"):
-        from concept_audit.pipeline.demo import build_demo, finish_demo
+        from concept_audit.audit.demo import build_demo, finish_demo
     audit = build_demo(options.cache, progress, options.rebuild)
     progress.say(f"The demo audit is ready in {audit.root}")
     if options.no_serve:
@@ -478,7 +478,7 @@ def _rank(options: argparse.Namespace) -> int:
         queries=tuple(read(options.queries)) if options.queries else None,
         **{name: getattr(options, name) for name in names},
     )
-    table = audit.rank_table(options.concept, options.method, options.top, options=influence)
+    table = audit.rankings.table(options.concept, options.method, options.top, options=influence)
     write(table, options.format, options.out)
     return 0
 
@@ -488,7 +488,7 @@ def _export(options: argparse.Namespace) -> int:
     from concept_audit import RowFilter
 
     metadata: dict[str, tuple[str, ...]] = {}
-    known = set(audit.metadata_fields()["field"])
+    known = set(audit.rows.metadata_fields()["field"])
     for name, value in options.where:
         if name not in known:
             raise AuditError(
@@ -497,7 +497,7 @@ def _export(options: argparse.Namespace) -> int:
         metadata[name] = (*metadata.get(name, ()), value)
     where = RowFilter(text=options.text, metadata=metadata, flag="" if options.all else options.flag)
     out = Path(options.out) if options.out and options.out != "-" else None
-    told = audit.export(
+    told = audit.exports.write(
         out, options.format, where, options.schema, options.concept, options.method, exact=options.exact_csv
     )
     if out is not None:

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from concept_audit.audit import Audit
+from concept_audit.audit.audit import Audit
 from concept_audit.errors import StoreError
 from concept_audit.store.layout import Layout
 from concept_audit.store.manifest import read_manifest
@@ -25,9 +25,10 @@ def gather(audit: Audit) -> dict[str, Any]:
         "versions": manifest.versions,
         "counts": asdict(audit.overview()),
         "sae": manifest.report("sae"),
-        "index": audit.index(),
+        "index": audit.index.describe(),
         "probes": [
-            {"name": p.name, "layer": p.layer, "fit": p.fit, "version": p.version, **p.details} for p in audit.probes()
+            {"name": p.name, "layer": p.layer, "fit": p.fit, "version": p.version, **p.details}
+            for p in audit.probes.list()
         ],
     }
 

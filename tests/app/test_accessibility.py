@@ -29,11 +29,11 @@ WIDGET = '[data-baseweb], [data-testid^="stDataFrame"], [role="slider"], .stPlot
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_no_page_has_a_serious_violation(browser, address, cache_copy, scheme):
     audit = Audit(cache_copy / "small")
-    audit.label(
+    audit.labels.add(
         "tone", [LabelledExample((Message("user", "Hi"), Message("assistant", f"Yes {i}")), i % 2) for i in range(8)]
     )
     audit.train_probe("tone")
-    audit.flag([audit.rows(limit=1)["content_hash"][0]])
+    audit.flags.set([audit.rows.list(limit=1)["content_hash"][0]])
     context = browser.new_context(color_scheme=scheme, viewport={"width": 1400, "height": 1000})
     page = context.new_page()
     found = []

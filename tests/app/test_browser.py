@@ -152,8 +152,8 @@ def test_the_models_own_answer_is_shown_beside_the_rows(page, address):
 
 def test_a_new_probe_is_ranked_by_influence_at_once(page, address, cache_copy):
     audit = Audit(cache_copy / "small")
-    rows = audit.rows(limit=8)
-    audit.label(
+    rows = audit.rows.list(limit=8)
+    audit.labels.add(
         "tone",
         [
             LabelledExample(tuple(Message(**turn) for turn in json.loads(text)), i % 2)

@@ -40,9 +40,9 @@ def hostile_cache(tmp_path_factory, model_directory, write_rows):
         )
     )
     audit = Audit(cache / "hostile")
-    found = audit.rows()
-    audit.flag(found["content_hash"][-len(HOSTILE) :].tolist(), note=HOSTILE["handler"], by="<b>me</b> $x$")
-    audit.label(
+    found = audit.rows.list()
+    audit.flags.set(found["content_hash"][-len(HOSTILE) :].tolist(), note=HOSTILE["handler"], by="<b>me</b> $x$")
+    audit.labels.add(
         "odd",
         [
             LabelledExample((Message("user", "q"), Message("assistant", f"{i} {HOSTILE['handler']}")), i % 2)
@@ -50,7 +50,7 @@ def hostile_cache(tmp_path_factory, model_directory, write_rows):
         ],
     )
     audit.train_probe("odd")
-    audit.label_feature(3, HOSTILE["handler"])
+    audit.concepts.label(3, HOSTILE["handler"])
     return cache
 
 

@@ -44,7 +44,7 @@ def url(place):
 def concept(place) -> str:
     """A concept with scores that differ."""
     audit = Audit(place)
-    probes = audit.probes()
+    probes = audit.probes.list()
     return f"probe:{probes[0].name}" if probes else "sae:3"
 
 
@@ -127,7 +127,7 @@ def test_twelve_rows_are_labelled_by_keys_alone_and_ranked_by_the_new_probe(page
     page.wait_for_url("**/audit?**")
     settle(page)
     assert cards(page).first.inner_text().startswith("#1 ")
-    assert len(Audit(place).labels("by keys")) == 12
+    assert len(Audit(place).labels.list("by keys")) == 12
 
 
 def test_brush_flag_undo_flag_and_export(page, url, concept, tmp_path):
@@ -234,7 +234,7 @@ def test_two_people_flag_at_once_and_see_each_other(page, browser, url, concept,
     for each in (page, other):
         each.locator(f'[class*="-{mine}"] >> text="flagged: remove"').wait_for(timeout=20_000)
         each.locator(f'[class*="-{theirs}"] >> text="flagged: review"').wait_for(timeout=20_000)
-    log = Audit(place).flag_log()
+    log = Audit(place).flags.log()
     assert set(log["made_by"]) == {"Ada", "Grace"}
     context.close()
 

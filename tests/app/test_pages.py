@@ -77,7 +77,7 @@ def test_an_unfinished_audit_says_how_to_finish_it(cache_copy, monkeypatch):
 
 def test_labels_outlive_the_session(audit):
     turns = (Message("user", "Hello"), Message("assistant", "Good day"))
-    audit.label("kept", [LabelledExample(turns, 1)])
+    audit.labels.add("kept", [LabelledExample(turns, 1)])
     assert "**1** show it" in words(open_page("probe_lab"))
 
 
@@ -86,7 +86,7 @@ def test_a_probe_of_another_model_is_explained_not_shown(audit):
 
     details = {"auroc": 1.0, "auroc_low": 0.9, "auroc_high": 1.0, "n_positive": 4, "n_negative": 4}
     direction = audit.concept("sae:0").direction
-    with audit._database.writing() as cursor:
+    with audit.opened.database.writing() as cursor:
         workspace.save_probe(cursor, "foreign", 2, "difference_of_means", direction, details, "0000")
     test = open_page("ranking")
     assert not test.exception
@@ -150,7 +150,7 @@ def test_long_work_can_be_cancelled_and_goes_on_where_it_was(audit, monkeypatch)
     monkeypatch.setattr(progress.st, "progress", lambda *_: Bar())
     exact = InfluenceOptions(engine="exact", curvature="identity", precision="float32")
     with pytest.raises(RerunException):
-        audit.ranking("sae:3", "concept_influence", exact, progress.PageProgress(cancel=True))
-    assert "Cancel" in offered and not audit.has_ranking("sae:3", "concept_influence", exact)
-    audit.ranking("sae:3", "concept_influence", exact)
-    assert audit.has_ranking("sae:3", "concept_influence", exact)
+        audit.rankings.ensure("sae:3", "concept_influence", exact, progress.PageProgress(cancel=True))
+    assert "Cancel" in offered and not audit.rankings.has("sae:3", "concept_influence", exact)
+    audit.rankings.ensure("sae:3", "concept_influence", exact)
+    assert audit.rankings.has("sae:3", "concept_influence", exact)

@@ -20,7 +20,7 @@ def audit(audit_directory) -> Audit:
 
 def of_rows(audit: Audit, count: int = 20) -> list[LabelledExample]:
     """The first rows of the data as labelled examples: rows about money are positive."""
-    rows = audit.rows(limit=count)
+    rows = audit.rows.list(limit=count)
     return [
         LabelledExample(
             tuple(Message(m["role"], m["content"]) for m in json.loads(messages)),
@@ -59,7 +59,7 @@ def test_activations_of_typed_examples_equal_those_of_the_same_rows(audit):
     told_apart = [
         LabelledExample((*e.messages[:-1], Message("assistant", e.messages[-1].content)), e.label) for e in examples
     ]
-    with audit._database.writing() as cursor:
+    with audit.opened.database.writing() as cursor:
         cursor.execute("DELETE FROM base.row_activations")
     lm = audit.model()
     from concept_audit.concepts.examples import _run
@@ -89,27 +89,29 @@ def test_training_again_replaces_the_ranking(audit):
     audit.train_probe("topic", [LabelledExample(e.messages, 1 - e.label) for e in examples], layer=1)
     after = audit.rank("topic")
     assert before["example_id"].tolist() == after["example_id"].tolist()[::-1]
-    with audit._database.reading() as cursor:
+    with audit.opened.database.reading() as cursor:
         assert cursor.execute("SELECT count(DISTINCT ranking_id) FROM base.ranking_scores").fetchone() == (1,)
-    assert audit.probes()[0].version == 2
+    assert audit.probes.list()[0].version == 2
 
 
 def test_labels_alone_can_train_and_are_kept(audit):
     examples = of_rows(audit)
     for example in examples:
-        audit.label("mine", [example])
+        audit.labels.add("mine", [example])
     audit.train_probe("mine")
-    assert {(e.content_hash, e.label) for e in audit.labels("mine")} == {(e.content_hash, e.label) for e in examples}
-    audit.unlabel("mine", [examples[0].content_hash])
-    assert len(audit.labels("mine")) == len(examples) - 1
-    audit.delete_probe("mine")
-    assert audit.labels("mine") == [] and audit.probes() == []
+    assert {(e.content_hash, e.label) for e in audit.labels.list("mine")} == {
+        (e.content_hash, e.label) for e in examples
+    }
+    audit.labels.remove("mine", [examples[0].content_hash])
+    assert len(audit.labels.list("mine")) == len(examples) - 1
+    audit.probes.delete("mine")
+    assert audit.labels.list("mine") == [] and audit.probes.list() == []
 
 
 @pytest.mark.parametrize("name", ["", "  ", "a/b", "../x", "x" * 65, "<b>", "=1"])
 def test_names_that_a_url_would_not_keep_are_refused(audit, name):
     with pytest.raises(ConceptError, match="probe name"):
-        audit.label(name, typed(2))
+        audit.labels.add(name, typed(2))
 
 
 def test_a_layer_that_is_not_kept_is_refused(audit):
@@ -119,7 +121,7 @@ def test_a_layer_that_is_not_kept_is_refused(audit):
 
 def test_a_probe_of_another_model_is_refused(audit):
     direction = audit.concept("sae:0").direction
-    with audit._database.writing() as cursor:
+    with audit.opened.database.writing() as cursor:
         workspace.save_probe(cursor, "foreign", 2, "difference_of_means", direction, {}, "other")
     with pytest.raises(ConceptError, match="train it again, its labels are kept"):
         audit.rank("foreign")
@@ -136,17 +138,17 @@ def test_an_audit_whose_model_has_changed_is_refused(audit, monkeypatch):
 def test_token_values_of_a_probe_average_to_the_score(audit, monkeypatch):
     audit.train_probe("topic", of_rows(audit), layer=2)
     top = audit.rank("topic", top=6)
-    heatmaps = audit.heatmaps("topic", top["example_id"].tolist())
+    heatmaps = audit.rows.heatmaps("topic", top["example_id"].tolist())
     for row in top.itertuples():
         values = [segment.value for turn in heatmaps[row.example_id].turns for segment in turn]
         assert np.mean(values) == pytest.approx(row.score, rel=1e-4, abs=1e-4)
     monkeypatch.setattr(audit, "model", no_model)
-    assert audit.heatmaps("topic", top["example_id"].tolist()) == heatmaps
+    assert audit.rows.heatmaps("topic", top["example_id"].tolist()) == heatmaps
 
 
 def test_segments_join_to_the_response(audit):
     top = audit.rank("sae:3", top=20)
-    heatmaps = audit.heatmaps("sae:3", top["example_id"].tolist())
+    heatmaps = audit.rows.heatmaps("sae:3", top["example_id"].tolist())
     for row in top.itertuples():
         (turn,) = heatmaps[row.example_id].turns
         assert "".join(segment.text for segment in turn) == row.response
@@ -171,35 +173,35 @@ def test_sae_heatmaps_show_where_the_feature_fires_without_the_model(audit, monk
     import duckdb
 
     monkeypatch.setattr(audit, "model", no_model)
-    feature = int(audit.features()["feature_id"][0])
-    row = int(audit.strongest_rows(feature, 1)["example_id"][0])
-    (turn,) = audit.heatmaps(f"sae:{feature}", [row])[row].turns
+    feature = int(audit.concepts.features()["feature_id"][0])
+    row = int(audit.concepts.strongest_rows(feature, 1)["example_id"][0])
+    (turn,) = audit.rows.heatmaps(f"sae:{feature}", [row])[row].turns
     stored = duckdb.sql(
         f"""SELECT activation FROM '{audit.root}/shards/features/*.parquet'
             WHERE feature_id = {feature} AND example_id = {row} ORDER BY token_position"""
     ).fetchall()
     fired = [segment.value for segment in turn if segment.value]
     assert fired == pytest.approx([value for (value,) in stored])
-    assert max(fired) == pytest.approx(audit.strongest_rows(feature, 1)["max_activation"][0])
+    assert max(fired) == pytest.approx(audit.concepts.strongest_rows(feature, 1)["max_activation"][0])
 
 
 def test_copies_of_a_row_share_its_flag(audit):
-    (content_hash,) = audit.rows(RowFilter(example_ids=(0,)))["content_hash"]
-    audit.flag([content_hash], "remove", "bad advice", by="me")
-    assert audit.rows(RowFilter(flag="remove"))["example_id"].tolist() == [0, 299]
+    (content_hash,) = audit.rows.list(RowFilter(example_ids=(0,)))["content_hash"]
+    audit.flags.set([content_hash], "remove", "bad advice", by="me")
+    assert audit.rows.list(RowFilter(flag="remove"))["example_id"].tolist() == [0, 299]
     assert audit.overview().n_flagged == 2
-    audit.unflag([content_hash])
-    assert audit.count(RowFilter(flag="any")) == 0
+    audit.flags.clear([content_hash])
+    assert audit.rows.count(RowFilter(flag="any")) == 0
 
 
 def test_all_rows_that_pass_a_filter_are_flagged_at_once(audit):
     money = RowFilter(metadata={"topic": ("money",)})
-    audit.flag_matching(money, "review", "sae:3", note="all of them")
-    flagged = audit.rows(RowFilter(flag="review"))
-    copies = audit.rows(money)["content_hash"]
+    audit.flags.set_matching(money, "review", "sae:3", note="all of them")
+    flagged = audit.rows.list(RowFilter(flag="review"))
+    copies = audit.rows.list(money)["content_hash"]
     assert set(flagged["content_hash"]) == set(copies) and set(flagged["note"]) == {"all of them"}
-    audit.flag_matching(RowFilter(text="river"), None)
-    assert audit.count(RowFilter(flag="any")) == audit.count(money) - audit.count(
+    audit.flags.set_matching(RowFilter(text="river"), None)
+    assert audit.rows.count(RowFilter(flag="any")) == audit.rows.count(money) - audit.rows.count(
         RowFilter(text="river", metadata=money.metadata)
     )
 

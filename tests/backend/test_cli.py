@@ -83,8 +83,8 @@ def test_a_probe_from_a_file_can_be_ranked_by(audit_directory, capsys, tmp_path)
 
 def test_export_gives_flagged_rows_or_their_complement(audit_directory, capsysbinary, rows):
     audit = Audit(audit_directory)
-    hashes = audit.rows(limit=3)["content_hash"].tolist()
-    audit.flag(hashes)
+    hashes = audit.rows.list(limit=3)["content_hash"].tolist()
+    audit.flags.set(hashes)
     flagged = pd.read_csv(io.BytesIO(run(capsysbinary, "export", audit_directory)))
     assert sorted(flagged["example_id"]) == [0, 1, 2, 299]  # row 299 repeats row 0
     kept = run(capsysbinary, "export", audit_directory, "--flag", "none", "--format", "jsonl").splitlines()
@@ -92,7 +92,7 @@ def test_export_gives_flagged_rows_or_their_complement(audit_directory, capsysbi
     everything = run(capsysbinary, "export", audit_directory, "--all", "--format", "jsonl").splitlines()
     assert len(everything) == len(rows)
     money = run(capsysbinary, "export", audit_directory, "--all", "--where", "topic=money", "--format", "jsonl")
-    assert len(money.splitlines()) == audit.count(RowFilter(metadata={"topic": ("money",)}))
+    assert len(money.splitlines()) == audit.rows.count(RowFilter(metadata={"topic": ("money",)}))
 
 
 def test_a_file_can_be_named_for_the_output(audit_directory, capsys, tmp_path):

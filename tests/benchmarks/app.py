@@ -163,11 +163,11 @@ def opened(audit: Path, concept: str):
 def timings(root: Path, times: int) -> None:
     """Seconds of the script for each interaction, without model work: rows of an SAE feature."""
     audit = Audit(root)
-    features = [f"sae:{f}" for f in audit.features(order="telling")["feature_id"][: times + 2]]
+    features = [f"sae:{f}" for f in audit.concepts.features(order="telling")["feature_id"][: times + 2]]
     page = opened(root, features[0])
     assert not page.exception, page.exception
     low, high = np.quantile(audit.rank(features[0], top=2000)["score"], [0.2, 0.8])
-    audit_words = audit.rows(limit=50)["response"].str.split().explode().tolist()
+    audit_words = audit.rows.list(limit=50)["response"].str.split().explode().tolist()
 
     def state(key: str, values):
         def act(i: int) -> None:
@@ -180,7 +180,7 @@ def timings(root: Path, times: int) -> None:
         next(b for b in page.button if b.key and b.key.startswith("remove-")).click().run()
 
     spans = [f"{low:.6g}..{high:.6g}", None]
-    topic = audit.metadata_fields().iloc[0]
+    topic = audit.rows.metadata_fields().iloc[0]
     acts = {
         "next page": state("page", list(range(1, times + 2))),
         "text filter": state("find", audit_words[:: max(len(audit_words) // times, 1)]),
@@ -196,7 +196,7 @@ def timings(root: Path, times: int) -> None:
         "one row alone": state("row-value", [str(i * 7) for i in range(times)]),
     }
     every: list[float] = []
-    print(f"{audit.overview().n_rows:,} rows, {len(audit.concepts()):,} concepts; {LIMITS}")
+    print(f"{audit.overview().n_rows:,} rows, {len(audit.concepts.list()):,} concepts; {LIMITS}")
     for name, act in acts.items():
         seconds = []
         for i in range(1 if name.startswith("no ") else times):
@@ -217,10 +217,10 @@ def sent_bytes(root: Path) -> None:
 
     from tests.app.browser import FLAGS, chromium, coloured_tokens, dashboard, settle
 
-    probes = Audit(root).probes()
+    probes = Audit(root).probes.list()
     concepts = [
         *(f"probe:{p.name}" for p in probes[:1]),
-        f"sae:{Audit(root).features(order='telling')['feature_id'][0]}",
+        f"sae:{Audit(root).concepts.features(order='telling')['feature_id'][0]}",
     ]
     with dashboard(root.parent, root.name) as url, sync_api.sync_playwright() as engine:
         browser = engine.chromium.launch(executable_path=chromium(), args=FLAGS)
@@ -261,10 +261,9 @@ def heatmap_seconds(root: Path) -> None:
     """Heatmaps of 10 rows of about 150 tokens, for a probe that has none yet, and again."""
     audit = Audit(root)
     audit.model()
-    rows = audit.rows(limit=400)
+    rows = audit.rows.list(limit=400)
     rows = rows.iloc[(rows["n_tokens"] - 150).abs().argsort()[:10]]
     rng = np.random.default_rng(int(time.time()))
-    from concept_audit.concepts.heatmap import probe_heatmaps
     from concept_audit.types import Concept
 
     for layer in audit.layers:
@@ -272,7 +271,7 @@ def heatmap_seconds(root: Path) -> None:
         concept = Concept("probe:new", "new", "probe", layer, direction / np.linalg.norm(direction))
         for when in ("first", "again"):
             started = time.perf_counter()
-            probe_heatmaps(audit._layout, audit._database, concept, rows["example_id"].tolist(), audit.model)
+            audit.rows.probe_heatmaps(concept, rows["example_id"].tolist())
             print(
                 f"layer {layer}, {when}: {time.perf_counter() - started:.3f} s "
                 f"({int(rows['n_tokens'].sum()):,} tokens; limit 3 s)",

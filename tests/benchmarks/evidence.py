@@ -108,7 +108,7 @@ def main() -> None:
             quick = ValidateOptions(quick=True, origin=field, positive=(value,), topic="topic")
             told(audit, concept, quick, asked.report)
     elif asked.part == "first-order":
-        found, frame = audit.first_order(asked.concept, 40, asked.subset_rows, asked.pool)
+        found, frame = audit.evidence.first_order(asked.concept, 40, asked.subset_rows, asked.pool)
         slope = float(frame["actual"] @ frame["predicted"] / (frame["predicted"] @ frame["predicted"]))
         print(
             f"{asked.concept}: Pearson {found.value:.5f} ({found.low:.5f} to {found.high:.5f}) over {found.n} "

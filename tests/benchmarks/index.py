@@ -29,7 +29,7 @@ from concept_audit.model.gradients import GradientPass, gradient_tokens_per_batc
 from concept_audit.model.linear import linear_layers
 from concept_audit.pipeline import index as stage
 from concept_audit.pipeline.attribution import as_rows
-from concept_audit.pipeline.rank import Sources, _target, request
+from concept_audit.pipeline.rank import _target, request
 from concept_audit.progress import LineProgress, Progress
 from concept_audit.store.index import IndexFiles, index_files, sweep
 from concept_audit.store.influence import read_tensors
@@ -59,11 +59,11 @@ def told(name: str, guess: np.ndarray, truth: np.ndarray) -> None:
 def fidelity(root: Path) -> None:
     """Two probes and ten SAE features drawn at random, none of them used to choose a setting."""
     audit, layout = Audit(root), Layout(root)
-    about, lm = audit.index(), audit.model()
-    live = audit.features()["feature_id"].to_numpy()
-    names = [p.name for p in audit.probes()][:2]
+    about, lm = audit.index.describe(), audit.model()
+    live = audit.concepts.features()["feature_id"].to_numpy()
+    names = [p.name for p in audit.probes.list()][:2]
     names += [f"sae:{f}" for f in sorted(np.random.default_rng(2026).choice(live, 10, replace=False))]
-    sources = Sources(layout, audit._database, audit.manifest, audit.model)
+    sources = audit.opened.sources()
     wanted = [request(sources, audit.concept(n), "concept_influence", InfluenceOptions(engine="index")) for n in names]
     targets = [_target(sources, each, lm, Progress()) for each in wanted]
     opened = stage._Opened(layout, index_files(layout), lm, about, Progress())
@@ -133,7 +133,7 @@ def random_projection(lm, layers, queries, rows, truth) -> None:
 def cost(root: Path, count: int) -> None:
     """Projecting a row's gradient against scoring a row exactly, in turns."""
     audit, layout = Audit(root), Layout(root)
-    about = audit.index()
+    about = audit.index.describe()
     opened = stage._Opened(layout, index_files(layout), audit.model(), about, Progress())
     lm, layers = opened._lm, opened._layers
     rows = data_of(layout)

@@ -40,7 +40,7 @@ def main() -> None:
     tries += [(int(layer), (fit,)) for layer in options.layers.split(",") if layer for fit in FITS]
     for layer, fits in tries:
         trained = audit.train_probe(f"benchmark {value}", labelled, layer, fits)
-        ranked = audit.rank_table(f"benchmark {value}")
+        ranked = audit.rankings.table(f"benchmark {value}")
         positive = (ranked[options.label] == value).astype(int)
         compared = positive.astype(bool) | (ranked[options.label] == options.against if options.against else True)
         if options.group:
@@ -50,7 +50,7 @@ def main() -> None:
             f"{value}: layer {trained.layer}, {trained.fit} ({chosen}), held-out AUROC {trained.auroc:.3f}; "
             f"{describe(ranked[compared], positive[compared])}; all rows: {describe(ranked, positive)}"
         )
-    audit.delete_probe(f"benchmark {value}")
+    audit.probes.delete(f"benchmark {value}")
 
 
 if __name__ == "__main__":

@@ -40,7 +40,7 @@ def choose_from_table() -> None:
         choose("feature", str(st.session_state["features_listed"][chosen[0]]))
 
 
-every = audit.features(order="feature_id", live_only=False).set_index("feature_id")
+every = audit.concepts.features(order="feature_id", live_only=False).set_index("feature_id")
 table_side, feature_side = st.columns([6, 7], gap="medium")
 with table_side:
     way = st.segmented_control(
@@ -78,7 +78,7 @@ with table_side:
                 bind="query-params",
             )
             dead = st.toggle("Dead too", key="dead", bind="query-params", help="Features that never fire on this data")
-        features = audit.features(search or "", order, live_only=not dead)
+        features = audit.concepts.features(search or "", order, live_only=not dead)
         features = features[(features.density >= low) & (features.density <= high)]
         if features.empty:
             st.info(
@@ -118,7 +118,7 @@ with feature_side:
         default=str(listed["feature_id"].iloc[0]),
     )
     walk(listed, feature)
-    about = audit.feature(int(feature))
+    about = audit.concepts.feature(int(feature))
     figures(about)
     if not about.density:
         st.info(

@@ -18,8 +18,8 @@ BESIDE = {"none": "Nothing", "influence_function": "Influence function", "vector
 
 audit = current_audit()
 st.title("Groups")
-features = not audit.features().empty
-fields = audit.metadata_fields()
+features = not audit.concepts.features().empty
+fields = audit.rows.metadata_fields()
 few = fields[(fields.n_values > 1) & (fields.n_values <= 200)]["field"].tolist()
 ways = [*(["sae_feature"] if features else []), *few, "source", "flag"]
 titles = {"sae_feature": "SAE features that fire", "source": "Source", "flag": "Flag"}
@@ -48,17 +48,21 @@ with st.container(horizontal=True, vertical_alignment="bottom"):
     )
 
 # An exact influence function takes a pass over the rows through all blocks; beside another method the index's will do.
-instant = InfluenceOptions(engine="index") if beside == "influence_function" and audit.index() else InfluenceOptions()
+instant = (
+    InfluenceOptions(engine="index")
+    if beside == "influence_function" and audit.index.describe()
+    else InfluenceOptions()
+)
 try:
     wanted = [(method, options), *([] if beside == "none" else [(beside, instant)])]
     for each, how in wanted:
-        served = each in SLOW and audit.served_by_index(concept_id, each, how)
-        if each in SLOW and not served and not audit.has_ranking(concept_id, each, how):
+        served = each in SLOW and audit.rankings.served_by_index(concept_id, each, how)
+        if each in SLOW and not served and not audit.rankings.has(concept_id, each, how):
             offer(audit, concept, each, how)
             st.stop()
     with st.spinner("Ranking the rows …"):
         for each, how in wanted:
-            audit.ranking(concept_id, each, how, PageProgress())
+            audit.rankings.ensure(concept_id, each, how, PageProgress())
     table = audit.groups(concept_id, method, by, options, None if beside == "none" else beside, instant)
 except AuditError as error:
     st.error(str(error), icon=":material/error:")

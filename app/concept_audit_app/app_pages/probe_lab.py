@@ -20,7 +20,7 @@ st.caption(
     "Label some of both, train, and rank the whole data set by it."
 )
 
-names = audit.label_counts()["probe"].tolist()
+names = audit.labels.counts()["probe"].tolist()
 with st.container(horizontal=True, vertical_alignment="bottom"):
     name = st.selectbox(
         "Probe",
@@ -32,7 +32,7 @@ with st.container(horizontal=True, vertical_alignment="bottom"):
         placeholder="Type a name for a new probe",
         help="Choose one, or type a new name and press Enter",
     )
-    saved = next((probe for probe in audit.probes() if probe.name == name), None)
+    saved = audit.probes.find(name)
     if name in names:
         probes.housekeeping(audit, name, saved)
     probes.import_box(audit)
@@ -48,7 +48,7 @@ if not name:
     st.stop()
 
 left, right = st.columns([7, 5], gap="large")
-labels = audit.labels(name)
+labels = audit.labels.list(name)
 with left:
     if read_only():
         st.info("This dashboard is read-only: labels can be looked at, not changed.", icon=":material/lock:")

@@ -41,12 +41,12 @@ with st.container(horizontal=True, vertical_alignment="bottom"):
 where = brushed(row_filter(audit))
 indexed = ready(audit, concept, method, options)
 ranked = (concept.concept_id, method)
-total = audit.count(where, *ranked, options)
+total = audit.rows.count(where, *ranked, options)
 pages = max(1, math.ceil(total / size))
 if st.session_state.get("page", 1) > pages:
     st.session_state["page"] = pages
 histogram_place = st.container()
-saved = next((p for p in audit.probes() if concept.kind == "probe" and p.name == concept.name), None)
+saved = audit.probes.find(concept.name) if concept.kind == "probe" else None
 threshold = saved.details.get("threshold") if saved and method == "vector_filter" else None
 
 with st.container(horizontal=True, vertical_alignment="center"):
@@ -66,7 +66,7 @@ page_problem()
 
 rows = audit.rank(*ranked, size, where, (page - 1) * size, options)
 with histogram_place:
-    edges, everything, passing = audit.histogram(*ranked, where, options=options)
+    edges, everything, passing = audit.rankings.histogram(*ranked, where, options=options)
     span = (rows["score"].min(), rows["score"].max()) if len(rows) else None
     st.plotly_chart(
         score_histogram(edges, everything, passing, where != RowFilter(), span, where.scores, threshold),
@@ -76,10 +76,10 @@ with histogram_place:
         selection_mode="box",
         alt=f"Histogram of the scores of all rows, from {edges[0]:.3g} to {edges[-1]:.3g}; {total:,} rows pass the filter",
     )
-if indexed and (index := audit.index()):
+if indexed and (index := audit.index.describe()):
     st.caption(fidelity_words(index))
 if rows.empty:
-    narrowed = where.flag and audit.count(replace(where, flag=""), *ranked, options)
+    narrowed = where.flag and audit.rows.count(replace(where, flag=""), *ranked, options)
     hint = "Choose “Flagged or not” above." if narrowed else "Widen the filters above."
     st.info(f"No row passes the filters. {hint}", icon=":material/filter_alt_off:")
     st.stop()

@@ -59,7 +59,7 @@ def choose_sides(audit: Audit) -> tuple[Side, Side]:
 
 
 def _agreement(audit: Audit, one: Side, other: Side, where: RowFilter) -> Agreement:
-    return audit.agreement(one.ranking, other.ranking, where)
+    return audit.comparisons.agreement(one.ranking, other.ranking, where)
 
 
 def figures(audit: Audit, one: Side, other: Side, where: RowFilter) -> None:
@@ -85,7 +85,7 @@ def figures(audit: Audit, one: Side, other: Side, where: RowFilter) -> None:
 
 def scatter(audit: Audit, one: Side, other: Side, where: RowFilter) -> None:
     """Each row's two scores; a box drawn in it keeps the rows within."""
-    points = audit.points(one.ranking, other.ranking, where, POINTS)
+    points = audit.comparisons.points(one.ranking, other.ranking, where, POINTS)
 
     def boxed() -> None:
         boxes = st.session_state["compare-points"].selection.box
@@ -142,9 +142,9 @@ def disagreements(audit: Audit, one: Side, other: Side, where: RowFilter) -> Non
             label_visibility="collapsed",
         )
     if box:
-        inside = _inside(audit.points(one.ranking, other.ranking, where, POINTS), box)
+        inside = _inside(audit.comparisons.points(one.ranking, other.ranking, where, POINTS), box)
         where = replace(where, example_ids=tuple(int(i) for i in inside["example_id"]))
-    rows = audit.disagreements(one.ranking, other.ranking, where, higher, SHOWN)
+    rows = audit.comparisons.disagreements(one.ranking, other.ranking, where, higher, SHOWN)
     if rows.empty:
         st.info("No row is in the box. Draw it around some points.", icon=":material/crop_free:")
         return

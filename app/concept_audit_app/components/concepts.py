@@ -13,7 +13,7 @@ from concept_audit_app.components.url import select_by_id
 
 def concept_picker(audit: Audit, key: str = "concept", label: str = "Concept") -> str | None:
     """A select box of probes and SAE features, bound to the URL as `key`; None if there are none."""
-    concepts = audit.concepts(live_only=True)
+    concepts = audit.concepts.list(live_only=True)
     if concepts.empty:
         return None
     names = {
@@ -59,6 +59,6 @@ def probe_table(audit: Audit) -> pd.DataFrame:
                 "Positive": probe.details["n_positive"],
                 "Negative": probe.details["n_negative"],
             }
-            for probe in audit.probes()
+            for probe in audit.probes.list()
         ]
     )

@@ -32,10 +32,10 @@ def choose_target(audit: Audit, known: Evidence | None) -> tuple[str, str, str]:
     Args:
         known: a validation of the concept, which may have been told where the behaviour comes from.
     """
-    fields = audit.metadata_fields()
+    fields = audit.rows.metadata_fields()
     few = fields[(fields.n_values > 1) & (fields.n_values <= MOST_VALUES)]
     targets = {"flagged": ("flagged", "", "")}
-    targets |= {f"label {p.name}": ("labelled", p.name, "") for p in audit.probes()}
+    targets |= {f"label {p.name}": ("labelled", p.name, "") for p in audit.probes.list()}
     # A column that tells the origin has few values, and is the best witness there is.
     for field in few.sort_values("n_values", kind="stable").itertuples():
         targets |= {f"{field.field} = {value}": ("metadata", field.field, value) for value in sorted(field.top_values)}
@@ -52,7 +52,7 @@ def choose_target(audit: Audit, known: Evidence | None) -> tuple[str, str, str]:
 
 def against_labels(audit: Audit, concept: Concept, target: tuple[str, str, str]) -> None:
     """AUROC, average precision and precision at k of every ranking that has been computed."""
-    table = audit.against_group(concept.concept_id, *target)
+    table = audit.comparisons.against_group(concept.concept_id, *target)
     if table.empty:
         st.info(
             "No row is in this group, or every row is. Flag rows on the Audit page, or choose another group.",
@@ -98,7 +98,7 @@ def against_labels(audit: Audit, concept: Concept, target: tuple[str, str, str])
 
 def agreement(audit: Audit, concept: Concept) -> None:
     """Rank correlations among the rankings that have been computed."""
-    names, matrix = audit.agreement_matrix(concept.concept_id)
+    names, matrix = audit.comparisons.correlations(concept.concept_id)
     if len(names) < 2:
         st.caption("Compute a second method on the Audit page to see how far the methods agree.")
         return
@@ -116,7 +116,7 @@ def agreement(audit: Audit, concept: Concept) -> None:
 
 def choose_validation(audit: Audit, concept: Concept) -> Evidence | None:
     """The validation of this concept to show; says how to make one where there is none."""
-    kept = audit.evidence_list()
+    kept = audit.evidence.list()
     mine = kept[kept["concept_id"] == concept.concept_id]
     st.subheader("Does removing what is flagged change the model?")
     if mine.empty:
@@ -133,7 +133,7 @@ def choose_validation(audit: Audit, concept: Concept) -> Evidence | None:
         for row in mine.itertuples()
     }
     chosen = select_by_id("Validation", list(names), names.__getitem__, "evidence", width=320)
-    return audit.evidence(chosen)
+    return audit.evidence.get(chosen)
 
 
 def validation(audit: Audit, evidence: Evidence) -> None:

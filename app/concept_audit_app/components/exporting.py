@@ -87,7 +87,7 @@ def choose(audit: Audit) -> Chosen:
 
 def count(audit: Audit, chosen: Chosen) -> int:
     """How many rows there are."""
-    return audit.count(chosen.where, chosen.concept, chosen.method, chosen.options)
+    return audit.rows.count(chosen.where, chosen.concept, chosen.method, chosen.options)
 
 
 def nothing(chosen: Chosen) -> None:
@@ -106,7 +106,7 @@ def downloads(audit: Audit, chosen: Chosen, rows: int) -> None:
     name = f"{audit.name}-{SUFFIX[chosen.what]}.{chosen.format}"
 
     def made() -> tuple[bytes, bytes]:
-        return audit.export_bytes(
+        return audit.exports.to_bytes(
             chosen.format,
             where=chosen.where,
             schema=chosen.schema,
@@ -146,7 +146,7 @@ def downloads(audit: Audit, chosen: Chosen, rows: int) -> None:
 
 def _input_problem(audit: Audit) -> str | None:
     try:
-        audit.check_input()
+        audit.exports.check_input()
     except AuditError as error:
         return str(error)
     return None
@@ -157,7 +157,7 @@ def preview(audit: Audit, chosen: Chosen, rows: int) -> None:
     if chosen.concept:
         shown = audit.rank(chosen.concept, chosen.method, PREVIEW, chosen.where, options=chosen.options)
     else:
-        shown = audit.rows(chosen.where, PREVIEW)
+        shown = audit.rows.list(chosen.where, PREVIEW)
     columns = [name for name in ("rank", "score") if name in shown]
     columns += ["example_id", "flag", "note", "prompt", "response", "source", "source_row", "metadata"]
     for name in ("prompt", "response", "metadata"):

@@ -70,7 +70,7 @@ def name_box(audit: Audit, about: pd.Series) -> None:
 
     def keep() -> None:
         try:
-            audit.label_feature(number, st.session_state[f"label-{number}"] or None, person())
+            audit.concepts.label(number, st.session_state[f"label-{number}"] or None, person())
         except AuditError as error:
             st.session_state["row_problem"] = str(error)
 
@@ -104,7 +104,7 @@ def meaning(about: pd.Series) -> None:
 
 def similar(audit: Audit, concept: str, feature: int) -> None:
     """Buttons to the features with the nearest directions."""
-    near = audit.similar_features(audit.concept(concept).direction, SIMILAR, feature)
+    near = audit.concepts.similar(audit.concept(concept).direction, SIMILAR, feature)
     with st.expander("Similar features"):
         for other in near.itertuples():
             st.button(
@@ -125,7 +125,7 @@ def rows_by_quantile(audit: Audit, concept: str, feature: int) -> None:
         )
         newlines = st.toggle("Show line ends", value=True, key="lines", bind="query-params")
         legend = st.container(width="content")
-    rows = audit.rows_by_quantile(feature, ROWS_EACH)
+    rows = audit.concepts.rows_by_quantile(feature, ROWS_EACH)
     if rows.empty:
         return
     cards = []
@@ -133,7 +133,7 @@ def rows_by_quantile(audit: Audit, concept: str, feature: int) -> None:
         first = group.iloc[0]
         st.caption(f"{QUANTILES[int(quantile)]}: {int(first.group_rows):,} rows, {first.low:.1f} to {first.high:.1f}")
         cards += [(int(row["example_id"]), RowCard(row)) for row in group.to_dict("records")]
-    heatmaps = audit.heatmaps(concept, rows["example_id"].tolist())
+    heatmaps = audit.rows.heatmaps(concept, rows["example_id"].tolist())
     colours = ramp(heatmaps.values(), 0.0)
     legend.html(legend_html(colours))
     for number, card in cards:

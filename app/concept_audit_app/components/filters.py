@@ -22,7 +22,7 @@ FLAG_CHOICES = {
 
 def row_filter(audit: Audit, flag: bool = True) -> RowFilter:
     """Text, flag, length, source and metadata filters; what they let through."""
-    fields = audit.metadata_fields()
+    fields = audit.rows.metadata_fields()
     few = fields[(fields.n_values > 1) & (fields.n_values <= FEW_VALUES)]
     with st.container(horizontal=True, vertical_alignment="bottom"):
         text = st.text_input(
@@ -50,7 +50,7 @@ def row_filter(audit: Audit, flag: bool = True) -> RowFilter:
         kept = {field.field: _values(field) for field in few.head(2).itertuples()}
         with st.popover("More filters", icon=":material/filter_alt:"):
             kept |= {field.field: _values(field) for field in few.iloc[2:].itertuples()}
-            sources = audit.sources()["source"].tolist()
+            sources = audit.rows.sources()["source"].tolist()
             source = ()
             if len(sources) > 1:
                 source = tuple(
@@ -58,7 +58,7 @@ def row_filter(audit: Audit, flag: bool = True) -> RowFilter:
                         "Source", sources, key="source", bind="query-params", placeholder="any", on_change=first_page
                     )
                 )
-            longest = max(int(audit.longest_row()), 2)
+            longest = max(int(audit.rows.longest()), 2)
             tokens = st.slider(
                 "Tokens", 1, longest, (1, longest), key="tokens", bind="query-params", on_change=first_page
             )

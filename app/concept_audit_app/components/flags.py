@@ -53,10 +53,12 @@ def bulk_flags(audit: Audit, view: View) -> None:
             ceiling = where.scores[1] if where.scores else float("inf")
             floor = max(least, where.scores[0]) if where.scores else least
             where = replace(where, scores=(floor, ceiling))
-        count = audit.count(where, view.concept, view.method, view.options)
+        count = audit.rows.count(where, view.concept, view.method, view.options)
         count = count if top is None else min(count, top)
         flagged = replace(where, flag="any")
-        already = "" if top else f", {audit.count(flagged, view.concept, view.method, view.options):,} flagged already"
+        already = (
+            "" if top else f", {audit.rows.count(flagged, view.concept, view.method, view.options):,} flagged already"
+        )
         st.markdown(f"**{count:,} {'row' if count == 1 else 'rows'}** on all pages{already}")
         st.text_input("Note", key="bulk-note", placeholder="why (may be empty)", max_chars=200)
         for name, label in ACTIONS.items():
@@ -75,7 +77,7 @@ def _flag_many(view: View, where: RowFilter, flag: str | None, top: int | None, 
     audit = current_audit()
     how = f"{chosen.lower()}{f' {top:,}' if top else ''} by {view.method} of {view.concept}"
     try:
-        change = audit.flag_matching(
+        change = audit.flags.set_matching(
             where,
             flag,
             view.concept,
@@ -103,7 +105,7 @@ def undo_button(audit: Audit) -> None:
     told = st.session_state.pop("said", None)
     if told:
         st.toast(told)
-    mine = audit.undoable_flags(person())
+    mine = audit.flags.undoable(person())
     last = mine.iloc[0] if len(mine) else None
     st.button(
         "Undo",
@@ -118,7 +120,7 @@ def undo_button(audit: Audit) -> None:
     opened = st.popover("Log", icon=":material/history:", key="flag-log", on_change="rerun")
     if not opened.open:
         return
-    log = audit.flag_log(LOG_SHOWN)
+    log = audit.flags.log(LOG_SHOWN)
     with opened:
         st.caption("Who flagged what and when. Any change can be undone; nothing is ever taken from the log.")
         if log.empty:
@@ -147,7 +149,7 @@ def _action(change) -> str:
 
 def _undo(event_id: int) -> None:
     try:
-        change = current_audit().undo_flags(event_id, person())
+        change = current_audit().flags.undo(event_id, person())
     except AuditError as error:
         st.session_state["row_problem"] = str(error)
         return
@@ -158,7 +160,7 @@ def _undo(event_id: int) -> None:
 @st.fragment(run_every=SECONDS_BETWEEN_LOOKS)
 def watch_others() -> None:
     """Show the page anew when somebody else has changed flags."""
-    latest, by = current_audit().latest_flag_change()
+    latest, by = current_audit().flags.latest()
     if st.session_state.get("flags-drawn", latest) != latest:
         st.session_state["flags-drawn"] = latest
         st.toast(f"Flags have changed ({by})")
@@ -167,4 +169,4 @@ def watch_others() -> None:
 
 def flags_drawn() -> None:
     """Remember up to which change the page shows the flags; to be called before it is drawn."""
-    st.session_state["flags-drawn"] = current_audit().latest_flag_change()[0]
+    st.session_state["flags-drawn"] = current_audit().flags.latest()[0]

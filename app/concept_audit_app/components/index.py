@@ -16,10 +16,10 @@ SECONDS_BETWEEN_LOOKS = 2.0
 
 def index_state(audit: Audit) -> None:
     """Say what the index is good for, how far its building is, or how to build it."""
-    index = audit.index()
+    index = audit.index.describe()
     if index is not None:
         st.caption(fidelity_words(index))
-    elif audit.index_progress() is not None:
+    elif audit.index.progress() is not None:
         _building()
     else:
         st.caption(
@@ -42,9 +42,9 @@ def fidelity_words(index: dict) -> str:
 @st.fragment(run_every=SECONDS_BETWEEN_LOOKS)
 def _building() -> None:
     audit = current_audit()
-    told = audit.index_progress()
+    told = audit.index.progress()
     if told is None:
-        if audit.index() is not None:
+        if audit.index.describe() is not None:
             st.rerun(scope="app")
         st.caption("The building of the gradient index has stopped; `concept-audit index` goes on where it was.")
         return
@@ -54,14 +54,14 @@ def _building() -> None:
 
 @st.cache_resource(show_spinner=False)
 def _warmed(_audit: Audit, root: str, built: str) -> threading.Thread:
-    thread = threading.Thread(target=_audit.warm, daemon=True)
+    thread = threading.Thread(target=_audit.index.warm, daemon=True)
     thread.start()
     return thread
 
 
 def warm(audit: Audit) -> None:
     """Load the model and the index in the background, once, so that the first new concept is as fast as the next."""
-    if (index := audit.index()) is not None:
+    if (index := audit.index.describe()) is not None:
         _warmed(audit, str(audit.root), str(index["kept"]))
 
 

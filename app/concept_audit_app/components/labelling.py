@@ -32,7 +32,7 @@ def put_label(name: str, messages: tuple[Message, ...], label: int) -> None:
     """Keep one label; says why if it cannot be kept."""
     example = LabelledExample(messages, label)
     try:
-        current_audit().label(name, [example])
+        current_audit().labels.add(name, [example])
         remember(name, "label", example.content_hash)
     except AuditError as error:
         st.session_state["lab_error"] = str(error)
@@ -41,7 +41,7 @@ def put_label(name: str, messages: tuple[Message, ...], label: int) -> None:
 def skip_row(name: str, content_hash: str) -> None:
     """Offer a row no more."""
     try:
-        current_audit().skip(name, [content_hash])
+        current_audit().queue.skip(name, [content_hash])
         remember(name, "skip", content_hash)
     except AuditError as error:
         st.session_state["lab_error"] = str(error)
@@ -52,9 +52,9 @@ def undo_label(name: str) -> None:
     action, content_hash = st.session_state[f"labelled-{name}"].pop()
     audit = current_audit()
     if action == "label":
-        audit.unlabel(name, [content_hash])
+        audit.labels.remove(name, [content_hash])
     else:
-        audit.unskip(name, content_hash)
+        audit.queue.unskip(name, content_hash)
 
 
 def queue(audit: Audit, name: str, trained: bool) -> None:
@@ -81,7 +81,7 @@ def queue(audit: Audit, name: str, trained: bool) -> None:
             placeholder="in prompt or response",
         )
     try:
-        found = audit.next_to_label(name, RowFilter(text=text or ""), kinds or list(KINDS))
+        found = audit.queue.next(name, RowFilter(text=text or ""), kinds or list(KINDS))
     except AuditError as error:
         st.error(str(error), icon=":material/error:")
         return
@@ -150,9 +150,9 @@ def search_results(audit: Audit, name: str) -> None:
         st.info("Type words that an example may have, then label the rows that are found.", icon=":material/search:")
         return
     where = RowFilter(text=text)
-    rows = audit.sample(where, name, FOUND_SHOWN)
-    known = {example.content_hash: example.label for example in audit.labels(name)}
-    st.caption(f"{audit.count(where):,} rows; {len(rows)} of them")
+    rows = audit.rows.sample(where, name, FOUND_SHOWN)
+    known = {example.content_hash: example.label for example in audit.labels.list(name)}
+    st.caption(f"{audit.rows.count(where):,} rows; {len(rows)} of them")
     for row in rows.to_dict("records"):
         with st.container(border=True, key=f"found-{row['example_id']}"):
             messages, label = messages_of(row["messages"]), known.get(row["content_hash"])
@@ -211,7 +211,7 @@ def uploaded(audit: Audit, name: str) -> None:
     positive = sum(example.label for example in examples)
     st.markdown(f"**{positive}** show it · **{len(examples) - positive}** do not")
     if st.button(f"Add {len(examples):,} examples", type="primary", icon=":material/add:", key="add-file"):
-        audit.label(name, examples)
+        audit.labels.add(name, examples)
         st.rerun()
 
 

@@ -61,7 +61,7 @@ def influence_options(audit: Audit, concept: Concept, method: str) -> InfluenceO
         return InfluenceOptions()
     chosen = {}
     with st.popover("Options", icon=":material/tune:"):
-        if method == "concept_influence" and audit.index() is not None:
+        if method == "concept_influence" and audit.index.describe() is not None:
             chosen["engine"] = st.segmented_control(
                 "Computed by",
                 list(ENGINES),
@@ -136,7 +136,7 @@ def offer(audit: Audit, concept: Concept, method: str, options: InfluenceOptions
             index_state(audit)
         if st.button("Compute", type="primary", icon=":material/play_arrow:", key="compute"):
             try:
-                audit.ranking(concept.concept_id, method, options, PageProgress(cancel=True))
+                audit.rankings.ensure(concept.concept_id, method, options, PageProgress(cancel=True))
             except AuditError as error:
                 st.error(str(error), icon=":material/error:")
                 return

@@ -107,20 +107,20 @@ def probes(audit: Audit) -> None:
 def data(audit: Audit) -> None:
     """Lengths, sources and metadata of the rows."""
     st.subheader("Data")
-    edges, heights = audit.lengths()
+    edges, heights = audit.rows.lengths()
     st.plotly_chart(
         counts_chart(edges, heights, "tokens a row", "rows"),
         key="lengths-chart",
         config=QUIET,
         alt=f"Histogram of the rows' lengths, up to {edges[-1]:,.0f} tokens",
     )
-    sources = audit.sources()
+    sources = audit.rows.sources()
     st.caption(
         "Sources: "
         + ", ".join(f"{_plain(row.source)} ({row.n_rows:,} rows)" for row in sources.head(6).itertuples())
         + (f" and {len(sources) - 6:,} more" if len(sources) > 6 else "")
     )
-    fields = audit.metadata_fields()
+    fields = audit.rows.metadata_fields()
     if fields.empty:
         st.caption("The rows have no columns besides the conversation.")
         return
@@ -136,7 +136,7 @@ def data(audit: Audit) -> None:
 def standing_out(audit: Audit) -> None:
     """The quality of the SAE, and the features that are strong in few rows."""
     st.subheader("SAE features that stand out")
-    every = audit.features(order="telling", live_only=False)
+    every = audit.concepts.features(order="telling", live_only=False)
     features = every[every.density > 0]
     if features.empty:
         st.info("This audit was built without an SAE (`--sae none`); use probes.", icon=":material/info:")
@@ -173,16 +173,16 @@ def separating(audit: Audit) -> None:
     groups: dict[str, tuple[str, str, str]] = {}
     if found.n_flagged:
         groups["Flagged rows"] = ("flagged", "", "")
-    fields = audit.metadata_fields()
+    fields = audit.rows.metadata_fields()
     few = fields[(fields.n_values > 1) & (fields.n_values <= MOST_VALUES)].sort_values("n_values", kind="stable")
     for field in few.itertuples():
         groups |= {f"{field.field} = {value}": ("metadata", field.field, value) for value in sorted(field.top_values)}
-    groups |= {f"Positive labels of {p.name}": ("labelled", p.name, "") for p in audit.probes()}
+    groups |= {f"Positive labels of {p.name}": ("labelled", p.name, "") for p in audit.probes.list()}
     if not groups:
         return
     st.subheader("What tells rows apart")
     chosen = select_by_id("Rows", list(groups), str, "group")
-    table = audit.separating_features(*groups[chosen], limit=SEPARATING)
+    table = audit.concepts.separating(*groups[chosen], limit=SEPARATING)
     if table.empty:
         st.caption("No row of the data is in this group, or every row is.")
         return
@@ -209,12 +209,12 @@ def stages(audit: Audit) -> None:
             told.append((NAMES[stage], "done" if done else "not finished", "" if done else COSTS.get(stage, "")))
         elif stage in ("sae", "features"):
             told.append((NAMES[stage], "left out (--sae none)", COSTS[stage]))
-    index, building = audit.index(), audit.index_progress()
+    index, building = audit.index.describe(), audit.index.progress()
     state = (
         "done" if index else f"{building['share']:.0%} of “{building['stage'].lower()}”" if building else "not built"
     )
     told.append((NAMES["index"], state, "" if index else COSTS["index"]))
-    answers = audit.answered_rows()
+    answers = audit.rows.answered()
     rows = audit.overview().n_rows
     told.append(
         (

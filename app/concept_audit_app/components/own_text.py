@@ -14,7 +14,7 @@ SHOWN = 40
 
 @st.cache_data(show_spinner="Running the model on your text …", max_entries=64)
 def _found(_audit: Audit, root: str, text: str):
-    return _audit.features_of_text(text)
+    return _audit.concepts.of_text(text)
 
 
 def _new_text() -> None:

@@ -42,7 +42,7 @@ def training(audit: Audit, name: str, labels: Sequence[LabelledExample], saved) 
         try:
             with st.spinner("Training on the labelled examples …"):
                 audit.train_probe(name, progress=PageProgress())
-                audit.ranking(f"probe:{name}")
+                audit.rankings.ensure(f"probe:{name}")
             st.rerun()
         except AuditError as error:
             st.error(str(error), icon=":material/error:")
@@ -85,7 +85,7 @@ def trained_figures(saved) -> None:
 
 @st.cache_data(show_spinner=False, max_entries=200)
 def _report(_audit: Audit, root: str, name: str, labels: tuple[tuple[str, int], ...]) -> ProbeReport:
-    return _audit.probe_report(name)
+    return _audit.probes.report(name)
 
 
 def report(audit: Audit, name: str, labels: Sequence[LabelledExample], saved) -> None:
@@ -146,7 +146,7 @@ def _threshold(audit: Audit, name: str, found: ProbeReport, saved) -> None:
             key="keep-threshold",
             help="The Audit page then shows it, and can flag every row above it",
         ):
-            audit.set_threshold(name, level)
+            audit.probes.set_threshold(name, level)
             st.rerun()
         if kept is not None:
             st.caption(f"Kept: scores of at least {kept:.4g}")
@@ -160,7 +160,7 @@ def nearest(audit: Audit, saved) -> None:
     with st.expander("Nearest SAE features"):
         if layer != saved.layer:
             st.caption(f"The SAE reads layer {layer} and the probe layer {saved.layer}: directions carry over in part.")
-        for feature in audit.similar_features(saved.direction, NEAREST).itertuples():
+        for feature in audit.concepts.similar(saved.direction, NEAREST).itertuples():
             st.page_link(
                 "app_pages/concepts.py",
                 query_params={"feature": str(feature.feature_id), "audit": audit.name},
@@ -174,7 +174,7 @@ def housekeeping(audit: Audit, name: str, saved) -> None:
     if saved:
         st.download_button(
             "Export",
-            lambda: audit.export_probe(name),
+            lambda: audit.probes.export(name),
             file_name=f"{name}.probe.json",
             mime="application/json",
             icon=":material/download:",
@@ -187,20 +187,20 @@ def housekeeping(audit: Audit, name: str, saved) -> None:
     def rename() -> None:
         new = st.session_state["new-name"].strip()
         try:
-            audit.rename_probe(name, new)
+            audit.probes.rename(name, new)
             put("probe", new)
             st.session_state["probe"] = new
         except AuditError as error:
             st.session_state["lab_error"] = str(error)
 
     def delete() -> None:
-        audit.delete_probe(name)
+        audit.probes.delete(name)
         st.session_state["probe"] = None
 
     with st.popover("Rename", icon=":material/edit:"):
         st.text_input("New name", key="new-name", value=name)
         st.button("Rename", type="primary", key="rename", on_click=rename)
-    versions = audit.probe_versions(name) if saved else []
+    versions = audit.probes.versions(name) if saved else []
     if versions:
         with st.popover("Versions", icon=":material/history:"):
             for old in versions:
@@ -209,7 +209,7 @@ def housekeeping(audit: Audit, name: str, saved) -> None:
                     st.button(
                         "Go back to it",
                         key=f"restore-{old.version}",
-                        on_click=audit.restore_probe,
+                        on_click=audit.probes.restore,
                         args=(name, old.version),
                     )
     with st.popover("Delete", icon=":material/delete:"):
@@ -226,7 +226,7 @@ def import_box(audit: Audit) -> None:
         name = st.text_input("Name here", key="probe-file-name", placeholder="as in the file")
         if file is not None and st.button("Import it", type="primary", key="import-probe"):
             try:
-                imported = audit.import_probe(file.getvalue().decode("utf-8", "replace"), name or None)
+                imported = audit.probes.import_(file.getvalue().decode("utf-8", "replace"), name or None)
                 st.success(f"Imported as {imported}")
             except AuditError as error:
                 st.error(str(error), icon=":material/error:")
@@ -246,6 +246,6 @@ def labelled(audit: Audit, name: str, labels: Sequence[LabelledExample]) -> None
                         key=f"unlabel-{example.content_hash}",
                         type="tertiary",
                         help="Forget this label",
-                        on_click=audit.unlabel,
+                        on_click=audit.labels.remove,
                         args=(name, [example.content_hash]),
                     )

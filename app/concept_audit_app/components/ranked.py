@@ -40,12 +40,12 @@ def ready(audit: Audit, concept: Concept, method: str, options: InfluenceOptions
     """
     wanted = (concept.concept_id, method, options)
     try:
-        indexed = method in WITH_GRADIENTS and audit.served_by_index(*wanted)
-        if method in SLOW and not indexed and not audit.has_ranking(*wanted):
+        indexed = method in WITH_GRADIENTS and audit.rankings.served_by_index(*wanted)
+        if method in SLOW and not indexed and not audit.rankings.has(*wanted):
             offer(audit, concept, method, options)
             st.stop()
         with st.spinner("Ranking the rows …"):
-            audit.ranking(*wanted, PageProgress())
+            audit.rankings.ensure(*wanted, PageProgress())
     except AuditError as error:
         st.error(str(error), icon=":material/error:")
         st.stop()
@@ -88,7 +88,7 @@ def cards(
         cursor: the example on whose card the keys act.
     """
     ids = [int(i) for i in rows["example_id"]]
-    own = audit.own_answers(ids) if method == "projection_difference" else {}
+    own = audit.rows.own_answers(ids) if method == "projection_difference" else {}
     own |= answers_asked(ids)
     elsewhere = _elsewhere(audit, concept, method, ids)
     waiting = st.container()
@@ -101,10 +101,10 @@ def cards(
     try:
         with waiting, st.spinner("Computing the token values of these rows …"):
             if colour_by == "influence":
-                heatmaps = audit.influence_heatmaps(concept.concept_id, method, ids, options, PageProgress())
-                exact = audit.exact_scores(concept.concept_id, method, ids, options) if indexed else {}
+                heatmaps = audit.rows.influence_heatmaps(concept.concept_id, method, ids, options, PageProgress())
+                exact = audit.rows.exact_scores(concept.concept_id, method, ids, options) if indexed else {}
             else:
-                heatmaps = audit.heatmaps(concept.concept_id, ids)
+                heatmaps = audit.rows.heatmaps(concept.concept_id, ids)
     except AuditError as error:
         waiting.warning(f"No heatmaps: {error}", icon=":material/warning:")
         return
@@ -118,7 +118,7 @@ def cards(
 
 def _ramp(audit: Audit, concept: Concept, colour_by: str, heatmaps: dict[int, Heatmap]) -> Ramp:
     projected = concept.kind == "probe" and colour_by == "activation"
-    return ramp(heatmaps.values(), audit.score_summary(concept.concept_id)["mean"] if projected else 0.0)
+    return ramp(heatmaps.values(), audit.rankings.summary(concept.concept_id)["mean"] if projected else 0.0)
 
 
 def _legend_words(audit: Audit, concept: Concept, colour_by: str) -> str:
@@ -127,7 +127,7 @@ def _legend_words(audit: Audit, concept: Concept, colour_by: str) -> str:
         return "what each token adds to the row's score; prompt tokens add the rest, which the card names"
     if concept.kind == "sae_feature":
         return f"activation of the feature at each token (layer {concept.layer})"
-    quality = next((dict(probe.details) for probe in audit.probes() if probe.name == concept.name), {})
+    quality = next((dict(probe.details) for probe in audit.probes.list() if probe.name == concept.name), {})
     return (
         f"each token's projection on the probe (layer {concept.layer}), about the data's mean; "
         f"held-out AUROC {probe_quality(quality)}"
@@ -136,7 +136,7 @@ def _legend_words(audit: Audit, concept: Concept, colour_by: str) -> str:
 
 def _elsewhere(audit: Audit, concept: Concept, method: str, ids: Sequence[int]) -> dict[int, str]:
     """Where the other methods that have been computed rank rows."""
-    found = audit.scores_elsewhere(concept.concept_id, ids)
+    found = audit.rankings.scores_elsewhere(concept.concept_id, ids)
     told: dict[int, dict[str, str]] = {}
     for row in found.itertuples():
         if row.method != method:

@@ -150,7 +150,7 @@ def _note_box(row: Mapping[str, Any], flag: str) -> None:
 
 def _note(content_hash: str, flag: str, key: str) -> None:
     try:
-        current_audit().flag([content_hash], flag, st.session_state[key].strip(), person())
+        current_audit().flags.set([content_hash], flag, st.session_state[key].strip(), person())
     except AuditError as error:
         st.session_state["row_problem"] = str(error)
 
@@ -234,9 +234,9 @@ def _toggle(content_hash: str, name: str, present: str | None) -> None:
     audit = current_audit()
     try:
         if present == name:
-            audit.unflag([content_hash], by=person())
+            audit.flags.clear([content_hash], by=person())
         else:
-            audit.flag([content_hash], name, by=person())
+            audit.flags.set([content_hash], name, by=person())
     except AuditError as error:
         st.session_state["row_problem"] = str(error)
 
@@ -254,7 +254,7 @@ def answers_asked(example_ids: Sequence[int]) -> dict[int, str]:
     for example_id in [i for i in st.session_state.get("asked", []) if i in example_ids]:
         try:
             with st.spinner(f"The model answers the prompt of row {example_id:,} …"):
-                found[example_id] = audit.ask_model(example_id)
+                found[example_id] = audit.rows.ask_model(example_id)
         except AuditError as error:
             st.session_state["asked"].remove(example_id)
             st.warning(str(error), icon=":material/warning:")

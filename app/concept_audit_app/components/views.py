@@ -19,7 +19,7 @@ def named_views(pages: Mapping[str, StreamlitPage], here: str) -> None:
         here: the present page's URL path.
     """
     audit = current_audit()
-    views = audit.saved_views()
+    views = audit.views.list()
     if views.empty and read_only():
         return
     with st.popover("Named views", icon=":material/bookmark:", width="stretch"):
@@ -42,7 +42,7 @@ def named_views(pages: Mapping[str, StreamlitPage], here: str) -> None:
                         key=f"forget-{view.name}",
                         type="tertiary",
                         help=f"Forget the view {view.name}",
-                        on_click=audit.delete_view,
+                        on_click=audit.views.delete,
                         args=(view.name,),
                     )
         if not read_only():
@@ -50,5 +50,5 @@ def named_views(pages: Mapping[str, StreamlitPage], here: str) -> None:
                 name = st.text_input("Name of this view", max_chars=60, placeholder="worth a second look")
                 query = urlencode([(k, v) for k in st.query_params for v in st.query_params.get_all(k) if k != "audit"])
                 if st.form_submit_button("Keep this view", icon=":material/bookmark_add:") and name.strip():
-                    audit.save_view(name, here, query, person())
+                    audit.views.save(name, here, query, person())
                     st.rerun()

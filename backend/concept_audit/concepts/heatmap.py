@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,10 +10,7 @@ import numpy as np
 from concept_audit.model.activations import response_activations
 from concept_audit.model.chat import END_OF_TURN, PROMPT
 from concept_audit.model.load import LanguageModel
-from concept_audit.store import workspace
-from concept_audit.store.database import Database
-from concept_audit.store.layout import Layout
-from concept_audit.store.shards import TokenizedText, read_feature_activations, read_texts
+from concept_audit.store.shards import TokenizedText
 from concept_audit.types import Concept
 
 
@@ -48,44 +44,24 @@ class Heatmap:
     elsewhere: float = 0.0
 
 
-def feature_heatmaps(layout: Layout, concept: Concept, example_ids: Sequence[int]) -> dict[int, Heatmap]:
-    """Heatmaps of an SAE feature, from the shards alone."""
-    texts = read_texts(layout, example_ids)
-    firings = read_feature_activations(layout, concept.feature_id, example_ids)
-    found = {}
-    for example_id, row in texts.items():
-        values = np.zeros(len(row.input_ids))
-        values[firings[example_id][:, 0].astype(np.int64)] = firings[example_id][:, 1]
-        found[example_id] = Heatmap(example_id, _turns(row, values), signed=False)
-    return found
-
-
-def probe_heatmaps(
-    layout: Layout, database: Database, concept: Concept, example_ids: Sequence[int], model: Callable[[], LanguageModel]
-) -> dict[int, Heatmap]:
-    """Heatmaps of a probe: one forward pass over the rows that have none yet; values are kept.
+def feature_heatmap(example_id: int, row: TokenizedText, firings: np.ndarray) -> Heatmap:
+    """A heatmap of an SAE feature.
 
     Args:
-        model: loads the model; called only if it is needed.
+        firings: position and activation of each token on which it fires, float64 [firings, 2].
     """
-    texts = read_texts(layout, example_ids)
-    identity = f"{concept.layer}:{hashlib.blake2b(concept.direction.tobytes(), digest_size=12).hexdigest()}"
-    hashes = [row.content_hash for row in texts.values()]
-    with database.reading() as cursor:
-        known = workspace.cached_projections(cursor, identity, hashes)
-    # Rows may have been cut at another length when their values were kept.
-    missing = {
-        row.content_hash: row for row in texts.values() if len(known.get(row.content_hash, ())) != len(row.input_ids)
-    }
-    if missing:
-        fresh = token_projections(model(), concept, missing)
-        with database.writing() as cursor:
-            workspace.cache_projections(cursor, identity, fresh)
-        known |= fresh
-    return {
-        example_id: Heatmap(example_id, _turns(row, known[row.content_hash]), signed=True)
-        for example_id, row in texts.items()
-    }
+    values = np.zeros(len(row.input_ids))
+    values[firings[:, 0].astype(np.int64)] = firings[:, 1]
+    return Heatmap(example_id, _turns(row, values), signed=False)
+
+
+def probe_heatmap(example_id: int, row: TokenizedText, values: np.ndarray) -> Heatmap:
+    """A heatmap of a probe.
+
+    Args:
+        values: float32 [tokens], as from `token_projections`.
+    """
+    return Heatmap(example_id, _turns(row, values), signed=True)
 
 
 def influence_heatmap(example_id: int, row: TokenizedText, values: np.ndarray) -> Heatmap:

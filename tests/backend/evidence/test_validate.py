@@ -112,14 +112,14 @@ def test_a_removal_leaves_out_the_top_rows_of_its_ranking(done, monkeypatch):
 
 def test_the_store_gives_back_what_was_found(done):
     audit, evidence = done
-    listed = audit.evidence_list()
+    listed = audit.evidence.list()
     assert listed["evidence_id"].tolist() == [evidence.evidence_id] and listed["current"].tolist() == [True]
-    again = audit.evidence(evidence.evidence_id)
+    again = audit.evidence.get(evidence.evidence_id)
     assert again.about == json.loads(json.dumps(evidence.about))
     assert same(again.runs, evidence.runs) and same(again.results, evidence.results)
     assert same(again.scores, evidence.scores)
     audit.train_probe("tone", labelled(11), layer=2)
-    assert audit.evidence_list()["current"].tolist() == [False]
+    assert audit.evidence.list()["current"].tolist() == [False]
 
 
 def test_killed_between_runs_it_goes_on_where_it_was(audit, done, monkeypatch):
@@ -147,7 +147,7 @@ def test_killed_between_runs_it_goes_on_where_it_was(audit, done, monkeypatch):
     assert same(evidence.runs, done[1].runs) and same(evidence.results, done[1].results)
     audit.validate("tone", SMALL)
     assert len(trained) == RUNS
-    assert len(audit.evidence_list()) == 1
+    assert len(audit.evidence.list()) == 1
 
 
 def test_another_setting_is_another_unit(audit, done):
@@ -169,7 +169,7 @@ def test_the_models_weights_are_not_touched(done):
 def test_a_report_regenerates_byte_for_byte(done, tmp_path):
     audit, evidence = done
     write_report(evidence, tmp_path / "one.md")
-    write_report(audit.evidence(evidence.evidence_id), tmp_path / "other.md")
+    write_report(audit.evidence.get(evidence.evidence_id), tmp_path / "other.md")
     text = (tmp_path / "one.md").read_text("utf-8")
     assert text.replace("one_figures", "other_figures").encode() == (tmp_path / "other.md").read_bytes()
     figures = sorted((tmp_path / "one_figures").iterdir())
@@ -177,7 +177,7 @@ def test_a_report_regenerates_byte_for_byte(done, tmp_path):
     for figure in figures:
         assert figure.read_bytes() == (tmp_path / "other_figures" / figure.name).read_bytes()
         assert f"one_figures/{figure.name}" in text
-    again, drawn = report(Audit(audit.root).evidence(evidence.evidence_id))
+    again, drawn = report(Audit(audit.root).evidence.get(evidence.evidence_id))
     assert again.replace("{figures}", "one_figures") == text and len(drawn) == len(figures)
     assert "Removing the top 10% by vector_filter" in text and "nan" not in table(evidence)
 
@@ -219,7 +219,7 @@ def test_with_held_out_examples_the_rankings_are_the_audits(audit):
 
 
 def test_held_out_rows_are_not_trained_on(audit):
-    row = audit.rows(limit=1).iloc[0]
+    row = audit.rows.list(limit=1).iloc[0]
     turns = tuple(Message(**turn) for turn in json.loads(row["messages"]))
     held = (*labelled(6, seed=77), LabelledExample(turns, 1))
     few = dataclasses.replace(SMALL, held_out=held, seeds=1, subsets=0)
@@ -228,11 +228,11 @@ def test_held_out_rows_are_not_trained_on(audit):
 
 
 def test_steps_on_an_audit_change_the_concept_as_influence_predicts(audit):
-    found, frame = audit.first_order("tone", 12, 6, 30)
+    found, frame = audit.evidence.first_order("tone", 12, 6, 30)
     assert found.value > 0.99 and len(frame) == 12
-    assert audit.first_order("tone", 12, 6, 30)[0] == found
+    assert audit.evidence.first_order("tone", 12, 6, 30)[0] == found
     with pytest.raises(ConceptError, match="too few for subsets of 400"):
-        audit.first_order("tone", 2, 400)
+        audit.evidence.first_order("tone", 2, 400)
 
 
 def test_methods_may_be_compared_without_removing_anything(audit):
@@ -276,8 +276,8 @@ def test_an_unknown_concept_and_an_unlabelled_one_are_refused(audit):
     with pytest.raises(ConceptError, match="SAE feature has no labelled examples.*--held-out"):
         audit.validate("sae:0", SMALL)
     with pytest.raises(ConceptError, match="no evidence 'abc'"):
-        audit.evidence("abc")
-    assert audit.evidence_list().empty
+        audit.evidence.get("abc")
+    assert audit.evidence.list().empty
 
 
 class _Judge(BaseHTTPRequestHandler):
@@ -354,7 +354,7 @@ def test_the_command_line_validates_and_reports(audit, tmp_path, capsys):
     ]
     assert main(arguments) == 0
     assert "Removing the top 10% by vector_filter" in capsys.readouterr().out
-    made = audit.evidence(audit.evidence_list()["evidence_id"].iloc[0])
+    made = audit.evidence.get(audit.evidence.list()["evidence_id"].iloc[0])
     assert made.about["n_pool"] == 144 and (made.runs["n_rows"] <= 144).all()
     assert made.runs["kind"].value_counts().to_dict() == {"base": 1, "whole": 1, "removal": 2, "subset": 3}
     assert (tmp_path / "report.md").exists() and list((tmp_path / "report_figures").glob("*.svg"))

@@ -91,7 +91,7 @@ def test_every_method_ranks_every_row_through_the_store(audit):
         table = audit.rank("tone", method, options=EXACT)
         assert len(table) == 300 and np.isfinite(table["score"]).all(), method
         assert table["score"].is_monotonic_decreasing and table["rank"].tolist() == list(range(1, 301))
-        assert audit.has_ranking("tone", method, EXACT)
+        assert audit.rankings.has("tone", method, EXACT)
     with duckdb.connect() as connection:
         connection.execute(f"ATTACH '{audit.root}/audit.duckdb' AS audit (READ_ONLY)")
         connection.execute(f"ATTACH '{audit.root}/workspace.duckdb' AS workspace (READ_ONLY)")
@@ -111,20 +111,20 @@ def test_token_influences_sum_to_the_score(audit):
     kept = dataclasses.replace(EXACT, keep_tokens=True, curvature="identity")
     for options in (kept, dataclasses.replace(EXACT, curvature="identity", unit_normalised=True)):
         table = audit.rank("tone", "concept_influence", top=8, options=options)
-        maps = audit.influence_heatmaps("tone", "concept_influence", table["example_id"].tolist(), options)
+        maps = audit.rows.influence_heatmaps("tone", "concept_influence", table["example_id"].tolist(), options)
         for row in table.to_dict("records"):
             heatmap = maps[row["example_id"]]
             shown = sum(segment.value for turn in heatmap.turns for segment in turn)
             assert shown + heatmap.elsewhere == pytest.approx(row["score"], rel=1e-4)
             assert heatmap.signed
     with pytest.raises(ConceptError, match="not computed yet"):
-        audit.influence_heatmaps("tone", "concept_influence", [0], EXACT)
+        audit.rows.influence_heatmaps("tone", "concept_influence", [0], EXACT)
     with pytest.raises(ConceptError, match="bm25: has no token influences"):
-        audit.influence_heatmaps("tone", "bm25", [0], EXACT)
+        audit.rows.influence_heatmaps("tone", "bm25", [0], EXACT)
 
 
 def test_an_sae_feature_is_a_target_by_its_direction_and_by_its_activation(audit):
-    feature = f"sae:{audit.features().iloc[0]['feature_id']}"
+    feature = f"sae:{audit.concepts.features().iloc[0]['feature_id']}"
     by = {
         target: audit.rank(feature, "concept_influence", options=dataclasses.replace(EXACT, target=target))
         for target in ("direction", "activation")
@@ -152,9 +152,9 @@ def test_forward_mode_and_token_sum_agree_through_the_audit(audit):
     options = dataclasses.replace(EXACT, curvature="identity")
     backward = audit.rank("tone", "gradient_dot", options=options).set_index("example_id")["score"]
     concept = audit.concept("tone")
-    ranking = audit.ranking("tone", "gradient_dot", options)
+    ranking = audit.rankings.ensure("tone", "gradient_dot", options)
     shutil.rmtree(audit.root / "shards" / "influence")
-    with audit._database.writing() as cursor:
+    with audit.opened.database.writing() as cursor:
         cursor.execute("DELETE FROM base.rankings WHERE ranking_id = ?", [ranking])
         cursor.execute("DELETE FROM base.ranking_scores WHERE ranking_id = ?", [ranking])
     forward = audit.rank(concept.name, "gradient_dot", options=dataclasses.replace(options, mode="forward")).set_index(
@@ -212,7 +212,7 @@ def test_a_killed_run_goes_on_where_it_was_to_the_same_scores(audit, monkeypatch
     progress_stage = plain.stage
     for _ in range(12):
         try:
-            audit.ranking("tone", "concept_influence", EXACT, Interrupting())
+            audit.rankings.ensure("tone", "concept_influence", EXACT, Interrupting())
             break
         except KeyboardInterrupt:
             continue
@@ -233,11 +233,11 @@ def test_a_seed_fixes_the_sampled_fisher(audit, tmp_path):
 
 
 def test_curvature_is_fitted_once_and_extended_to_deeper_blocks(audit):
-    audit.ranking("tone", "concept_influence", EXACT)
+    audit.rankings.ensure("tone", "concept_influence", EXACT)
     (directory,) = (audit.root / "shards" / "curvature").iterdir()
     made = {path.name: path.stat().st_mtime_ns for path in directory.glob("block-*")}
     assert sorted(made) == ["block-0001.safetensors", "block-0002.safetensors"]
-    audit.ranking("tone", "influence_function", EXACT)
+    audit.rankings.ensure("tone", "influence_function", EXACT)
     after = {path.name: path.stat().st_mtime_ns for path in directory.glob("block-*")}
     assert len(after) == 4 and {name: after[name] for name in made} == made
     assert not (directory / "pass.safetensors").exists()
@@ -252,13 +252,13 @@ def test_groups_of_blocks_give_the_factors_of_all_at_once(audit, monkeypatch, tm
 
 
 def test_factors_of_another_model_are_refused_and_both_are_named(audit):
-    audit.ranking("tone", "concept_influence", EXACT)
+    audit.rankings.ensure("tone", "concept_influence", EXACT)
     (directory,) = (audit.root / "shards" / "curvature").iterdir()
     described = json.loads((directory / "curvature.json").read_text())
     (directory / "curvature.json").write_text(json.dumps({**described, "model": "0123456789abcdef"}))
     options = dataclasses.replace(EXACT, contrast=True)
     with pytest.raises(StoreError, match="another model or data set") as caught:
-        audit.ranking("tone", "concept_influence", options)
+        audit.rankings.ensure("tone", "concept_influence", options)
     assert "0123456789abcdef" in str(caught.value) and described["model"] in str(caught.value)
 
 
@@ -294,9 +294,9 @@ def test_queries_can_be_answered_by_the_model_itself(audit):
 
 
 def test_own_answers_are_generated_once_and_shown(audit, monkeypatch):
-    assert audit.own_answers([0, 5]) == {}
+    assert audit.rows.own_answers([0, 5]) == {}
     first = audit.rank("tone", "projection_difference")
-    assert set(audit.own_answers([0, 5, 299])) == {0, 5, 299}
+    assert set(audit.rows.own_answers([0, 5, 299])) == {0, 5, 299}
     assert first.set_index("example_id")["score"].loc[0] == pytest.approx(
         first.set_index("example_id")["score"].loc[299], rel=1e-4
     )
@@ -354,7 +354,7 @@ def test_a_row_with_a_loss_that_is_not_finite_is_reported_and_left_unscored(audi
     monkeypatch.setattr(gradients.LanguageModelHead, "token_losses", spoiled)
     said = Said()
     options = dataclasses.replace(EXACT, curvature_tokens=100_000)
-    audit.ranking("tone", "concept_influence", options, said)
+    audit.rankings.ensure("tone", "concept_influence", options, said)
     table = audit.rank("tone", "concept_influence", options=options)
     assert 0 < 300 - len(table) <= len(victims) + 2 and not victims & set(table["example_id"])
     assert any("left unscored" in line for line in said.lines)
@@ -493,7 +493,7 @@ def test_a_head_that_does_more_than_multiply_is_recognised(data):
 
 
 def test_retraining_a_probe_deletes_what_its_influence_left(audit):
-    audit.ranking("tone", "concept_influence", dataclasses.replace(EXACT, curvature="identity"))
+    audit.rankings.ensure("tone", "concept_influence", dataclasses.replace(EXACT, curvature="identity"))
     assert list((audit.root / "shards" / "influence").iterdir())
     audit.train_probe("tone", layer=2)
     assert not list((audit.root / "shards" / "influence").iterdir())

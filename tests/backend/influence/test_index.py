@@ -47,7 +47,7 @@ def by_row(audit, concept, method, options):
 
 
 def test_it_ranks_as_exact_scores_do(audit):
-    told = audit.index()["fidelity"]
+    told = audit.index.describe()["fidelity"]
     assert told["spearman"] > 0.9 and told["spearman_least"] > 0.8
     exact = by_row(audit, "tone", "concept_influence", EXACT)
     guess = by_row(audit, "tone", "concept_influence", FROM_INDEX)
@@ -81,11 +81,11 @@ def test_all_numbers_and_no_code_give_exact_scores(audit, monkeypatch):
 
 
 def test_many_concepts_in_one_sweep_are_what_each_is_alone(audit):
-    features = audit.spread_features(5)
+    features = audit.concepts.spread(5)
     together = Audit(shutil.copytree(audit.root, audit.root.with_name("together")))
     together.rank_many([*features, "tone"], options=FROM_INDEX)
     for name in (*features, "tone"):
-        assert together.has_ranking(name, "concept_influence", FROM_INDEX)
+        assert together.rankings.has(name, "concept_influence", FROM_INDEX)
         alone, beside = (by_row(a, name, "concept_influence", FROM_INDEX) for a in (audit, together))
         assert np.abs(alone - beside).max() <= 1e-5 * np.abs(alone).max()
 
@@ -106,7 +106,7 @@ def test_influence_functions_and_contrasts_and_norms_come_from_the_index_too(aud
 
 def test_the_index_answers_unless_exactness_or_what_it_cannot_do_is_asked_for(audit):
     def engine(method="concept_influence", **options):
-        return audit._request(audit.concept("tone"), method, InfluenceOptions(**options))[1].index is not None
+        return audit.rankings.find("tone", method, InfluenceOptions(**options)).request.index is not None
 
     assert engine() and engine(damping=0.5) and engine(contrast=True) and engine(curvature_tokens=4_000)
     assert not engine(engine="exact") and not engine(curvature="identity") and not engine(blocks=(1, 1))
@@ -123,7 +123,7 @@ def test_first_rows_are_scored_exactly_on_demand(audit):
         exact[rows["example_id"]], rel=1e-3, abs=1e-3 * np.abs(exact).max()
     )
     assert rows["exact_score"].is_monotonic_decreasing and told["rows"] == 20
-    maps = audit.influence_heatmaps("tone", "concept_influence", rows["example_id"].tolist(), FROM_INDEX)
+    maps = audit.rows.influence_heatmaps("tone", "concept_influence", rows["example_id"].tolist(), FROM_INDEX)
     assert len(maps) == 20
 
 
@@ -149,14 +149,14 @@ def test_a_killed_build_goes_on_where_it_was(audit, monkeypatch, tmp_path):
         monkeypatch.setattr(index_stage, "write_tensors", failing)
         with pytest.raises(Killed):
             again.build_index(SMALL)
-        assert again.index() is None
+        assert again.index.describe() is None
         with pytest.raises(StoreError, match="no gradient index yet"):
-            again.ranking("tone", "concept_influence", FROM_INDEX)
+            again.rankings.ensure("tone", "concept_influence", FROM_INDEX)
     monkeypatch.setattr(index_stage, "write_tensors", real)
     again.build_index(SMALL)
     assert {n: files.shard(n).read_bytes() for n in files.shard_numbers()} == expected
     assert by_row(again, "tone", "concept_influence", FROM_INDEX) == pytest.approx(before)
-    assert again.index_progress() is None
+    assert again.index.progress() is None
 
 
 def test_an_index_of_something_else_is_refused(audit):
@@ -165,20 +165,20 @@ def test_an_index_of_something_else_is_refused(audit):
     for name in ("model", "data"):
         files.write_description({**about, name: "0000"})
         with pytest.raises(StoreError, match=f"of another {name}.*concept-audit index"):
-            audit.ranking("tone", "concept_influence", FROM_INDEX)
+            audit.rankings.ensure("tone", "concept_influence", FROM_INDEX)
     files.write_description({**about, "blocks": [1, 1]})
     with pytest.raises(ConceptError, match="deeper than the gradient index.*--layers 2"):
-        audit.ranking("tone", "concept_influence", FROM_INDEX)
+        audit.rankings.ensure("tone", "concept_influence", FROM_INDEX)
     files.description.write_text("{")
     with pytest.raises(StoreError, match="damaged"):
-        audit.ranking("tone", "concept_influence", FROM_INDEX)
+        audit.rankings.ensure("tone", "concept_influence", FROM_INDEX)
 
 
 def test_a_query_without_gradient_says_so(audit):
     nowhere = NegatedConcept(Projection(2, np.zeros(32, np.float32)))
     target = index_stage.Target(nowhere, Rows([np.arange(3, 20)], [np.arange(17) > 4]), [1.0], 2)
     with pytest.raises(ConceptError, match="no gradient on its query examples"):
-        index_stage.index_scores(Layout(audit.root), audit.model(), audit.index(), [target], 1.0, Progress())
+        index_stage.index_scores(Layout(audit.root), audit.model(), audit.index.describe(), [target], 1.0, Progress())
 
 
 def test_options_that_make_no_sense(audit):
@@ -202,7 +202,7 @@ def test_the_command_line_builds_and_reads_it(audit, capsys, tmp_path):
 
 def test_groups_tell_means_with_intervals(audit):
     table = audit.groups("tone", "vector_filter", "topic")
-    rows = audit.rows()
+    rows = audit.rows.list()
     scores = audit.rank("tone").set_index("example_id")["score"]
     for group in table.itertuples():
         mine = scores[rows[rows["metadata"].str.contains(group.group)]["example_id"]]
@@ -212,7 +212,7 @@ def test_groups_tell_means_with_intervals(audit):
     features = audit.groups("tone", "concept_influence", "sae_feature", FROM_INDEX, beside="vector_filter")
     assert (features["n_rows"] >= 3).all() and features["beside_mean"].notna().all()
     assert audit.groups("tone", "vector_filter", "source")["n_rows"].tolist() == [300]
-    audit.flag(rows["content_hash"].tolist()[:7])
+    audit.flags.set(rows["content_hash"].tolist()[:7])
     assert set(audit.groups("tone", "vector_filter", "flag")["group"]) == {"remove", "not flagged"}
     with pytest.raises(ConceptError, match="no such metadata field"):
         audit.groups("tone", "vector_filter", "colour")

@@ -54,7 +54,7 @@ def test_scores_equal_a_plain_loop_over_the_model(built):
     rows = shard_rows(layout)
     means = plain_means(audit.model(), 2, rows)
     directions = load_sae(str(layout.sae), CPU).directions()
-    for feature in audit.features()["feature_id"].head(10):
+    for feature in audit.concepts.features()["feature_id"].head(10):
         ranked = audit.rank(f"sae:{feature}").set_index("example_id")["score"]
         expected = means @ directions[feature]
         np.testing.assert_allclose(ranked.sort_index(), expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
@@ -125,20 +125,20 @@ def test_changed_data_are_refused(options, rows, tmp_path):
 def test_a_rebuild_keeps_probes_labels_and_flags(options, rows, tmp_path):
     build(options)
     audit = Audit(options.out)
-    chosen = audit.rows().head(10)
+    chosen = audit.rows.list().head(10)
     examples = [
         LabelledExample(tuple(Message(m["role"], m["content"]) for m in json.loads(text)), i % 2)
         for i, text in enumerate(chosen["messages"])
     ]
     audit.train_probe("mine", examples, layer=3)
-    audit.flag([chosen["content_hash"][4]], "review", "odd")
+    audit.flags.set([chosen["content_hash"][4]], "review", "odd")
     backwards = write_jsonl(tmp_path / "backwards.jsonl", rows[::-1])
     changed = dataclasses.replace(options, data=str(backwards), rebuild=True, sae="train")
     build(changed)
     again = Audit(options.out)
-    assert len(again.labels("mine")) == 10
+    assert len(again.labels.list("mine")) == 10
     assert again.rank("mine", top=3)["rank"].tolist() == [1, 2, 3]
-    flagged = again.rows(RowFilter(flag="any"))
+    flagged = again.rows.list(RowFilter(flag="any"))
     assert flagged["content_hash"].unique().tolist() == [chosen["content_hash"][4]]
     assert flagged["note"].tolist()[0] == "odd"
     assert flagged["example_id"].tolist()[0] == len(rows) - 1 - 4
@@ -154,15 +154,15 @@ def test_truncated_duplicate_and_unscored_rows_are_counted(options, rows, tmp_pa
     counts = audit.overview()
     assert (counts.n_rows, counts.n_duplicates, counts.n_unscored) == (23, 1, 1)
     assert counts.n_truncated >= 2
-    table = audit.rows()
+    table = audit.rows.list()
     assert table["duplicate_of"][22] == 0
     assert table["n_tokens"].max() == 64
 
 
 def test_metadata_are_kept_and_filter(built, rows):
     audit = Audit(built)
-    assert set(audit.metadata_fields()["field"]) == {"topic", "number"}
-    money = audit.rows(RowFilter(metadata={"topic": ("money",)}))
+    assert set(audit.rows.metadata_fields()["field"]) == {"topic", "number"}
+    money = audit.rows.list(RowFilter(metadata={"topic": ("money",)}))
     assert [json.loads(text)["number"] for text in money["metadata"]] == [
         row["number"] for row in rows if row["topic"] == "money"
     ]
@@ -189,7 +189,7 @@ def test_features_ranked_on_demand_rank_as_in_the_build(built, options, tmp_path
     shutil.copytree(Layout(built).sae, tmp_path / "sae")
     build(dataclasses.replace(options, sae=str(tmp_path / "sae"), score_cells=0))
     early, late = Audit(built), Audit(options.out)
-    feature = f"sae:{early.features()['feature_id'][0]}"
+    feature = f"sae:{early.concepts.features()['feature_id'][0]}"
     first, second = early.rank(feature), late.rank(feature)
     assert first["example_id"].tolist() == second["example_id"].tolist()
     np.testing.assert_allclose(first["score"], second["score"], rtol=1e-4)

@@ -36,7 +36,7 @@ sys.stdin.read()
 @pytest.fixture
 def audit(audit_directory) -> Audit:
     found = Audit(audit_directory)
-    found.flag(found.rows(limit=1)["content_hash"].tolist(), "review", "look", by="me")
+    found.flags.set(found.rows.list(limit=1)["content_hash"].tolist(), "review", "look", by="me")
     return found
 
 
@@ -79,9 +79,9 @@ def test_a_writer_elsewhere_is_named_and_waited_for(audit, held, monkeypatch):
     monkeypatch.setattr(module, "LOCK_PATIENCE_SECONDS", 0.2)
     process = held("write")
     with pytest.raises(StoreError, match=f"another process .*PID {process.pid}.* holds it; close"):
-        audit.unflag(["x"])
+        audit.flags.clear(["x"])
     process.communicate()
-    audit.unflag(["x"])
+    audit.flags.clear(["x"])
 
 
 def test_a_reader_elsewhere_does_not_stop_our_reading(audit, held, monkeypatch):
@@ -99,13 +99,13 @@ def test_a_person_can_read_while_the_app_is_idle(audit):
 
 
 def test_threads_that_read_and_write_at_once_lose_nothing(audit):
-    hashes = audit.rows()["content_hash"].unique().tolist()[:40]
+    hashes = audit.rows.list()["content_hash"].unique().tolist()[:40]
     failures = []
 
     def work(part: list[str]) -> None:
         try:
             for content_hash in part:
-                audit.flag([content_hash], "remove")
+                audit.flags.set([content_hash], "remove")
                 audit.overview()
         except Exception as error:
             failures.append(error)
@@ -145,7 +145,7 @@ os._exit(9)
     workspace = Layout(audit.root).workspace
     subprocess.run([sys.executable, "-c", code, str(workspace)], check=False)
     assert workspace.with_name(workspace.name + ".wal").exists()
-    assert audit.rows(where=_flagged())["note"].tolist()[0] == "by the killed one"
+    assert audit.rows.list(where=_flagged())["note"].tolist()[0] == "by the killed one"
 
 
 def test_a_build_that_replaces_the_store_is_seen_at_once(audit, tmp_path):
@@ -156,7 +156,7 @@ def test_a_build_that_replaces_the_store_is_seen_at_once(audit, tmp_path):
     con.execute("UPDATE base.examples SET prompt = 'replaced'")
     con.close()
     copy.replace(place)
-    assert set(audit.rows(limit=5)["prompt"]) == {"replaced"}
+    assert set(audit.rows.list(limit=5)["prompt"]) == {"replaced"}
 
 
 def test_files_are_whole_or_absent(tmp_path):

@@ -37,7 +37,7 @@ def audit(tmp_path_factory, model_directory) -> Audit:
     from concept_audit.store import workspace
 
     direction = np.random.default_rng(0).normal(size=32).astype(np.float32)
-    with audit._database.writing() as cursor:
+    with audit.opened.database.writing() as cursor:
         workspace.save_probe(
             cursor,
             "p",
@@ -47,8 +47,8 @@ def audit(tmp_path_factory, model_directory) -> Audit:
             {},
             audit.manifest.fingerprints["model"],
         )
-    audit.flag(audit.rows(limit=20)["content_hash"].tolist()[::2], "remove")
-    audit.flag(audit.rows(limit=20)["content_hash"].tolist()[1:2], "review")
+    audit.flags.set(audit.rows.list(limit=20)["content_hash"].tolist()[::2], "remove")
+    audit.flags.set(audit.rows.list(limit=20)["content_hash"].tolist()[1:2], "review")
     return audit
 
 
@@ -100,7 +100,7 @@ def test_filters_keep_the_rows_that_pandas_keeps(audit, table, name):
     where, keep = FILTERS[name]
     expected = [r["example_id"] for r in table.to_dict("records") if keep(r)]
     assert audit.rank("p", where=where)["example_id"].tolist() == expected
-    assert audit.count(where, "p") == len(expected)
+    assert audit.rows.count(where, "p") == len(expected)
 
 
 def test_pages_put_together_are_the_whole(audit, table):
@@ -109,19 +109,19 @@ def test_pages_put_together_are_the_whole(audit, table):
 
 
 def test_rows_without_a_ranking_come_in_the_order_of_the_data(audit):
-    assert audit.rows(limit=4, offset=2)["example_id"].tolist() == [2, 3, 4, 5]
-    money = audit.rows(RowFilter(metadata={"topic": ("money",)}))["example_id"]
+    assert audit.rows.list(limit=4, offset=2)["example_id"].tolist() == [2, 3, 4, 5]
+    money = audit.rows.list(RowFilter(metadata={"topic": ("money",)}))["example_id"]
     assert money.is_monotonic_increasing
 
 
 def test_a_sample_is_the_same_for_its_seed_and_not_for_another(audit):
-    first, again, other = (audit.sample(RowFilter(), seed, 30)["example_id"].tolist() for seed in "aab")
+    first, again, other = (audit.rows.sample(RowFilter(), seed, 30)["example_id"].tolist() for seed in "aab")
     assert first == again != other
 
 
 @pytest.mark.parametrize("where", [RowFilter(), RowFilter(text="river")])
 def test_histograms_equal_numpys(audit, table, where):
-    edges, everything, passing = audit.histogram("p", where=where, bins=13)
+    edges, everything, passing = audit.rankings.histogram("p", where=where, bins=13)
     kept = set(audit.rank("p", where=where)["example_id"])
     expected, _ = np.histogram(table["score"], edges)
     np.testing.assert_array_equal(everything, expected)
@@ -129,14 +129,14 @@ def test_histograms_equal_numpys(audit, table, where):
 
 
 def test_the_summary_is_that_of_the_scores(audit, table):
-    summary = audit.score_summary("p")
+    summary = audit.rankings.summary("p")
     assert summary["mean"] == pytest.approx(table["score"].mean())
     assert summary["deviation"] == pytest.approx(table["score"].std(ddof=0))
     assert summary["count"] == 75
 
 
 def test_metadata_fields_tell_their_values(audit):
-    fields = audit.metadata_fields().set_index("field")
+    fields = audit.rows.metadata_fields().set_index("field")
     assert set(fields.index) == {"topic", "number", ODD, "nested", "empty"}
     assert fields.loc["topic", "n_rows"] == 75 and fields.loc["empty", "n_rows"] == 0
     assert fields.loc["number", "n_values"] == 60
@@ -151,12 +151,12 @@ def test_concepts_are_found_by_id_and_by_name(audit):
 
 def test_features_are_searched_by_token(built):
     audit = Audit(built)
-    token = audit.features()["top_tokens"][0][0]
-    found = audit.features(token.strip())
+    token = audit.concepts.features()["top_tokens"][0][0]
+    found = audit.concepts.features(token.strip())
     assert len(found) and all(
         any(token.strip().lower() in t.lower() for t in [*tops, *promoted])
         for tops, promoted in zip(found["top_tokens"], found["promoted"], strict=True)
     )
-    assert audit.features("no such token 123").empty
+    assert audit.concepts.features("no such token 123").empty
     for order in ("telling", "max_activation", "density", "rarest", "feature_id"):
-        assert len(audit.features(order=order)) == len(audit.features())
+        assert len(audit.concepts.features(order=order)) == len(audit.concepts.features())

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pandas as pd
 
-from concept_audit.api.base import OpenAudit
+from concept_audit.audit.concepts import Concepts
+from concept_audit.audit.opened import OpenAudit
 from concept_audit.evidence.report import report
 from concept_audit.evidence.statistics import Estimate
 from concept_audit.pipeline.validate import validate
@@ -14,8 +15,12 @@ from concept_audit.progress import Progress
 from concept_audit.store import evidence as store_evidence
 
 
-class Counterfactuals(OpenAudit):
+class Validations:
     """Evidence by training without the rows that methods flag."""
+
+    def __init__(self, opened: OpenAudit, concepts: Concepts):
+        self._opened = opened
+        self._concepts = concepts
 
     def validate(
         self, concept: str, options: ValidateOptions | None = None, progress: Progress | None = None
@@ -27,8 +32,9 @@ class Counterfactuals(OpenAudit):
         Raises:
             ConceptError: unknown concept, or options that make no sense.
         """
-        found = self.concept(concept)
-        return validate(self._sources(), found, options or ValidateOptions(), progress or self._progress)
+        found = self._concepts.get(concept)
+        told = progress or self._opened.progress
+        return validate(self._opened.sources(), found, options or ValidateOptions(), told)
 
     def first_order(
         self, concept: str, subsets: int = 40, size: int = 8, pool: int = 96, progress: Progress | None = None
@@ -46,25 +52,26 @@ class Counterfactuals(OpenAudit):
         Raises:
             ConceptError: unknown concept, one without queries, or too few rows.
         """
-        told = progress or self._progress
-        return first_order(self._sources(), self.concept(concept), told, subsets, size, pool)
+        found = self._concepts.get(concept)
+        told = progress or self._opened.progress
+        return first_order(self._opened.sources(), found, told, subsets, size, pool)
 
-    def evidence_list(self) -> pd.DataFrame:
+    def list(self) -> pd.DataFrame:
         """Validations that are kept, latest first: evidence_id, concept_id, version, number, current."""
-        return self._read(store_evidence.list_evidence)
+        return self._opened.read(store_evidence.list_evidence)
 
-    def evidence(self, evidence_id: str) -> store_evidence.Evidence:
+    def get(self, evidence_id: str) -> store_evidence.Evidence:
         """What a validation found.
 
         Raises:
             ConceptError: there is none with this id.
         """
-        return self._read(lambda cursor: store_evidence.read_evidence(cursor, evidence_id))
+        return self._opened.read(lambda cursor: store_evidence.read_evidence(cursor, evidence_id))
 
-    def evidence_report(self, evidence_id: str) -> tuple[str, dict[str, str]]:
+    def report(self, evidence_id: str) -> tuple[str, dict[str, str]]:
         """A validation as a report: Markdown, where ``{figures}/`` is the place of its figures, and these as SVG.
 
         Raises:
             ConceptError: there is none with this id.
         """
-        return report(self.evidence(evidence_id))
+        return report(self.get(evidence_id))

@@ -23,7 +23,7 @@ def both(audit, where=RowFilter()):  # noqa: B008 - never changed
 @pytest.mark.parametrize("where", [RowFilter(), RowFilter(text="money")])
 def test_agreement_is_spearmans_and_the_overlap_of_the_first_rows(audit, where):
     one, other = both(audit, where)
-    found = audit.agreement(A, B, where)
+    found = audit.comparisons.agreement(A, B, where)
     assert found.n_rows == len(one)
     assert found.spearman == pytest.approx(spearmanr(one["rank"], other["rank"]).statistic, abs=1e-9)
     for depth, overlap in zip(found.depths, found.overlap, strict=True):
@@ -47,19 +47,19 @@ def test_the_interval_of_a_rank_correlation_covers_it_about_as_often_as_it_says(
 def test_disagreements_come_by_the_gap_of_percentiles(audit):
     one, other = both(audit)
     gap = (one["percentile"] - other["percentile"]).abs().sort_values(ascending=False)
-    rows = audit.disagreements(A, B, limit=5)
+    rows = audit.comparisons.disagreements(A, B, limit=5)
     mine = (rows["a_percentile"] - rows["b_percentile"]).abs()
     assert mine.tolist() == pytest.approx(gap.to_numpy()[:5])
-    up = audit.disagreements(A, B, higher="a", limit=5)
+    up = audit.comparisons.disagreements(A, B, higher="a", limit=5)
     assert (up["a_percentile"] >= up["b_percentile"]).all()
-    points = audit.points(A, B, limit=20)
+    points = audit.comparisons.points(A, B, limit=20)
     assert len(points) == 20 and points["a_score"].tolist() == one.loc[points["example_id"], "score"].tolist()
 
 
 def test_rankings_are_held_against_a_group_as_scikit_learn_does(audit):
     audit.rank("sae:3")
     audit.rank("sae:3", "bm25")
-    table = audit.against_group("sae:3", "metadata", "topic", "money", k=25).set_index("method")
+    table = audit.comparisons.against_group("sae:3", "metadata", "topic", "money", k=25).set_index("method")
     assert set(table.index) == {"vector_filter", "bm25"}
     rows = audit.rank("sae:3", "bm25")
     labels = rows["metadata"].str.contains("money").astype(int).to_numpy()
@@ -75,19 +75,19 @@ def test_rankings_are_held_against_a_group_as_scikit_learn_does(audit):
     hits = np.flatnonzero(labels)
     assert recall.tolist() == pytest.approx(((np.arange(len(hits)) + 1) / len(hits)).tolist())
     assert precision.tolist() == pytest.approx((recall * len(hits) / (hits + 1)).tolist())
-    assert audit.against_group("sae:3", "flagged").empty
+    assert audit.comparisons.against_group("sae:3", "flagged").empty
 
 
 def test_the_matrix_of_methods_is_symmetric(audit):
     audit.rank("sae:3")
     audit.rank("sae:3", "bm25")
     audit.rank("sae:3", "activation_similarity")
-    names, matrix = audit.agreement_matrix("sae:3")
+    names, matrix = audit.comparisons.correlations("sae:3")
     assert len(names) == 3 and np.allclose(matrix, matrix.T) and np.allclose(np.diag(matrix), 1)
 
 
 def test_other_rankings_of_the_rows_on_screen(audit):
     ranks = audit.rank("sae:3", "bm25").set_index("example_id")["rank"]
-    found = audit.scores_elsewhere("sae:3", [4, 9])
+    found = audit.rankings.scores_elsewhere("sae:3", [4, 9])
     mine = found[found["method"] == "bm25"].set_index("example_id")["rank"]
     assert mine.to_dict() == {4: ranks[4], 9: ranks[9]}

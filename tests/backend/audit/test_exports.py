@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from concept_audit import Audit, RowFilter, StoreError
-from concept_audit.api import exports
+from concept_audit.audit import exports
 from tests.conftest import write_jsonl
 
 MONEY = RowFilter(metadata={"topic": ("money",)})
@@ -20,17 +20,17 @@ def lines(path) -> list[dict]:
 
 
 def test_the_cleaned_data_are_the_inputs_own_lines(audit, rows, tmp_path):
-    flagged = audit.rows(MONEY)
-    audit.flag_matching(MONEY, "remove")
+    flagged = audit.rows.list(MONEY)
+    audit.flags.set_matching(MONEY, "remove")
     copies = set(flagged["content_hash"])
-    kept = audit.rows(RowFilter(flag="none"))["example_id"].tolist()
-    told = audit.export(tmp_path / "clean.jsonl", "jsonl", RowFilter(flag="none"), schema="own")
+    kept = audit.rows.list(RowFilter(flag="none"))["example_id"].tolist()
+    told = audit.exports.write(tmp_path / "clean.jsonl", "jsonl", RowFilter(flag="none"), schema="own")
     assert lines(tmp_path / "clean.jsonl") == [rows[i] for i in kept]
-    assert told["rows"] == 300 - audit.count(RowFilter(flag="any")) and len(copies)
+    assert told["rows"] == 300 - audit.rows.count(RowFilter(flag="any")) and len(copies)
 
 
 def test_scores_stand_beside_the_inputs_own_columns(audit, rows, tmp_path):
-    audit.export(tmp_path / "money.jsonl", "jsonl", MONEY, "own", "sae:3")
+    audit.exports.write(tmp_path / "money.jsonl", "jsonl", MONEY, "own", "sae:3")
     ranked = audit.rank("sae:3", where=MONEY).set_index("example_id").sort_index()
     found = lines(tmp_path / "money.jsonl")
     assert [row["audit_rank"] for row in found] == ranked["rank"].tolist()
@@ -44,7 +44,7 @@ def test_scores_stand_beside_the_inputs_own_columns(audit, rows, tmp_path):
 def test_rows_come_in_batches_and_all_of_them(audit, tmp_path, monkeypatch, format):
     monkeypatch.setattr(exports, "ROWS_AT_ONCE", 7)
     out = tmp_path / f"all.{format}"
-    audit.export(out, format, concept="sae:3")
+    audit.exports.write(out, format, concept="sae:3")
     read = {"csv": pd.read_csv, "jsonl": lambda p: pd.read_json(p, lines=True), "parquet": pd.read_parquet}[format](out)
     expected = audit.rank("sae:3").sort_values("example_id")
     assert read["example_id"].tolist() == expected["example_id"].tolist()
@@ -54,9 +54,9 @@ def test_rows_come_in_batches_and_all_of_them(audit, tmp_path, monkeypatch, form
 
 
 def test_the_manifest_says_how_it_came_about(audit, tmp_path):
-    audit.flag_matching(MONEY, "remove", by="Ada")
+    audit.flags.set_matching(MONEY, "remove", by="Ada")
     out = tmp_path / "flagged.csv"
-    audit.export(out, "csv", RowFilter(flag="any", scores=(-1.0, 9.0)), concept="sae:3", by="Grace")
+    audit.exports.write(out, "csv", RowFilter(flag="any", scores=(-1.0, 9.0)), concept="sae:3", by="Grace")
     told = json.loads((tmp_path / "flagged.csv.manifest.json").read_text("utf-8"))
     assert told["sha256"] == hashlib.sha256(out.read_bytes()).hexdigest()
     assert told["filters"] == {"flag": "any", "scores": [-1.0, 9.0]}
@@ -82,14 +82,14 @@ def test_input_that_has_changed_is_refused_by_name(built, rows, tmp_path):
     (copied / "manifest.json").write_text(json.dumps(manifest))
     audit = Audit(copied)
     with pytest.raises(StoreError, match="has changed since"):
-        audit.export(tmp_path / "own.jsonl", "jsonl", schema="own")
+        audit.exports.write(tmp_path / "own.jsonl", "jsonl", schema="own")
     data.unlink()
     with pytest.raises(StoreError, match="--schema audit"):
-        audit.export(tmp_path / "own.jsonl", "jsonl", schema="own")
+        audit.exports.write(tmp_path / "own.jsonl", "jsonl", schema="own")
     assert not (tmp_path / "own.jsonl").exists()
 
 
 def test_an_export_without_rows_has_its_columns(audit, tmp_path):
     out = tmp_path / "none.csv"
-    assert audit.export(out, "csv", RowFilter(text="no row says this"))["rows"] == 0
+    assert audit.exports.write(out, "csv", RowFilter(text="no row says this"))["rows"] == 0
     assert out.read_text().startswith("example_id,flag,note,prompt,response")

@@ -32,18 +32,18 @@ def test_the_report_of_a_clear_difference_and_of_none():
 
 def test_the_report_needs_labels(audit):
     with pytest.raises(ConceptError, match="label"):
-        audit.probe_report("nobody")
-    audit.label("topic", of_rows(audit))
-    assert 0 <= audit.probe_report("topic").auroc <= 1
+        audit.probes.report("nobody")
+    audit.labels.add("topic", of_rows(audit))
+    assert 0 <= audit.probes.report("topic").auroc <= 1
 
 
 def test_the_queue_offers_likely_uncertain_and_unlikely_rows_and_repeats_none(audit):
     audit.train_probe("topic", of_rows(audit))
     ranked = audit.rank("topic")
-    labelled = {e.content_hash for e in audit.labels("topic")}
+    labelled = {e.content_hash for e in audit.labels.list("topic")}
     seen, kinds = set(labelled), []
     for _ in range(12):
-        kind, row = audit.next_to_label("topic", RowFilter())
+        kind, row = audit.queue.next("topic", RowFilter())
         kinds.append(kind)
         assert row["content_hash"] not in seen
         seen.add(row["content_hash"])
@@ -53,67 +53,69 @@ def test_the_queue_offers_likely_uncertain_and_unlikely_rows_and_repeats_none(au
         elif kind == "unlikely":
             assert row["example_id"] == fresh["example_id"].iloc[-1]
         else:
-            boundary = audit.probes()[0].details["boundary"]
+            boundary = audit.probes.list()[0].details["boundary"]
             nearest = (fresh["score"] - boundary).abs().min()
             mine = fresh[fresh["example_id"] == row["example_id"]]["score"].iloc[0]
             assert abs(mine - boundary) == pytest.approx(nearest)
-        audit.skip("topic", [row["content_hash"]])
+        audit.queue.skip("topic", [row["content_hash"]])
     assert kinds == ["uncertain", "unlikely", "likely"] * 4 or set(kinds) == {"likely", "uncertain", "unlikely"}
     last = row["content_hash"]
-    audit.unskip("topic", last)
-    assert audit.label_counts().set_index("probe").skipped["topic"] == 11
+    audit.queue.unskip("topic", last)
+    assert audit.labels.counts().set_index("probe").skipped["topic"] == 11
 
 
 def test_an_untrained_probe_offers_every_row_once(audit):
     seen = []
     for _ in range(20):
-        kind, row = audit.next_to_label("new", RowFilter(text="river"))
+        kind, row = audit.queue.next("new", RowFilter(text="river"))
         assert kind == "shuffled" and "river" in (row["prompt"] + row["response"]).lower()
         seen.append(row["content_hash"])
-        audit.skip("new", [row["content_hash"]])
+        audit.queue.skip("new", [row["content_hash"]])
     assert len(set(seen)) == 20
 
 
 def test_versions_are_kept_and_can_be_gone_back_to(audit):
     first = audit.train_probe("topic", of_rows(audit))
     second = audit.train_probe("topic", of_rows(audit, 40))
-    assert [p.version for p in audit.probes()] == [2] and [p.version for p in audit.probe_versions("topic")] == [1]
-    audit.restore_probe("topic", 1)
-    now = audit.probes()[0]
+    assert [p.version for p in audit.probes.list()] == [2] and [p.version for p in audit.probes.versions("topic")] == [
+        1
+    ]
+    audit.probes.restore("topic", 1)
+    now = audit.probes.list()[0]
     assert now.version == 3 and (now.direction == first.direction).all() and now.details["restored_from"] == 1
-    assert (audit.probe_versions("topic")[0].direction == second.direction).all()
+    assert (audit.probes.versions("topic")[0].direction == second.direction).all()
     with pytest.raises(ConceptError, match="version 9"):
-        audit.restore_probe("topic", 9)
+        audit.probes.restore("topic", 9)
 
 
 def test_a_probe_changes_its_name_with_all_it_has(audit):
     audit.train_probe("topic", of_rows(audit))
     scores = audit.rank("topic")["score"].tolist()
-    audit.rename_probe("topic", "theme")
-    assert [p.name for p in audit.probes()] == ["theme"] and len(audit.labels("theme")) == 20
+    audit.probes.rename("topic", "theme")
+    assert [p.name for p in audit.probes.list()] == ["theme"] and len(audit.labels.list("theme")) == 20
     assert audit.rank("theme")["score"].tolist() == scores
-    audit.label("other", of_rows(audit)[:1])
+    audit.labels.add("other", of_rows(audit)[:1])
     for old, new, words in (
         ("theme", "other", "there already"),
         ("nobody", "x", "none of this name"),
         ("theme", "?", "name"),
     ):
         with pytest.raises(ConceptError, match=words):
-            audit.rename_probe(old, new)
+            audit.probes.rename(old, new)
 
 
 def test_a_probe_goes_through_a_file(audit, built, tmp_path):
     import shutil
 
     audit.train_probe("topic", [*of_rows(audit), *typed(4)])
-    audit.set_threshold("topic", 0.25)
-    content = audit.export_probe("topic")
+    audit.probes.set_threshold("topic", 0.25)
+    content = audit.probes.export("topic")
     other = Audit(shutil.copytree(built, tmp_path / "other"))
-    assert other.import_probe(content, "theirs") == "theirs"
-    assert (other.probes()[0].direction == audit.probes()[0].direction).all()
-    assert other.probes()[0].details["threshold"] == 0.25
+    assert other.probes.import_(content, "theirs") == "theirs"
+    assert (other.probes.list()[0].direction == audit.probes.list()[0].direction).all()
+    assert other.probes.list()[0].details["threshold"] == 0.25
     assert other.rank("theirs")["score"].tolist() == audit.rank("topic")["score"].tolist()
-    assert {e.content_hash for e in other.labels("theirs")} == {e.content_hash for e in audit.labels("topic")}
+    assert {e.content_hash for e in other.labels.list("theirs")} == {e.content_hash for e in audit.labels.list("topic")}
     told = json.loads(content)
     for broken, words in (
         ("{}", "not a probe"),
@@ -124,13 +126,13 @@ def test_a_probe_goes_through_a_file(audit, built, tmp_path):
         (json.dumps({**told, "name": "theirs"}), "there already"),
     ):
         with pytest.raises(ConceptError, match=words):
-            other.import_probe(broken)
+            other.probes.import_(broken)
     with pytest.raises(ConceptError, match="not trained"):
-        audit.export_probe("nobody")
+        audit.probes.export("nobody")
 
 
 def test_a_label_of_the_same_text_replaces_the_earlier(audit):
     (one, *_) = of_rows(audit)
-    audit.label("p", [one])
-    audit.label("p", [LabelledExample(one.messages, 1 - one.label)])
-    assert [e.label for e in audit.labels("p")] == [1 - one.label]
+    audit.labels.add("p", [one])
+    audit.labels.add("p", [LabelledExample(one.messages, 1 - one.label)])
+    assert [e.label for e in audit.labels.list("p")] == [1 - one.label]

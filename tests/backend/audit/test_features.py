@@ -12,9 +12,9 @@ from concept_audit.store.shards import read_feature_activations
 
 
 def test_a_histogram_counts_every_activation(audit):
-    for feature in audit.features(order="density")["feature_id"][:5]:
-        about = audit.feature(int(feature))
-        found = read_feature_activations(audit._layout, int(feature), list(range(300)))
+    for feature in audit.concepts.features(order="density")["feature_id"][:5]:
+        about = audit.concepts.feature(int(feature))
+        found = read_feature_activations(audit.opened.layout, int(feature), list(range(300)))
         values = np.concatenate([rows[:, 1] for rows in found.values()])
         assert int(np.sum(about.histogram)) == len(values)
         expected, _ = np.histogram(values, bins=24, range=(0, about.max_activation))
@@ -23,17 +23,17 @@ def test_a_histogram_counts_every_activation(audit):
 
 
 def test_similar_features_are_those_of_the_largest_cosine(audit):
-    directions = {f: audit.concept(f"sae:{f}").direction for f in audit.features()["feature_id"]}
-    near = audit.similar_features(directions[3], 5, besides=3)
+    directions = {f: audit.concept(f"sae:{f}").direction for f in audit.concepts.features()["feature_id"]}
+    near = audit.concepts.similar(directions[3], 5, besides=3)
     expected = sorted((-float(v @ directions[3]), f) for f, v in directions.items() if f != 3)[:5]
     assert near["feature_id"].tolist() == [f for _, f in expected]
     assert near["cosine"].tolist() == pytest.approx([-c for c, _ in expected], abs=1e-5)
 
 
 def test_quantile_groups_part_the_rows_in_which_a_feature_fires(audit):
-    feature = int(audit.features(order="density")["feature_id"].iloc[0])
-    rows = audit.rows_by_quantile(feature, 2)
-    every = audit.strongest_rows(feature, 1000)
+    feature = int(audit.concepts.features(order="density")["feature_id"].iloc[0])
+    rows = audit.concepts.rows_by_quantile(feature, 2)
+    every = audit.concepts.strongest_rows(feature, 1000)
     groups = rows.groupby("quantile").first()
     assert groups["group_rows"].sum() == len(every) and len(rows) == 8
     assert (
@@ -43,11 +43,11 @@ def test_quantile_groups_part_the_rows_in_which_a_feature_fires(audit):
 
 
 def test_log_odds_of_separating_features(audit):
-    found = audit.separating_features("metadata", "topic", "money", limit=200)
-    money = set(audit.rows(RowFilter(metadata={"topic": ("money",)}))["example_id"])
+    found = audit.concepts.separating("metadata", "topic", "money", limit=200)
+    money = set(audit.rows.list(RowFilter(metadata={"topic": ("money",)}))["example_id"])
     row = found.iloc[0]
     fires = set(
-        audit._read(
+        audit.opened.read(
             lambda c: c.execute(
                 "SELECT example_id FROM main.feature_activations WHERE feature_id = ?", [int(row.feature_id)]
             ).df()
@@ -61,32 +61,32 @@ def test_log_odds_of_separating_features(audit):
     assert (row.low, row.high) == pytest.approx((row.log_odds - half, row.log_odds + half))
     sureness = found["log_odds"].abs() - (found["high"] - found["low"]) / 2
     assert sureness.is_monotonic_decreasing
-    assert audit.separating_features("flagged").empty
+    assert audit.concepts.separating("flagged").empty
 
 
 def test_features_of_a_text_are_what_the_sae_finds(audit):
-    found = audit.features_of_text("the river bank takes money")
+    found = audit.concepts.of_text("the river bank takes money")
     assert "".join(found.tokens).replace(" ", "") == "theriverbanktakesmoney"
     assert len(found.token) and found.token.max() < len(found.tokens) and (found.activation > 0).all()
     strongest = found.strongest()
     assert [s[1] for s in strongest] == sorted((s[1] for s in strongest), reverse=True)
     assert sum(len(s[2]) for s in strongest) == len(found.token)
     with pytest.raises(ConceptError, match="empty"):
-        audit.features_of_text("  ")
+        audit.concepts.of_text("  ")
 
 
 def test_labels_of_features_are_kept_and_searched(audit):
-    before = audit.feature(3).label
-    audit.label_feature(3, "about rivers")
-    assert audit.feature(3).label == "about rivers"
-    assert 3 in audit.features("ABOUT RIV")["feature_id"].tolist()
-    assert audit.concepts().set_index("concept_id").label["sae:3"] == "about rivers"
-    audit.label_feature(3, None)
-    assert audit.feature(3).label == before
+    before = audit.concepts.feature(3).label
+    audit.concepts.label(3, "about rivers")
+    assert audit.concepts.feature(3).label == "about rivers"
+    assert 3 in audit.concepts.features("ABOUT RIV")["feature_id"].tolist()
+    assert audit.concepts.list().set_index("concept_id").label["sae:3"] == "about rivers"
+    audit.concepts.label(3, None)
+    assert audit.concepts.feature(3).label == before
     with pytest.raises(ConceptError, match="characters"):
-        audit.label_feature(3, "x" * 500)
+        audit.concepts.label(3, "x" * 500)
     with pytest.raises(ConceptError, match="99999"):
-        audit.feature(99999)
+        audit.concepts.feature(99999)
 
 
 def test_promoted_tokens_are_those_of_the_unembedding(audit):
@@ -99,18 +99,21 @@ def test_promoted_tokens_are_those_of_the_unembedding(audit):
     direction = torch.from_numpy(audit.concept("sae:3").direction)
     gained = direction * lm.model.model.norm.weight
     logits = lm.model.lm_head.weight @ gained
-    about = audit.feature(3)
+    about = audit.concepts.feature(3)
     assert list(about.promoted) == [text(t) for t in logits.topk(10).indices.tolist()]
     assert list(about.suppressed) == [text(t) for t in (-logits).topk(10).indices.tolist()]
 
 
 def test_words_phrases_lengths_and_sources_filter(audit):
-    rows = audit.rows()
+    rows = audit.rows.list()
     both = [
         ("river" in (t := f"{p} {r}".lower()) and "money" in t) for p, r in zip(rows.prompt, rows.response, strict=True)
     ]
-    assert audit.count(RowFilter(text="MONEY river")) == sum(both)
+    assert audit.rows.count(RowFilter(text="MONEY river")) == sum(both)
     phrase = [any("the river" in t.lower() for t in pair) for pair in zip(rows.prompt, rows.response, strict=True)]
-    assert audit.count(RowFilter(text='"the river"')) == sum(phrase)
-    assert audit.count(RowFilter(tokens=(1, 30))) == int((rows.n_tokens <= 30).sum())
-    assert audit.count(RowFilter(sources=("rows.jsonl",))) == 300 and audit.count(RowFilter(sources=("other",))) == 0
+    assert audit.rows.count(RowFilter(text='"the river"')) == sum(phrase)
+    assert audit.rows.count(RowFilter(tokens=(1, 30))) == int((rows.n_tokens <= 30).sum())
+    assert (
+        audit.rows.count(RowFilter(sources=("rows.jsonl",))) == 300
+        and audit.rows.count(RowFilter(sources=("other",))) == 0
+    )

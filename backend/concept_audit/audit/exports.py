@@ -12,8 +12,11 @@ from typing import Any, Literal
 
 import pandas as pd
 
-from concept_audit.api.base import DEFAULTS, EVERY_ROW, user_name
-from concept_audit.api.rankings import Rankings
+from concept_audit.audit.concepts import Concepts
+from concept_audit.audit.opened import DEFAULTS, EVERY_ROW, OpenAudit, user_name
+from concept_audit.audit.probes import Probes
+from concept_audit.audit.rankings import Rankings
+from concept_audit.audit.rows import Rows
 from concept_audit.data.read import fingerprint, raw_rows
 from concept_audit.errors import AuditError, StoreError
 from concept_audit.export import Format, Record, to_standard_output, write_file
@@ -27,10 +30,17 @@ SCORE_COLUMNS = ["rank", "score", "percentile"]
 ROWS_AT_ONCE = 512
 
 
-class Exports(Rankings):
+class Exports:
     """Rows to take away."""
 
-    def export(
+    def __init__(self, opened: OpenAudit, concepts: Concepts, probes: Probes, rankings: Rankings, rows: Rows):
+        self._opened = opened
+        self._concepts = concepts
+        self._probes = probes
+        self._rankings = rankings
+        self._rows = rows
+
+    def write(
         self,
         out: Path | None,
         format: Format = "csv",
@@ -59,7 +69,7 @@ class Exports(Rankings):
         Raises:
             StoreError: the input has changed or is gone (for its own schema), or the disk is full.
         """
-        ranking = self.ranking(concept, method, options) if concept else None
+        ranking = self._rankings.ensure(concept, method, options) if concept else None
         if schema == "own":
             self.check_input()
 
@@ -68,7 +78,7 @@ class Exports(Rankings):
 
         scored = SCORE_COLUMNS if ranking is not None else []
         columns = [*scored, *EXPORT_COLUMNS] if schema == "audit" else []
-        told = self._export_manifest(where, format, schema, concept, method, options, exact, by)
+        told = self._manifest(where, format, schema, concept, method, options, exact, by)
         if out is None:
             told["rows"] = to_standard_output(records, format, exact, columns)
             return told
@@ -78,16 +88,16 @@ class Exports(Rankings):
         out.with_name(out.name + ".manifest.json").write_text(text, "utf-8")
         return told
 
-    def export_bytes(self, format: Format = "csv", **how: Any) -> tuple[bytes, bytes]:
-        """As `export`, for a download: the file and its manifest."""
+    def to_bytes(self, format: Format = "csv", **how: Any) -> tuple[bytes, bytes]:
+        """As `write`, for a download: the file and its manifest."""
         with TemporaryDirectory() as place:
-            out = Path(place) / f"{self.name}.{format}"
-            self.export(out, format, **how)
+            out = Path(place) / f"{self._opened.name}.{format}"
+            self.write(out, format, **how)
             return out.read_bytes(), out.with_name(out.name + ".manifest.json").read_bytes()
 
     def _records(self, where: RowFilter, ranking: int | None) -> Iterator[Record]:
         columns = [*(SCORE_COLUMNS if ranking is not None else []), *EXPORT_COLUMNS]
-        fields = self.metadata_fields()["field"].tolist()
+        fields = self._rows.metadata_fields()["field"].tolist()
         names = {field: f"metadata.{field}" if field in columns else field for field in fields}
         after = -1
         while len(frame := self._rows_after(where, ranking, after)):
@@ -96,13 +106,13 @@ class Exports(Rankings):
                 yield row | {names[field]: metadata.get(field) for field in fields}
 
     def _rows_after(self, where: RowFilter, ranking: int | None, after: int) -> pd.DataFrame:
-        return self._read(lambda cursor: queries.rows_after(cursor, ranking, where, after, ROWS_AT_ONCE))
+        return self._opened.read(lambda cursor: queries.rows_after(cursor, ranking, where, after, ROWS_AT_ONCE))
 
     def _own_records(self, where: RowFilter, ranking: int | None) -> Iterator[Record]:
-        chosen = self._read(lambda cursor: queries.chosen(cursor, ranking, where))
+        chosen = self._opened.read(lambda cursor: queries.chosen(cursor, ranking, where))
         wanted = iter(chosen.itertuples(index=False))
         row = next(wanted, None)
-        made = self.manifest.configuration
+        made = self._opened.manifest.configuration
         for place, raw in enumerate(raw_rows(made["data"], made["split"])):
             if row is None:
                 return
@@ -113,7 +123,7 @@ class Exports(Rankings):
 
     def check_input(self) -> None:
         """Raise StoreError if the input is not what the audit was built from, so that its columns are gone."""
-        made = self.manifest
+        made = self._opened.manifest
         data, split = made.configuration["data"], made.configuration["split"]
         way_out = "export with the audit's columns instead (--schema audit)"
         try:
@@ -126,7 +136,7 @@ class Exports(Rankings):
                 f"the earlier data back, or {way_out}"
             )
 
-    def _export_manifest(
+    def _manifest(
         self,
         where: RowFilter,
         format: str,
@@ -137,9 +147,9 @@ class Exports(Rankings):
         exact: bool,
         by: str,
     ) -> dict[str, Any]:
-        made = self.manifest
+        made = self._opened.manifest
         told: dict[str, Any] = {
-            "audit": self.name,
+            "audit": self._opened.name,
             "data": Path(made.configuration["data"]).name,
             "model": made.configuration["model"],
             "fingerprints": made.fingerprints,
@@ -148,10 +158,10 @@ class Exports(Rankings):
             "columns": schema,
             "csv": ("exact" if exact else "safe in spreadsheets") if format == "csv" else None,
             "filters": {name: value for name, value in asdict(where).items() if value},
-            "rows_in_all": self.overview().n_rows,
+            "rows_in_all": self._opened.overview().n_rows,
         }
         if concept:
-            found = self.concept(concept)
+            found = self._concepts.get(concept)
             told["concept"] = {
                 "concept_id": found.concept_id,
                 "name": found.name,
@@ -159,11 +169,11 @@ class Exports(Rankings):
                 "layer": found.layer,
             }
             told["method"] = method
-            told["parameters"] = self._request(found, method, options)[1].parameters
-            saved = next((p for p in self.probes() if p.name == found.name), None)
+            told["parameters"] = self._rankings.find(concept, method, options).request.parameters
+            saved = self._probes.find(found.name)
             if saved is not None and "threshold" in saved.details:
                 told["concept"]["threshold"] = saved.details["threshold"]
-        told["flags"] = self._read(queries.flaggers)
+        told["flags"] = self._opened.read(queries.flaggers)
         told["exported_by"] = by or user_name()
         told["exported_at"] = datetime.now(UTC).isoformat(timespec="seconds")
         return told

@@ -8,20 +8,20 @@ from concept_audit import Audit, RowFilter, StoreError
 
 
 def hashes(audit: Audit, count: int) -> list[str]:
-    return audit.rows(limit=count)["content_hash"].tolist()
+    return audit.rows.list(limit=count)["content_hash"].tolist()
 
 
 def flagged(audit: Audit) -> dict[str, str]:
-    rows = audit.rows(RowFilter(flag="any"))
+    rows = audit.rows.list(RowFilter(flag="any"))
     return dict(zip(rows["content_hash"], rows["flag"], strict=True))
 
 
 def test_every_change_is_in_the_log_with_who_and_how(audit):
     one, two, three = hashes(audit, 3)
-    audit.flag([one, two], "remove", "bad", by="Ada")
-    audit.flag([three], "review", by="Grace")
-    audit.unflag([two], by="Grace")
-    log = audit.flag_log()
+    audit.flags.set([one, two], "remove", "bad", by="Ada")
+    audit.flags.set([three], "review", by="Grace")
+    audit.flags.clear([two], by="Grace")
+    log = audit.flags.log()
     assert log["action"].tolist() == ["unflag", "review", "remove"]
     assert log["n_texts"].tolist() == [1, 1, 2] and log["made_by"].tolist() == ["Grace", "Grace", "Ada"]
     assert log["note"].iloc[-1] == "bad" and not log["undone"].any()
@@ -29,57 +29,57 @@ def test_every_change_is_in_the_log_with_who_and_how(audit):
 
 def test_undo_puts_back_what_was_there_before(audit):
     one, two = hashes(audit, 2)
-    audit.flag([one], "review", "first", by="Ada")
-    change = audit.flag([one, two], "remove", "second", by="Ada")
-    undone = audit.undo_flags(change.event_id, by="Ada")
+    audit.flags.set([one], "review", "first", by="Ada")
+    change = audit.flags.set([one, two], "remove", "second", by="Ada")
+    undone = audit.flags.undo(change.event_id, by="Ada")
     assert (undone.n_texts, undone.left_alone) == (2, 0)
     assert flagged(audit) == {one: "review"}
-    assert audit.rows(RowFilter(flag="any"))["note"].tolist()[0] == "first"
-    assert audit.undoable_flags("Ada")["event_id"].tolist() == [1], "an undone change is not offered again"
-    audit.undo_flags(undone.event_id)
+    assert audit.rows.list(RowFilter(flag="any"))["note"].tolist()[0] == "first"
+    assert audit.flags.undoable("Ada")["event_id"].tolist() == [1], "an undone change is not offered again"
+    audit.flags.undo(undone.event_id)
     assert flagged(audit) == {one: "remove", two: "remove"}
 
 
 def test_undo_leaves_alone_what_somebody_has_changed_since(audit):
     one, two = hashes(audit, 2)
-    change = audit.flag([one, two], "remove", by="Ada")
-    audit.flag([two], "review", by="Grace")
-    undone = audit.undo_flags(change.event_id, by="Ada")
+    change = audit.flags.set([one, two], "remove", by="Ada")
+    audit.flags.set([two], "review", by="Grace")
+    undone = audit.flags.undo(change.event_id, by="Ada")
     assert (undone.n_texts, undone.left_alone) == (1, 1)
     assert flagged(audit) == {two: "review"}
 
 
 def test_a_change_that_changes_nothing_is_not_logged(audit):
     (one,) = hashes(audit, 1)
-    assert audit.unflag([one]).event_id is None
-    audit.flag([one])
-    assert audit.flag([one]).event_id is None
-    assert len(audit.flag_log()) == 1
+    assert audit.flags.clear([one]).event_id is None
+    audit.flags.set([one])
+    assert audit.flags.set([one]).event_id is None
+    assert len(audit.flags.log()) == 1
 
 
 def test_undoing_a_change_that_is_not_there_is_refused(audit):
     with pytest.raises(StoreError, match="flag change 77"):
-        audit.undo_flags(77)
+        audit.flags.undo(77)
 
 
 def test_the_first_rows_of_a_filter_are_flagged(audit):
     money = RowFilter(metadata={"topic": ("money",)})
-    change = audit.flag_matching(money, "remove", "sae:3", top=7)
+    change = audit.flags.set_matching(money, "remove", "sae:3", top=7)
     top = audit.rank("sae:3", top=7, where=money)
     assert change.n_texts == 7 and set(flagged(audit)) == set(top["content_hash"])
-    assert "first 7" in audit.flag_log()["how"].iloc[0]
+    assert "first 7" in audit.flags.log()["how"].iloc[0]
 
 
 def test_flags_of_another_process_are_seen_at_once(audit, audit_directory):
-    from concept_audit.api.base import OpenAudit
+    from concept_audit.audit.opened import OpenAudit
 
-    assert audit.count(RowFilter(flag="any")) == 0 and audit.latest_flag_change() == (0, "")
+    assert audit.rows.count(RowFilter(flag="any")) == 0 and audit.flags.latest() == (0, "")
     other = OpenAudit(audit_directory)
     (one,) = hashes(audit, 1)
     from concept_audit.store import flags
 
-    other._write(lambda cursor: flags.set_flags(cursor, [one], "remove", "", "Grace"))
-    assert audit.latest_flag_change() == (1, "Grace")
+    other.write(lambda cursor: flags.set_flags(cursor, [one], "remove", "", "Grace"))
+    assert audit.flags.latest() == (1, "Grace")
     assert audit.overview().n_flagged == 2, "row 299 is a copy of row 0"
 
 
@@ -87,11 +87,11 @@ def test_a_read_only_audit_refuses_what_people_do_and_still_computes(audit_direc
     audit = Audit(audit_directory, read_only=True)
     (one,) = hashes(audit, 1)
     for change in (
-        lambda: audit.flag([one]),
-        lambda: audit.save_view("v", "audit", "q=1"),
-        lambda: audit.label_feature(3, "mine"),
-        lambda: audit.skip("p", [one]),
-        lambda: audit.rename_probe("a", "b"),
+        lambda: audit.flags.set([one]),
+        lambda: audit.views.save("v", "audit", "q=1"),
+        lambda: audit.concepts.label(3, "mine"),
+        lambda: audit.queue.skip("p", [one]),
+        lambda: audit.probes.rename("a", "b"),
     ):
         with pytest.raises(StoreError, match="read-only"):
             change()
@@ -99,8 +99,8 @@ def test_a_read_only_audit_refuses_what_people_do_and_still_computes(audit_direc
 
 
 def test_views_have_names(audit):
-    audit.save_view(" second look ", "audit", "concept=sae:3&page=2", by="Ada")
-    audit.save_view("second look", "audit", "concept=sae:4")
-    assert audit.saved_views()[["name", "page", "query"]].values.tolist() == [["second look", "audit", "concept=sae:4"]]
-    audit.delete_view("second look")
-    assert audit.saved_views().empty
+    audit.views.save(" second look ", "audit", "concept=sae:3&page=2", by="Ada")
+    audit.views.save("second look", "audit", "concept=sae:4")
+    assert audit.views.list()[["name", "page", "query"]].values.tolist() == [["second look", "audit", "concept=sae:4"]]
+    audit.views.delete("second look")
+    assert audit.views.list().empty

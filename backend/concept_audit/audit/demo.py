@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from concept_audit.audit import Audit
+from concept_audit.audit.audit import Audit
 from concept_audit.data import demo
 from concept_audit.data.read import read_labelled
 from concept_audit.model.builtin import SMOLLM2
@@ -33,19 +33,19 @@ def build_demo(cache: Path, progress: Progress, rebuild: bool = False) -> Audit:
         rebuild=rebuild,
     )
     audit = Audit(build(options, progress), progress)
-    there = {probe.name for probe in audit.probes()}
+    there = {probe.name for probe in audit.probes.list()}
     for name, examples in demo.PROBES.items():
         if name not in there:
             with progress.stage(f"Training the probe {name}") as stage:
                 trained = audit.train_probe(name, read_labelled(examples), progress=Progress())
                 low, high = trained.auroc_interval
                 stage.detail = f"held-out AUROC {trained.auroc:.2f} ({low:.2f} to {high:.2f})"
-        audit.ranking(name)
+        audit.rankings.ensure(name)
     return audit
 
 
 def finish_demo(audit: Audit, progress: Progress) -> None:
     """Build the demo's gradient index, and the influence rankings of its probes and most varied features."""
     audit.build_index(INDEX, progress=progress)
-    features = audit.spread_features(RANKED_FEATURES)
+    features = audit.concepts.spread(RANKED_FEATURES)
     audit.rank_many([*(f"probe:{name}" for name in demo.PROBES), *features], progress=progress)

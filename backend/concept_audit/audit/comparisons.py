@@ -1,0 +1,68 @@
+"""Rankings beside each other, and beside what is known of the rows."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+from concept_audit.audit.concepts import Concepts
+from concept_audit.audit.opened import EVERY_ROW, OpenAudit
+from concept_audit.audit.rankings import Rankings
+from concept_audit.pipeline.attribution import InfluenceOptions
+from concept_audit.pipeline.groups import against_group
+from concept_audit.store import compare
+from concept_audit.store.features import group_of
+from concept_audit.store.filters import RowFilter
+
+Asked = tuple[str, str, InfluenceOptions]
+"""A ranking, by concept, method and options; it is computed if it is not in the store."""
+
+
+class Comparisons:
+    """Where two rankings agree, where they do not, and which of several is right about a group of rows."""
+
+    def __init__(self, opened: OpenAudit, concepts: Concepts, rankings: Rankings):
+        self._opened = opened
+        self._concepts = concepts
+        self._rankings = rankings
+
+    def agreement(self, one: Asked, other: Asked, where: RowFilter = EVERY_ROW) -> compare.Agreement:
+        """Rank correlation and overlap of the first rows of two rankings, among the rows that pass a filter."""
+        a, b, where = *self._both(one, other), self._opened.searched(where)
+        key = ("agreement", a, b, repr(where))
+        return self._opened.cached_read(key, lambda cursor: compare.agreement(cursor, a, b, where))
+
+    def points(self, one: Asked, other: Asked, where: RowFilter = EVERY_ROW, limit: int = 2000) -> pd.DataFrame:
+        """At most `limit` rows with the scores, ranks and percentiles (a_… and b_…) that two rankings give them."""
+        a, b, where = *self._both(one, other), self._opened.searched(where)
+        key = ("points", a, b, repr(where), limit)
+        return self._opened.cached_read(key, lambda cursor: compare.points(cursor, a, b, where, limit))
+
+    def disagreements(
+        self, one: Asked, other: Asked, where: RowFilter = EVERY_ROW, higher: str = "either", limit: int = 10
+    ) -> pd.DataFrame:
+        """Rows on which two rankings differ most by percentile, with the columns of `points` and of the row.
+
+        Args:
+            higher: ``a`` for rows that the first puts higher, ``b`` for the second, ``either`` for both.
+        """
+        a, b, where = *self._both(one, other), self._opened.searched(where)
+        return self._opened.read(lambda cursor: compare.disagreements(cursor, a, b, where, higher, limit))
+
+    def correlations(self, concept: str) -> tuple[list[tuple[str, str]], np.ndarray]:
+        """Spearman correlations among the stored rankings of a concept: (method, parameters) and [n, n]."""
+        found = self._concepts.get(concept).concept_id
+        return self._opened.read(lambda cursor: compare.matrix(cursor, found))
+
+    def against_group(self, concept: str, kind: str, name: str = "", value: str = "", k: int = 50) -> pd.DataFrame:
+        """How well the stored rankings of a concept put a group of rows first; see `against_group` of the pipeline.
+
+        Args:
+            kind, name, value: the group, as for `Concepts.separating`.
+        """
+        found = self._concepts.get(concept).concept_id
+        group, parameters = group_of(kind, name, value)
+        return self._opened.read(lambda cursor: against_group(cursor, found, group, parameters, k))
+
+    def _both(self, one: Asked, other: Asked) -> tuple[int, int]:
+        return self._rankings.ensure(*one), self._rankings.ensure(*other)

@@ -1,0 +1,103 @@
+"""Flags on rows, and their log."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import pandas as pd
+
+from concept_audit.audit.opened import DEFAULTS, OpenAudit, user_name
+from concept_audit.audit.rankings import Rankings
+from concept_audit.pipeline.attribution import InfluenceOptions
+from concept_audit.store import flags as store_flags
+from concept_audit.store.filters import RowFilter
+from concept_audit.store.flags import FlagChange
+
+WITHOUT_FLAGS = frozenset(
+    {
+        "agreement",
+        "asked",
+        "concept",
+        "concepts",
+        "elsewhere",
+        "feature",
+        "features",
+        "index",
+        "label_counts",
+        "labels",
+        "points",
+        "probes",
+        "similar",
+        "summary",
+        "versions",
+        "views",
+    }
+)
+"""What is remembered and does not depend on flags."""
+
+
+class Flags:
+    """What people decide about rows; every change is in the log and can be undone."""
+
+    def __init__(self, opened: OpenAudit, rankings: Rankings):
+        self._opened = opened
+        self._rankings = rankings
+
+    def set(self, content_hashes: Sequence[str], flag: str = "remove", note: str = "", by: str = "") -> FlagChange:
+        """Flag rows by content; copies of a row share its flag."""
+        who = by or user_name()
+        return self._change(lambda cursor: store_flags.set_flags(cursor, content_hashes, flag, note, who))
+
+    def clear(self, content_hashes: Sequence[str], by: str = "") -> FlagChange:
+        """Take the flags off rows."""
+        who = by or user_name()
+        return self._change(lambda cursor: store_flags.set_flags(cursor, content_hashes, None, "", who))
+
+    def set_matching(
+        self,
+        where: RowFilter,
+        flag: str | None,
+        concept: str | None = None,
+        method: str = "vector_filter",
+        note: str = "",
+        by: str = "",
+        options: InfluenceOptions = DEFAULTS,
+        top: int | None = None,
+        how: str = "",
+    ) -> FlagChange:
+        """Flag every row that passes a filter, or take its flag off where `flag` is None.
+
+        Args:
+            top: only the first so many of them, by rank.
+            how: in words, how they were chosen, for the log.
+        """
+        ranking = self._rankings.ensure(concept, method, options) if concept else None
+        where = self._opened.searched(where)
+        who, told = by or user_name(), how or (f"first {top:,} that match" if top else "all that match")
+        return self._change(
+            lambda cursor: store_flags.flag_matching(cursor, ranking, where, flag, note, who, told, top)
+        )
+
+    def undo(self, event_id: int, by: str = "") -> FlagChange:
+        """Undo a change of flags; texts that somebody has changed since keep what they have.
+
+        Raises:
+            StoreError: no such change.
+        """
+        return self._change(lambda cursor: store_flags.undo(cursor, event_id, by or user_name()))
+
+    def log(self, limit: int = 100) -> pd.DataFrame:
+        """The latest changes, newest first: event_id, action, n_texts, how, note, undoes, undone, made_by, made_at."""
+        return self._opened.cached_read(("log", limit), lambda cursor: store_flags.log(cursor, limit))
+
+    def undoable(self, by: str = "") -> pd.DataFrame:
+        """The latest change that somebody has made and not undone, as a row of `log`; empty if there is none."""
+        who = by or user_name()
+        return self._opened.cached_read(("undoable", who), lambda cursor: store_flags.undoable(cursor, who))
+
+    def latest(self) -> tuple[int, str]:
+        """The number of the latest change, and who made it; 0 and nobody if there is none."""
+        return self._opened.cached_read("latest", store_flags.latest)
+
+    def _change(self, change: Callable) -> FlagChange:
+        return self._opened.change(change, WITHOUT_FLAGS)

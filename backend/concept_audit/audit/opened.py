@@ -1,0 +1,188 @@
+"""An audit that is open: its files, its databases, its model."""
+
+from __future__ import annotations
+
+import getpass
+import threading
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from concept_audit.audit.memory import Memory
+from concept_audit.errors import StoreError
+from concept_audit.model.load import LanguageModel, ModelOptions, load_model
+from concept_audit.pipeline.attribution import InfluenceOptions
+from concept_audit.pipeline.rank import Sources
+from concept_audit.progress import Progress
+from concept_audit.store import queries
+from concept_audit.store.database import database
+from concept_audit.store.filters import RowFilter
+from concept_audit.store.index import index_files
+from concept_audit.store.layout import Layout
+from concept_audit.store.manifest import Manifest, read_manifest
+
+EVERY_ROW = RowFilter()
+DEFAULTS = InfluenceOptions()
+
+
+class OpenAudit:
+    """What every part of `Audit` works on.
+
+    Args:
+        root: the audit's directory.
+        progress: told about long work.
+        read_only: refuse whatever people do: labels, flags, names. Results are still computed and kept.
+
+    Attributes:
+        layout: where its files are.
+        database: its databases.
+
+    Raises:
+        StoreError: there is no finished audit there.
+    """
+
+    def __init__(self, root: str | Path, progress: Progress | None = None, read_only: bool = False):
+        self.layout = Layout(Path(root))
+        self.progress = progress or Progress()
+        self.read_only = read_only
+        if not self.manifest.complete:
+            raise StoreError(
+                f"{root}: this audit is not finished; run the same `concept-audit build` again, it goes on where it was"
+            )
+        self.database = database(self.layout)
+        self._lm: LanguageModel | None = None
+        self._model_guard = threading.Lock()
+        self._memory = Memory(self._files)
+        self._memory_of_build = Memory(self._build_files)
+
+    @property
+    def root(self) -> Path:
+        """The audit's directory."""
+        return self.layout.root
+
+    @property
+    def name(self) -> str:
+        """The name of that directory."""
+        return self.layout.root.resolve().name
+
+    @property
+    def manifest(self) -> Manifest:
+        """What the audit was made from."""
+        return read_manifest(self.layout.manifest)
+
+    @property
+    def made(self) -> Manifest:
+        """The manifest, remembered; not to be changed."""
+        return self.remembered("manifest", lambda: read_manifest(self.layout.manifest), of_build=True)
+
+    @property
+    def build_id(self) -> str:
+        """What identifies the present build, remembered."""
+        return self.cached_read("build", queries.build_id, of_build=True)
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """Layers whose mean response activations are kept; probes live at one of them."""
+        return tuple(self.made.configuration["layers"])
+
+    def overview(self) -> queries.Overview:
+        """Counts of rows, tokens, duplicates, concepts and flags."""
+        return self.cached_read("overview", queries.overview)
+
+    def model(self) -> LanguageModel:
+        """The model that the audit was made with, loaded when first asked for.
+
+        Raises:
+            ModelError: it cannot be loaded.
+            StoreError: its weights are not those that the audit was made with.
+        """
+        with self._model_guard:
+            if self._lm is None:
+                self._lm = self._load_model()
+            return self._lm
+
+    def sources(self) -> Sources:
+        """The audit, as far as the pipeline needs it."""
+        return Sources(self.layout, self.database, self.made, self.model)
+
+    def searched(self, where: RowFilter) -> RowFilter:
+        """The filter with its words looked up in the texts, once for all queries that it goes into."""
+        words = where.words()
+        if not words or where.found is not None:
+            return where
+        return replace(where, found=self.database.found(self.build_id, words))
+
+    def read(self, query: Callable) -> Any:
+        """What a query of the store finds now."""
+        with self.database.reading() as cursor:
+            return query(cursor)
+
+    def cached_read(self, key: Hashable, query: Callable, of_build: bool = False) -> Any:
+        """As `read`, but remembered until a file of the audit changes, whoever changes it.
+
+        Args:
+            key: tells this query, with its parameters, from every other; see `Memory`.
+            of_build: people cannot change the result: it is remembered until the audit is built anew.
+        """
+        return self.remembered(key, lambda: self.read(query), of_build)
+
+    def remembered(self, key: Hashable, compute: Callable[[], Any], of_build: bool = False) -> Any:
+        """As `cached_read`, for what is not a query alone."""
+        return (self._memory_of_build if of_build else self._memory).get(key, compute)
+
+    def write(self, save: Callable) -> Any:
+        """Keep what has been computed."""
+        try:
+            with self.database.writing() as cursor:
+                return save(cursor)
+        finally:
+            self._memory.forget()
+
+    def change(self, change: Callable, keeps: frozenset[str] = frozenset()) -> Any:
+        """A change that a person makes.
+
+        Args:
+            keeps: the queries whose results it cannot change: these are remembered on.
+
+        Raises:
+            StoreError: the audit was opened to be read only.
+        """
+        if self.read_only:
+            raise StoreError(f"{self.name}: opened read-only, so nothing can be changed; start it without --read-only")
+        with self.database.writing() as cursor:
+            # Nobody else can write now: what is remembered is of the state before, or it is not kept.
+            kept = self._memory.valid(keeps) if keeps else {}
+            result = change(cursor)
+        self._memory.restart(kept)
+        return result
+
+    def _build_files(self) -> list[Path]:
+        return [self.layout.manifest, self.layout.audit]
+
+    def _files(self) -> list[Path]:
+        workspace = self.layout.workspace
+        log = workspace.with_name(f"{workspace.name}.wal")
+        return [*self._build_files(), workspace, log, index_files(self.layout).description]
+
+    def _load_model(self) -> LanguageModel:
+        manifest = self.manifest
+        made_with: Mapping[str, Any] = manifest.configuration
+        options = ModelOptions(
+            made_with["model"], dtype=made_with["dtype"], trust_remote_code=made_with["trust_remote_code"]
+        )
+        lm = load_model(options, Path(made_with["cache"]), self.progress)
+        if lm.fingerprint != manifest.fingerprints["model"]:
+            raise StoreError(
+                f"{self.root}: made with a model of fingerprint {manifest.fingerprints['model']}, but "
+                f"{lm.name} now has {lm.fingerprint}; put the earlier weights back, or build again with --rebuild"
+            )
+        return lm
+
+
+def user_name() -> str:
+    """The account that this process runs under."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return "unknown"

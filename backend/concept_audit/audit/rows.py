@@ -1,0 +1,255 @@
+"""The rows of an audit, and what is computed for the few on screen."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from concept_audit.audit.concepts import Concepts
+from concept_audit.audit.opened import DEFAULTS, EVERY_ROW, OpenAudit
+from concept_audit.audit.rankings import Ranking, Rankings
+from concept_audit.concepts.heatmap import Heatmap, feature_heatmap, influence_heatmap, probe_heatmap, token_projections
+from concept_audit.errors import ConceptError
+from concept_audit.pipeline.answers import own_answer
+from concept_audit.pipeline.attribution import InfluenceOptions, token_influence
+from concept_audit.pipeline.index import agreement
+from concept_audit.pipeline.rank import NEED_GRADIENTS, keep_query
+from concept_audit.progress import Progress
+from concept_audit.store import features as store_features
+from concept_audit.store import queries, workspace
+from concept_audit.store.filters import RowFilter
+from concept_audit.store.shards import (
+    TokenizedExample,
+    TokenizedText,
+    answered_rows,
+    read_answers,
+    read_feature_activations,
+    read_texts,
+)
+from concept_audit.types import Concept
+
+
+class Rows:
+    """Rows in the order of the data, their token values and exact scores, and the model's own answers."""
+
+    def __init__(self, opened: OpenAudit, concepts: Concepts, rankings: Rankings):
+        self._opened = opened
+        self._concepts = concepts
+        self._rankings = rankings
+
+    def list(self, where: RowFilter = EVERY_ROW, limit: int | None = None, offset: int = 0) -> pd.DataFrame:
+        """Rows in the order of the data.
+
+        Returns:
+            example_id, content_hash, source, source_row, prompt, response, metadata (JSON), messages (JSON),
+            n_tokens, n_response_tokens, truncated, duplicate_of, flag, note.
+        """
+        where = self._opened.searched(where)
+        return self._opened.read(lambda cursor: queries.rows(cursor, None, where, limit, offset))
+
+    def sample(self, where: RowFilter, seed: str, limit: int) -> pd.DataFrame:
+        """As `list`, in an order that looks random but is the same for a seed."""
+        return self._opened.read(lambda cursor: queries.sample(cursor, where, seed, limit))
+
+    def count(
+        self,
+        where: RowFilter,
+        concept: str | None = None,
+        method: str = "vector_filter",
+        options: InfluenceOptions = DEFAULTS,
+    ) -> int:
+        """How many rows pass a filter; with a concept, of those that it ranks."""
+        ranking = self._rankings.ensure(concept, method, options) if concept else None
+        where = self._opened.searched(where)
+        key = ("count", ranking, repr(where))
+        return self._opened.cached_read(key, lambda cursor: queries.count_rows(cursor, ranking, where))
+
+    def metadata_fields(self) -> pd.DataFrame:
+        """Metadata fields with their most frequent values: field, n_rows, n_values, top_values."""
+        return self._opened.cached_read("metadata_fields", queries.metadata_fields, of_build=True)
+
+    def sources(self) -> pd.DataFrame:
+        """Where the rows came from: source, n_rows."""
+        return self._opened.cached_read("sources", store_features.sources, of_build=True)
+
+    def lengths(self, bins: int = 30) -> tuple[np.ndarray, np.ndarray]:
+        """Histogram of the rows' tokens: edges and counts."""
+        key = ("lengths", bins)
+        return self._opened.cached_read(key, lambda cursor: store_features.lengths(cursor, bins), of_build=True)
+
+    def longest(self) -> int:
+        """Tokens of the longest row; 0 if there are no rows."""
+        return self._opened.cached_read("longest", store_features.longest, of_build=True)
+
+    def heatmaps(self, concept: str, example_ids: Sequence[int]) -> dict[int, Heatmap]:
+        """Token heatmaps of rows, by example id; a probe's take a forward pass the first time."""
+        found = self._concepts.get(concept)
+        ids = [int(i) for i in example_ids]
+        if not ids:
+            return {}
+        if found.kind == "probe":
+            return self.probe_heatmaps(found, ids)
+        key = ("heatmaps", concept, tuple(ids))
+        return self._opened.remembered(key, lambda: self._feature_heatmaps(found, ids), of_build=True)
+
+    def probe_heatmaps(self, concept: Concept, example_ids: Sequence[int]) -> dict[int, Heatmap]:
+        """As `heatmaps`, of a direction that need not be saved."""
+        texts = read_texts(self._opened.layout, example_ids)
+        direction = hashlib.blake2b(concept.direction.tobytes(), digest_size=12).hexdigest()
+
+        def compute(missing: Mapping[str, int]) -> dict[str, np.ndarray]:
+            return token_projections(self._opened.model(), concept, {h: texts[i] for h, i in missing.items()})
+
+        values = self._token_values(f"{concept.layer}:{direction}", texts, compute)
+        return {i: probe_heatmap(i, row, values[row.content_hash]) for i, row in texts.items()}
+
+    def influence_heatmaps(
+        self,
+        concept: str,
+        method: str,
+        example_ids: Sequence[int],
+        options: InfluenceOptions = DEFAULTS,
+        progress: Progress | None = None,
+    ) -> dict[int, Heatmap]:
+        """What each token of rows adds to their influence, by example id: the summands of the score.
+
+        Computed for the rows that are asked for, and kept. Rows without a score are missing.
+
+        Raises:
+            ConceptError: the method has no token influences, or its ranking has not been computed.
+        """
+        ranking = self._ranked(concept, method, options)
+        texts = read_texts(self._opened.layout, [int(i) for i in example_ids])
+        values = self._token_influence(ranking, texts, progress)
+        return {i: influence_heatmap(i, texts[i], found) for i, found in values.items()}
+
+    def exact_scores(
+        self,
+        concept: str,
+        method: str,
+        example_ids: Sequence[int],
+        options: InfluenceOptions = DEFAULTS,
+        progress: Progress | None = None,
+    ) -> dict[int, float]:
+        """Exact influence of chosen rows, where a ranking came from the gradient index: example id → score.
+
+        Kept, like the token influences that come with it.
+
+        Raises:
+            ConceptError: as `influence_heatmaps`.
+        """
+        ranking = self._ranked(concept, method, options)
+        texts = read_texts(self._opened.layout, [int(i) for i in example_ids])
+        values = self._token_influence(ranking, texts, progress)
+        return {i: float(found.sum(dtype=np.float64)) for i, found in values.items()}
+
+    def check_exactly(
+        self,
+        concept: str,
+        method: str = "concept_influence",
+        top: int = 50,
+        options: InfluenceOptions = DEFAULTS,
+        progress: Progress | None = None,
+    ) -> tuple[pd.DataFrame, dict[str, Any]]:
+        """Score the first rows of a ranking exactly, and tell how well the index agrees on them.
+
+        Returns:
+            rank, example_id, score, exact_score of these rows, by exact score; and their rank correlation and
+            the overlap of the top fifths (see `agreement`).
+        """
+        rows = self._rankings.rank(concept, method, top, options=options)[["rank", "example_id", "score"]]
+        exact = self.exact_scores(concept, method, rows["example_id"].tolist(), options, progress)
+        rows["exact_score"] = [exact.get(int(i), np.nan) for i in rows["example_id"]]
+        scored = rows.dropna()
+        told = agreement(scored[["score"]].to_numpy(), scored[["exact_score"]].to_numpy())
+        return rows.sort_values("exact_score", ascending=False, ignore_index=True), told
+
+    def own_answers(self, example_ids: Sequence[int]) -> dict[int, str]:
+        """What the model itself answers to rows' prompts, where it has been asked already: example id → text."""
+        ids = [int(i) for i in example_ids]
+        texts = read_texts(self._opened.layout, ids)
+        model = self._opened.made.fingerprints["model"]
+        hashes = [row.content_hash for row in texts.values()]
+        known = self._opened.read(lambda cursor: workspace.own_answers(cursor, model, hashes))
+        single = {i: known[row.content_hash] for i, row in texts.items() if row.content_hash in known}
+        return single | read_answers(self._opened.layout, ids)
+
+    def ask_model(self, example_id: int) -> str:
+        """What the model itself would answer to a row's prompt; kept once it has been asked.
+
+        Raises:
+            ConceptError: the row has no prompt to answer.
+        """
+        found = self.own_answers([example_id])
+        if example_id in found:
+            return found[example_id]
+        (row,) = read_texts(self._opened.layout, [int(example_id)]).values()
+        text = own_answer(self._opened.model(), row)
+        if text is None:
+            raise ConceptError(f"row {example_id}: it has no prompt before its response, so there is nothing to answer")
+        model = self._opened.made.fingerprints["model"]
+        self._opened.write(lambda cursor: workspace.keep_own_answers(cursor, model, {row.content_hash: text}))
+        return text
+
+    def answered(self) -> int:
+        """How many rows' prompts the model has answered itself, for projection difference."""
+        return answered_rows(self._opened.layout)
+
+    def _feature_heatmaps(self, concept: Concept, example_ids: Sequence[int]) -> dict[int, Heatmap]:
+        texts = read_texts(self._opened.layout, example_ids)
+        firings = read_feature_activations(self._opened.layout, concept.feature_id, example_ids)
+        return {i: feature_heatmap(i, row, firings[i]) for i, row in texts.items()}
+
+    def _ranked(self, concept: str, method: str, options: InfluenceOptions) -> Ranking:
+        if method not in NEED_GRADIENTS:
+            raise ConceptError(f"{method}: has no token influences; {', '.join(sorted(NEED_GRADIENTS))} have")
+        ranking = self._rankings.find(concept, method, options)
+        if not ranking.stored:
+            raise ConceptError(f"{method}: not computed yet for {concept}; rank by it first")
+        return ranking
+
+    def _token_influence(
+        self, ranking: Ranking, texts: Mapping[int, TokenizedText], progress: Progress | None
+    ) -> dict[int, np.ndarray]:
+        """The influence of each token of rows, by example id; rows without a score are missing."""
+        told = progress or self._opened.progress
+
+        def compute(missing: Mapping[str, int]) -> dict[str, np.ndarray]:
+            rows = [TokenizedExample(i, h, texts[i].input_ids, texts[i].parts) for h, i in missing.items()]
+            keep_query(self._opened.sources(), ranking.request, ranking.id, told)
+            with told.stage("Exact influence of these rows"):
+                found = token_influence(self._opened.layout, self._opened.model, ranking.id, rows)
+            return {h: found[i] for h, i in missing.items() if i in found}
+
+        values = self._token_values(f"influence:{ranking.id}", texts, compute)
+        return {i: values[row.content_hash] for i, row in texts.items() if row.content_hash in values}
+
+    def _token_values(
+        self,
+        identity: str,
+        texts: Mapping[int, TokenizedText],
+        compute: Callable[[Mapping[str, int]], Mapping[str, np.ndarray]],
+    ) -> dict[str, np.ndarray]:
+        """A value for each token of rows, by content hash: what is kept, and what is computed now and kept.
+
+        Args:
+            identity: tells what the values are of.
+            compute: given the rows that have none, content hash → example id; may leave some out.
+        """
+        hashes = [row.content_hash for row in texts.values()]
+        known = self._opened.read(lambda cursor: workspace.cached_projections(cursor, identity, hashes))
+        # Rows may have been cut at another length when their values were kept.
+        missing = {
+            row.content_hash: i
+            for i, row in texts.items()
+            if len(known.get(row.content_hash, ())) != len(row.input_ids)
+        }
+        if missing:
+            fresh = compute(missing)
+            self._opened.write(lambda cursor: workspace.cache_projections(cursor, identity, fresh))
+            known |= fresh
+        return known
