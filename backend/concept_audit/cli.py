@@ -474,7 +474,7 @@ def _rank(options: argparse.Namespace) -> int:
         "keep_tokens",
         "engine",
     )
-    influence = InfluenceOptions(
+    influence = InfluenceOptions.of(
         queries=tuple(read(options.queries)) if options.queries else None,
         **{name: getattr(options, name) for name in names},
     )

@@ -185,7 +185,7 @@ def candidate(text: str):
         else:
             known = [*_FLAGS, *(f"{name}=..." for name in _VALUES)]
             raise AuditError(f"--methods {text}: {part!r} is unknown; choose from {', '.join(known)}")
-    return Candidate(text, method, InfluenceOptions(**chosen))
+    return Candidate(text, method, InfluenceOptions.of(**chosen))
 
 
 def _listed(text: str | None) -> list[str]:

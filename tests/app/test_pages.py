@@ -148,7 +148,7 @@ def test_long_work_can_be_cancelled_and_goes_on_where_it_was(audit, monkeypatch)
                 raise RerunException(None)
 
     monkeypatch.setattr(progress.st, "progress", lambda *_: Bar())
-    exact = InfluenceOptions(engine="exact", curvature="identity", precision="float32")
+    exact = InfluenceOptions.of(engine="exact", curvature="identity", precision="float32")
     with pytest.raises(RerunException):
         audit.rankings.ensure("sae:3", "concept_influence", exact, progress.PageProgress(cancel=True))
     assert "Cancel" in offered and not audit.rankings.has("sae:3", "concept_influence", exact)

@@ -26,7 +26,7 @@ LEAST_PEARSON = 0.95
 METHODS = (
     "concept_influence",
     "vector_filter",
-    Candidate("influence_function", "influence_function", InfluenceOptions(engine="index")),
+    Candidate("influence_function", "influence_function", InfluenceOptions.of(engine="index")),
     "activation_similarity",
     "bm25",
     "projection_difference",
@@ -43,7 +43,7 @@ def grid(layers: list[int]) -> list[Candidate]:
     found = []
     for layer, contrast, unit, damping in product(layers, (False, True), (False, True), (0.1, 10.0)):
         told = [f"layer={layer}", "contrast" * contrast, "unit_normalised" * unit, f"damping={damping:g}"]
-        options = InfluenceOptions(layer=layer, contrast=contrast, unit_normalised=unit, damping=damping)
+        options = InfluenceOptions.of(layer=layer, contrast=contrast, unit_normalised=unit, damping=damping)
         name = ":".join(["concept_influence", *filter(None, told)])
         found.append(Candidate(name, "concept_influence", options))
     for name, method, options in (
@@ -52,7 +52,7 @@ def grid(layers: list[int]) -> list[Candidate]:
         ("influence_function:unit_normalised", "influence_function", {"unit_normalised": True, "engine": "index"}),
         *((f"vector_filter:layer={layer}", "vector_filter", {"layer": layer}) for layer in layers),
     ):
-        found.append(Candidate(name, method, InfluenceOptions(**options)))
+        found.append(Candidate(name, method, InfluenceOptions.of(**options)))
     return found
 
 

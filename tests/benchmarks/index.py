@@ -64,7 +64,9 @@ def fidelity(root: Path) -> None:
     names = [p.name for p in audit.probes.list()][:2]
     names += [f"sae:{f}" for f in sorted(np.random.default_rng(2026).choice(live, 10, replace=False))]
     sources = audit.opened.sources()
-    wanted = [request(sources, audit.concept(n), "concept_influence", InfluenceOptions(engine="index")) for n in names]
+    wanted = [
+        request(sources, audit.concept(n), "concept_influence", InfluenceOptions.of(engine="index")) for n in names
+    ]
     targets = [_target(sources, each, lm, Progress()) for each in wanted]
     opened = stage._Opened(layout, index_files(layout), lm, about, Progress())
     layers = linear_layers(lm, *about["blocks"], about["weights"])

@@ -49,7 +49,7 @@ with st.container(horizontal=True, vertical_alignment="bottom"):
 
 # An exact influence function takes a pass over the rows through all blocks; beside another method the index's will do.
 instant = (
-    InfluenceOptions(engine="index")
+    InfluenceOptions.of(engine="index")
     if beside == "influence_function" and audit.index.describe()
     else InfluenceOptions()
 )

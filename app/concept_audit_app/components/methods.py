@@ -115,7 +115,7 @@ def influence_options(audit: Audit, concept: Concept, method: str) -> InfluenceO
             on_change=first_page,
             help="Divide by the size of each row's gradient, so that long or surprising rows do not win by it.",
         )
-    return InfluenceOptions(**chosen)
+    return InfluenceOptions.of(**chosen)
 
 
 def offer(audit: Audit, concept: Concept, method: str, options: InfluenceOptions) -> None:

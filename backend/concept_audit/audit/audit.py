@@ -22,9 +22,9 @@ from concept_audit.audit.rankings import Rankings
 from concept_audit.audit.rows import Rows
 from concept_audit.audit.views import Views
 from concept_audit.concepts.probe import FITS, Fit, TrainedProbe
+from concept_audit.influence.options import IndexOptions, InfluenceOptions
 from concept_audit.model.load import LanguageModel
-from concept_audit.pipeline.attribution import InfluenceOptions
-from concept_audit.pipeline.index import IndexOptions
+from concept_audit.pipeline.engine import Engine
 from concept_audit.pipeline.validation.options import ValidateOptions
 from concept_audit.progress import Progress
 from concept_audit.store.evidence import Evidence
@@ -44,6 +44,8 @@ class Audit:
         root: the audit's directory.
         progress: told about long work.
         read_only: refuse whatever people do: labels, flags, names. Results are still computed and kept.
+        device: where the model runs; ``auto`` for the fastest there is.
+        engine: does the heavy work; None for this process.
 
     Attributes:
         concepts: SAE features and probes, and what is known of each.
@@ -64,8 +66,15 @@ class Audit:
         StoreError: there is no finished audit there.
     """
 
-    def __init__(self, root: str | Path, progress: Progress | None = None, read_only: bool = False):
-        self.opened = OpenAudit(root, progress, read_only)
+    def __init__(
+        self,
+        root: str | Path,
+        progress: Progress | None = None,
+        read_only: bool = False,
+        device: str = "auto",
+        engine: Engine | None = None,
+    ):
+        self.opened = OpenAudit(root, progress, read_only, device, engine)
         self.labels = Labels(self.opened)
         self.probes = Probes(self.opened, self.labels)
         self.concepts = Concepts(self.opened, self.probes)
@@ -172,11 +181,9 @@ class Audit:
         """Score the first rows of a ranking exactly: rank, example_id, score, exact_score; see `Rows.check_exactly`."""
         return self.rows.check_exactly(concept, method, top, options, progress)
 
-    def build_index(
-        self, options: IndexOptions | None = None, layers: Sequence[int] | None = None, progress: Progress | None = None
-    ) -> dict[str, Any]:
+    def build_index(self, options: IndexOptions | None = None, progress: Progress | None = None) -> dict[str, Any]:
         """Build the gradient index, or what is missing of it; see `Index.build`."""
-        return self.index.build(options, layers, progress)
+        return self.index.build(options, progress)
 
     def validate(
         self, concept: str, options: ValidateOptions | None = None, progress: Progress | None = None

@@ -8,7 +8,7 @@ import pandas as pd
 from concept_audit.audit.concepts import Concepts
 from concept_audit.audit.opened import EVERY_ROW, OpenAudit
 from concept_audit.audit.rankings import Rankings
-from concept_audit.pipeline.attribution import InfluenceOptions
+from concept_audit.influence.options import InfluenceOptions
 from concept_audit.pipeline.groups import against_group
 from concept_audit.store import compare
 from concept_audit.store.features import group_of

@@ -11,7 +11,7 @@ import pandas as pd
 from concept_audit.audit.opened import OpenAudit, user_name
 from concept_audit.audit.probes import Probes
 from concept_audit.concepts.features_of_text import TextFeatures, features_of_text
-from concept_audit.concepts.sae import SparseAutoencoder, load_sae
+from concept_audit.concepts.sae import SparseAutoencoder
 from concept_audit.errors import ConceptError
 from concept_audit.store import features as store_features
 from concept_audit.store import groups as store_groups
@@ -144,7 +144,5 @@ class Concepts:
     def _autoencoder(self) -> SparseAutoencoder:
         with self._sae_guard:
             if self._sae is None:
-                made = self._opened.made.configuration["sae"]
-                source = str(self._opened.layout.sae) if made == "train" else made
-                self._sae = load_sae(source, self._opened.model().device)
+                self._sae = self._opened.sources().sae_source.load(self._opened.model().device)
             return self._sae

@@ -7,14 +7,14 @@ from pathlib import Path
 from concept_audit.audit.audit import Audit
 from concept_audit.data import demo
 from concept_audit.data.read import read_labelled
+from concept_audit.influence.options import CurvatureOptions, IndexOptions
 from concept_audit.model.builtin import SMOLLM2
 from concept_audit.model.options import ModelOptions
 from concept_audit.pipeline.build import build
-from concept_audit.pipeline.index import IndexOptions
 from concept_audit.pipeline.options import BuildOptions
 from concept_audit.progress import Progress
 
-INDEX = IndexOptions(numbers=16_384, samples=256, curvature_tokens=8_000)
+INDEX = IndexOptions(row_bytes=16_384, samples=256, curvature=CurvatureOptions(curvature_tokens=8_000))
 """Less than the usual sizes, for a data set of 439 rows on a laptop."""
 RANKED_FEATURES = 100
 

@@ -20,7 +20,7 @@ from concept_audit.audit.rows import Rows
 from concept_audit.data.read import fingerprint, raw_rows
 from concept_audit.errors import AuditError, StoreError
 from concept_audit.export import Format, Record, to_standard_output, write_file
-from concept_audit.pipeline.attribution import InfluenceOptions
+from concept_audit.influence.options import InfluenceOptions
 from concept_audit.store import queries
 from concept_audit.store.filters import RowFilter
 

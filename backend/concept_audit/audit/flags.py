@@ -8,7 +8,7 @@ import pandas as pd
 
 from concept_audit.audit.opened import DEFAULTS, OpenAudit, user_name
 from concept_audit.audit.rankings import Rankings
-from concept_audit.pipeline.attribution import InfluenceOptions
+from concept_audit.influence.options import InfluenceOptions
 from concept_audit.store import flags as store_flags
 from concept_audit.store.filters import RowFilter
 from concept_audit.store.flags import FlagChange

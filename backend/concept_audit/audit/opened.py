@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import getpass
 import threading
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from concept_audit.audit.memory import Memory
 from concept_audit.errors import StoreError
-from concept_audit.model.load import LanguageModel, ModelOptions, load_model
-from concept_audit.pipeline.attribution import InfluenceOptions
-from concept_audit.pipeline.rank import Sources
+from concept_audit.influence.options import InfluenceOptions
+from concept_audit.model.load import LanguageModel, load_model
+from concept_audit.pipeline.engine import Engine, LocalEngine
+from concept_audit.pipeline.sources import Sources, model_source
 from concept_audit.progress import Progress
 from concept_audit.store import queries
 from concept_audit.store.database import database
 from concept_audit.store.filters import RowFilter
-from concept_audit.store.index import index_files
+from concept_audit.store.index import INDEX
 from concept_audit.store.layout import Layout
 from concept_audit.store.manifest import Manifest, read_manifest
 
@@ -33,6 +34,8 @@ class OpenAudit:
         root: the audit's directory.
         progress: told about long work.
         read_only: refuse whatever people do: labels, flags, names. Results are still computed and kept.
+        device: where the model runs; ``auto`` for the fastest there is.
+        engine: does the heavy work; None for this process.
 
     Attributes:
         layout: where its files are.
@@ -42,7 +45,14 @@ class OpenAudit:
         StoreError: there is no finished audit there.
     """
 
-    def __init__(self, root: str | Path, progress: Progress | None = None, read_only: bool = False):
+    def __init__(
+        self,
+        root: str | Path,
+        progress: Progress | None = None,
+        read_only: bool = False,
+        device: str = "auto",
+        engine: Engine | None = None,
+    ):
         self.layout = Layout(Path(root))
         self.progress = progress or Progress()
         self.read_only = read_only
@@ -51,6 +61,8 @@ class OpenAudit:
                 f"{root}: this audit is not finished; run the same `concept-audit build` again, it goes on where it was"
             )
         self.database = database(self.layout)
+        self._device = device
+        self._engine = engine or LocalEngine(lambda _: self.model())
         self._lm: LanguageModel | None = None
         self._model_guard = threading.Lock()
         self._memory = Memory(self._files)
@@ -104,7 +116,7 @@ class OpenAudit:
 
     def sources(self) -> Sources:
         """The audit, as far as the pipeline needs it."""
-        return Sources(self.layout, self.database, self.made, self.model)
+        return Sources(self.layout, self.database, self.made, self.model, self._engine, self._device)
 
     def searched(self, where: RowFilter) -> RowFilter:
         """The filter with its words looked up in the texts, once for all queries that it goes into."""
@@ -163,15 +175,14 @@ class OpenAudit:
     def _files(self) -> list[Path]:
         workspace = self.layout.workspace
         log = workspace.with_name(f"{workspace.name}.wal")
-        return [*self._build_files(), workspace, log, index_files(self.layout).description]
+        # A directory changes when an index is begun, and its description when one is finished.
+        indexes = self.layout.shards.root / INDEX
+        return [*self._build_files(), workspace, log, indexes, *sorted(indexes.glob("*/index.json"))]
 
     def _load_model(self) -> LanguageModel:
         manifest = self.manifest
-        made_with: Mapping[str, Any] = manifest.configuration
-        options = ModelOptions(
-            made_with["model"], dtype=made_with["dtype"], trust_remote_code=made_with["trust_remote_code"]
-        )
-        lm = load_model(options, Path(made_with["cache"]), self.progress)
+        source = model_source(manifest, self._device)
+        lm = load_model(source.options, source.cache, self.progress)
         if lm.fingerprint != manifest.fingerprints["model"]:
             raise StoreError(
                 f"{self.root}: made with a model of fingerprint {manifest.fingerprints['model']}, but "

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from concept_audit.errors import ConceptError
-from concept_audit.store.shards import messages_from_json, messages_json
+from concept_audit.store.examples import messages_from_json, messages_json
 from concept_audit.store.workspace import SavedProbe, check_probe_name
 from concept_audit.types import LabelledExample
 

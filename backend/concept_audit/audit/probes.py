@@ -10,11 +10,12 @@ import numpy as np
 from concept_audit.audit.labels import Labels
 from concept_audit.audit.opened import OpenAudit
 from concept_audit.audit.probe_file import check_probe, probe_from_json, probe_to_json
-from concept_audit.concepts.examples import distinct, example_activations
+from concept_audit.concepts.examples import distinct
 from concept_audit.concepts.probe import FITS, Fit, TrainedProbe, boundary, check_counts, train_probe
 from concept_audit.concepts.probe_report import ProbeReport, probe_report
 from concept_audit.errors import ConceptError
 from concept_audit.pipeline.attribution import forget_influence
+from concept_audit.pipeline.examples import example_activations
 from concept_audit.progress import Progress
 from concept_audit.store import queries, workspace
 from concept_audit.store.workspace import SavedProbe
@@ -181,14 +182,4 @@ class Probes:
     def _activations(
         self, examples: Sequence[LabelledExample], layers: Sequence[int], progress: Progress | None
     ) -> dict[int, np.ndarray]:
-        manifest = self._opened.manifest
-        return example_activations(
-            self._opened.layout,
-            self._opened.database,
-            examples,
-            layers,
-            manifest.fingerprints["model"],
-            manifest.configuration["max_tokens"],
-            self._opened.model,
-            progress or self._opened.progress,
-        )
+        return example_activations(self._opened.sources(), examples, layers, progress or self._opened.progress)

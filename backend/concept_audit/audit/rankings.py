@@ -11,7 +11,7 @@ import pandas as pd
 from concept_audit.audit.concepts import Concepts
 from concept_audit.audit.opened import DEFAULTS, EVERY_ROW, OpenAudit
 from concept_audit.export import with_metadata
-from concept_audit.pipeline.attribution import InfluenceOptions
+from concept_audit.influence.options import InfluenceOptions
 from concept_audit.pipeline.groups import group_table
 from concept_audit.pipeline.rank import Request, finished, request, scores_of, scores_of_many
 from concept_audit.progress import Progress
@@ -135,13 +135,13 @@ class Rankings:
         """
         found = self._concepts.get(concept)
 
-        def settle() -> Ranking:
+        def resolve() -> Ranking:
             wanted = request(self._opened.sources(), found, method, options)
             ranking = ranking_id(self._opened.build_id, found.concept_id, found.version, method, wanted.parameters)
             stored = self._opened.read(lambda cursor: queries.ranking_stored(cursor, ranking))
             return Ranking(ranking, wanted, stored)
 
-        return self._opened.remembered(("asked", found.concept_id, method, repr(options)), settle)
+        return self._opened.remembered(("asked", found.concept_id, method, repr(options)), resolve)
 
     def has(self, concept: str, method: str, options: InfluenceOptions = DEFAULTS) -> bool:
         """Whether a ranking is in the store, so that asking for it costs nothing.

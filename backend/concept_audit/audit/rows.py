@@ -14,22 +14,18 @@ from concept_audit.audit.opened import DEFAULTS, EVERY_ROW, OpenAudit
 from concept_audit.audit.rankings import Ranking, Rankings
 from concept_audit.concepts.heatmap import Heatmap, feature_heatmap, influence_heatmap, probe_heatmap, token_projections
 from concept_audit.errors import ConceptError
+from concept_audit.influence.agreement import agreement
+from concept_audit.influence.options import InfluenceOptions
 from concept_audit.pipeline.answers import own_answer
-from concept_audit.pipeline.attribution import InfluenceOptions, token_influence
-from concept_audit.pipeline.index import agreement
+from concept_audit.pipeline.attribution import token_influence
 from concept_audit.pipeline.rank import NEED_GRADIENTS, keep_query
 from concept_audit.progress import Progress
 from concept_audit.store import features as store_features
 from concept_audit.store import queries, workspace
+from concept_audit.store.activations import answered_rows, read_answers, read_firings
+from concept_audit.store.examples import TokenizedExample, TokenizedText, read_texts
 from concept_audit.store.filters import RowFilter
-from concept_audit.store.shards import (
-    TokenizedExample,
-    TokenizedText,
-    answered_rows,
-    read_answers,
-    read_feature_activations,
-    read_texts,
-)
+from concept_audit.store.shard_store import RowShards
 from concept_audit.types import Concept
 
 
@@ -40,6 +36,10 @@ class Rows:
         self._opened = opened
         self._concepts = concepts
         self._rankings = rankings
+
+    @property
+    def _tokens(self) -> RowShards:
+        return self._opened.sources().shards("tokens")
 
     def list(self, where: RowFilter = EVERY_ROW, limit: int | None = None, offset: int = 0) -> pd.DataFrame:
         """Rows in the order of the data.
@@ -98,7 +98,7 @@ class Rows:
 
     def probe_heatmaps(self, concept: Concept, example_ids: Sequence[int]) -> dict[int, Heatmap]:
         """As `heatmaps`, of a direction that need not be saved."""
-        texts = read_texts(self._opened.layout, example_ids)
+        texts = read_texts(self._tokens, example_ids)
         direction = hashlib.blake2b(concept.direction.tobytes(), digest_size=12).hexdigest()
 
         def compute(missing: Mapping[str, int]) -> dict[str, np.ndarray]:
@@ -123,7 +123,7 @@ class Rows:
             ConceptError: the method has no token influences, or its ranking has not been computed.
         """
         ranking = self._ranked(concept, method, options)
-        texts = read_texts(self._opened.layout, [int(i) for i in example_ids])
+        texts = read_texts(self._tokens, [int(i) for i in example_ids])
         values = self._token_influence(ranking, texts, progress)
         return {i: influence_heatmap(i, texts[i], found) for i, found in values.items()}
 
@@ -143,7 +143,7 @@ class Rows:
             ConceptError: as `influence_heatmaps`.
         """
         ranking = self._ranked(concept, method, options)
-        texts = read_texts(self._opened.layout, [int(i) for i in example_ids])
+        texts = read_texts(self._tokens, [int(i) for i in example_ids])
         values = self._token_influence(ranking, texts, progress)
         return {i: float(found.sum(dtype=np.float64)) for i, found in values.items()}
 
@@ -171,12 +171,12 @@ class Rows:
     def own_answers(self, example_ids: Sequence[int]) -> dict[int, str]:
         """What the model itself answers to rows' prompts, where it has been asked already: example id → text."""
         ids = [int(i) for i in example_ids]
-        texts = read_texts(self._opened.layout, ids)
+        texts = read_texts(self._tokens, ids)
         model = self._opened.made.fingerprints["model"]
         hashes = [row.content_hash for row in texts.values()]
         known = self._opened.read(lambda cursor: workspace.own_answers(cursor, model, hashes))
         single = {i: known[row.content_hash] for i, row in texts.items() if row.content_hash in known}
-        return single | read_answers(self._opened.layout, ids)
+        return single | read_answers(self._opened.sources().shards("answers"), ids)
 
     def ask_model(self, example_id: int) -> str:
         """What the model itself would answer to a row's prompt; kept once it has been asked.
@@ -187,7 +187,7 @@ class Rows:
         found = self.own_answers([example_id])
         if example_id in found:
             return found[example_id]
-        (row,) = read_texts(self._opened.layout, [int(example_id)]).values()
+        (row,) = read_texts(self._tokens, [int(example_id)]).values()
         text = own_answer(self._opened.model(), row)
         if text is None:
             raise ConceptError(f"row {example_id}: it has no prompt before its response, so there is nothing to answer")
@@ -197,11 +197,11 @@ class Rows:
 
     def answered(self) -> int:
         """How many rows' prompts the model has answered itself, for projection difference."""
-        return answered_rows(self._opened.layout)
+        return answered_rows(self._opened.sources().shards("answers"))
 
     def _feature_heatmaps(self, concept: Concept, example_ids: Sequence[int]) -> dict[int, Heatmap]:
-        texts = read_texts(self._opened.layout, example_ids)
-        firings = read_feature_activations(self._opened.layout, concept.feature_id, example_ids)
+        texts = read_texts(self._tokens, example_ids)
+        firings = read_firings(self._opened.sources().shards("features"), concept.feature_id, example_ids)
         return {i: feature_heatmap(i, row, firings[i]) for i, row in texts.items()}
 
     def _ranked(self, concept: str, method: str, options: InfluenceOptions) -> Ranking:
@@ -222,7 +222,7 @@ class Rows:
             rows = [TokenizedExample(i, h, texts[i].input_ids, texts[i].parts) for h, i in missing.items()]
             keep_query(self._opened.sources(), ranking.request, ranking.id, told)
             with told.stage("Exact influence of these rows"):
-                found = token_influence(self._opened.layout, self._opened.model, ranking.id, rows)
+                found = token_influence(self._opened.sources(), ranking.id, rows)
             return {h: found[i] for h, i in missing.items() if i in found}
 
         values = self._token_values(f"influence:{ranking.id}", texts, compute)

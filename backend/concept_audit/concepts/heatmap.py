@@ -10,7 +10,7 @@ import numpy as np
 from concept_audit.model.activations import response_activations
 from concept_audit.model.chat import END_OF_TURN, PROMPT
 from concept_audit.model.load import LanguageModel
-from concept_audit.store.shards import TokenizedText
+from concept_audit.store.examples import TokenizedText
 from concept_audit.types import Concept
 
 

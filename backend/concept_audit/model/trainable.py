@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 from concept_audit.model.linear import LinearLayer, linear_layers, resolve_weights
-from concept_audit.model.load import LanguageModel
-from concept_audit.model.options import Trained, find_blocks
+from concept_audit.model.load import LanguageModel, find_blocks
+from concept_audit.model.options import Trained
 
 _ADAPTER = "evidence"
 

@@ -24,6 +24,8 @@ from concept_audit.store.layout import Layout
 from concept_audit.store.partition import RowPartition
 from concept_audit.store.shard_store import RowShards
 
+INDEX = "index"
+"""Kind of the shards."""
 FINER = 254
 """A query's second 8 bits count a step of the first in so many parts."""
 ROWS_AT_ONCE = 32
@@ -107,13 +109,13 @@ class IndexFiles:
 
 def index_files(layout: Layout, key: str, partition: RowPartition) -> IndexFiles:
     """The index under a key, whether or not it has been built."""
-    return IndexFiles(RowShards(layout.shards, "index", key, partition))
+    return IndexFiles(RowShards(layout.shards, INDEX, key, partition))
 
 
 def present_index(layout: Layout, partition: RowPartition) -> IndexFiles | None:
     """The index that an audit has, finished or not: the one whose description was written last; None if none."""
     found = sorted(
-        (layout.shards.root / "index").glob("*/index.json"), key=lambda path: (path.stat().st_mtime_ns, str(path))
+        (layout.shards.root / INDEX).glob("*/index.json"), key=lambda path: (path.stat().st_mtime_ns, str(path))
     )
     return index_files(layout, found[-1].parent.name, partition) if found else None
 

@@ -24,7 +24,7 @@ from concept_audit.pipeline.validation.setting import split
 from concept_audit.store.layout import Layout
 from tests.conftest import chat_rows
 
-EXACT = InfluenceOptions(curvature="identity", precision="float32")
+EXACT = InfluenceOptions.of(curvature="identity", precision="float32")
 SMALL = ValidateOptions(
     methods=(Candidate("concept_influence", "concept_influence", EXACT), "vector_filter", "bm25"),
     removed=("vector_filter",),
@@ -367,7 +367,7 @@ def test_the_command_line_validates_and_reports(audit, tmp_path, capsys):
 def test_options_of_a_method_follow_its_name():
     found = candidate("concept_influence:contrast:unit-normalised:damping=0.5:layer=2:seed=1")
     assert found.method == "concept_influence" and found.name.startswith("concept_influence:contrast")
-    assert found.options == InfluenceOptions(contrast=True, unit_normalised=True, damping=0.5, layer=2, seed=1)
+    assert found.options == InfluenceOptions.of(contrast=True, unit_normalised=True, damping=0.5, layer=2, seed=1)
     assert candidate("bm25").options == InfluenceOptions()
     with pytest.raises(AuditError, match="'much' is not a value for damping"):
         candidate("concept_influence:damping=much")

@@ -26,7 +26,7 @@ from concept_audit.store.layout import Layout
 from concept_audit.types import METHODS
 from tests.conftest import chat_rows, small_model, small_tokenizer
 
-EXACT = InfluenceOptions(precision="float32", curvature_tokens=4_000)
+EXACT = InfluenceOptions.of(precision="float32", curvature_tokens=4_000)
 GRADIENT_METHODS = ("concept_influence", "influence_function", "gradient_dot")
 
 
@@ -108,8 +108,8 @@ def test_every_method_ranks_every_row_through_the_store(audit):
 
 
 def test_token_influences_sum_to_the_score(audit):
-    kept = dataclasses.replace(EXACT, keep_tokens=True, curvature="identity")
-    for options in (kept, dataclasses.replace(EXACT, curvature="identity", unit_normalised=True)):
+    kept = EXACT.changed(keep_tokens=True, curvature="identity")
+    for options in (kept, EXACT.changed(curvature="identity", unit_normalised=True)):
         table = audit.rank("tone", "concept_influence", top=8, options=options)
         maps = audit.rows.influence_heatmaps("tone", "concept_influence", table["example_id"].tolist(), options)
         for row in table.to_dict("records"):
@@ -126,7 +126,7 @@ def test_token_influences_sum_to_the_score(audit):
 def test_an_sae_feature_is_a_target_by_its_direction_and_by_its_activation(audit):
     feature = f"sae:{audit.concepts.features().iloc[0]['feature_id']}"
     by = {
-        target: audit.rank(feature, "concept_influence", options=dataclasses.replace(EXACT, target=target))
+        target: audit.rank(feature, "concept_influence", options=EXACT.changed(target=target))
         for target in ("direction", "activation")
     }
     assert by["direction"]["score"].tolist() != by["activation"]["score"].tolist()
@@ -149,7 +149,7 @@ def test_scores_do_not_depend_on_batches_or_order_or_padding(lm, query, data):
 
 
 def test_forward_mode_and_token_sum_agree_through_the_audit(audit):
-    options = dataclasses.replace(EXACT, curvature="identity")
+    options = EXACT.changed(curvature="identity")
     backward = audit.rank("tone", "gradient_dot", options=options).set_index("example_id")["score"]
     concept = audit.concept("tone")
     ranking = audit.rankings.ensure("tone", "gradient_dot", options)
@@ -157,9 +157,9 @@ def test_forward_mode_and_token_sum_agree_through_the_audit(audit):
     with audit.opened.database.writing() as cursor:
         cursor.execute("DELETE FROM base.rankings WHERE ranking_id = ?", [ranking])
         cursor.execute("DELETE FROM base.ranking_scores WHERE ranking_id = ?", [ranking])
-    forward = audit.rank(concept.name, "gradient_dot", options=dataclasses.replace(options, mode="forward")).set_index(
-        "example_id"
-    )["score"]
+    forward = audit.rank(concept.name, "gradient_dot", options=options.changed(mode="forward")).set_index("example_id")[
+        "score"
+    ]
     scale = backward.abs().max()
     assert (forward - backward.loc[forward.index]).abs().max() <= 1e-5 * scale
 
@@ -224,7 +224,7 @@ def test_a_killed_run_goes_on_where_it_was_to_the_same_scores(audit, monkeypatch
 def test_a_seed_fixes_the_sampled_fisher(audit, tmp_path):
     def ranked(name: str, seed: int):
         copy = Audit(shutil.copytree(audit.root, tmp_path / name))
-        options = dataclasses.replace(EXACT, seed=seed)
+        options = EXACT.changed(seed=seed)
         return copy.rank("tone", "influence_function", options=options).set_index("example_id")["score"].sort_index()
 
     one, again, other = ranked("one", 1), ranked("again", 1), ranked("other", 2)
@@ -256,21 +256,21 @@ def test_factors_of_another_model_are_refused_and_both_are_named(audit):
     (directory,) = (audit.root / "shards" / "curvature").iterdir()
     described = json.loads((directory / "curvature.json").read_text())
     (directory / "curvature.json").write_text(json.dumps({**described, "model": "0123456789abcdef"}))
-    options = dataclasses.replace(EXACT, contrast=True)
+    options = EXACT.changed(contrast=True)
     with pytest.raises(StoreError, match="another model or data set") as caught:
         audit.rankings.ensure("tone", "concept_influence", options)
     assert "0123456789abcdef" in str(caught.value) and described["model"] in str(caught.value)
 
 
 def test_a_contrast_is_the_positive_queries_minus_the_negative_ones(audit):
-    options = dataclasses.replace(EXACT, curvature="identity")
+    options = EXACT.changed(curvature="identity")
     found = {}
     for name, queries, contrast in (
         ("both", labelled(), True),
         ("positive", [e for e in labelled() if e.label], False),
         ("negative", [dataclasses.replace(e, label=1) for e in labelled() if not e.label], False),
     ):
-        chosen = dataclasses.replace(options, queries=tuple(queries), contrast=contrast)
+        chosen = options.changed(queries=tuple(queries), contrast=contrast)
         table = audit.rank("tone", "concept_influence", options=chosen)
         found[name] = table.set_index("example_id")["score"].sort_index()
     difference = found["positive"] - found["negative"]
@@ -278,18 +278,18 @@ def test_a_contrast_is_the_positive_queries_minus_the_negative_ones(audit):
 
 
 def test_a_probe_can_be_read_at_another_layer(audit):
-    options = dataclasses.replace(EXACT, curvature="identity", layer=3)
+    options = EXACT.changed(curvature="identity", layer=3)
     there = audit.rank("tone", "concept_influence", options=options)
     assert len(there) == 300
     with pytest.raises(ConceptError, match="--layer 4: this audit keeps layers 1, 2, 3"):
-        audit.rank("tone", "concept_influence", options=dataclasses.replace(options, layer=4))
+        audit.rank("tone", "concept_influence", options=options.changed(layer=4))
     with pytest.raises(ConceptError, match="lives at layer"):
-        audit.rank("sae:0", "concept_influence", options=dataclasses.replace(options, layer=1))
+        audit.rank("sae:0", "concept_influence", options=options.changed(layer=1))
 
 
 def test_queries_can_be_answered_by_the_model_itself(audit):
     prompts = tuple(LabelledExample(e.messages[:-1], 1) for e in labelled(2))
-    options = dataclasses.replace(EXACT, curvature="identity", queries=prompts, own_answers=True)
+    options = EXACT.changed(curvature="identity", queries=prompts, own_answers=True)
     assert np.isfinite(audit.rank("tone", "concept_influence", options=options)["score"]).all()
 
 
@@ -308,12 +308,10 @@ def test_queries_without_a_response_are_refused(audit):
     long = Message("user", "river " * 400)
     queries = (LabelledExample((long, Message("assistant", "bank")), 1),)
     with pytest.raises(ConceptError, match="query 1 has no response tokens"):
-        audit.rank(
-            "tone", "concept_influence", options=dataclasses.replace(EXACT, queries=queries, curvature="identity")
-        )
+        audit.rank("tone", "concept_influence", options=EXACT.changed(queries=queries, curvature="identity"))
     with pytest.raises(ConceptError, match="no negative query examples"):
         only = tuple(e for e in labelled() if e.label)
-        audit.rank("tone", "gradient_dot", options=dataclasses.replace(EXACT, queries=only, contrast=True))
+        audit.rank("tone", "gradient_dot", options=EXACT.changed(queries=only, contrast=True))
 
 
 @pytest.mark.parametrize(
@@ -328,7 +326,7 @@ def test_queries_without_a_response_are_refused(audit):
 )
 def test_options_out_of_range_are_refused(audit, wrong, said):
     with pytest.raises(ConceptError, match=said):
-        audit.rank("tone", "concept_influence", options=dataclasses.replace(EXACT, **wrong))
+        audit.rank("tone", "concept_influence", options=EXACT.changed(**wrong))
 
 
 def test_an_unknown_method_is_refused(audit):
@@ -353,7 +351,7 @@ def test_a_row_with_a_loss_that_is_not_finite_is_reported_and_left_unscored(audi
 
     monkeypatch.setattr(gradients.LanguageModelHead, "token_losses", spoiled)
     said = Said()
-    options = dataclasses.replace(EXACT, curvature_tokens=100_000)
+    options = EXACT.changed(curvature_tokens=100_000)
     audit.rankings.ensure("tone", "concept_influence", options, said)
     table = audit.rank("tone", "concept_influence", options=options)
     assert 0 < 300 - len(table) <= len(victims) + 2 and not victims & set(table["example_id"])
@@ -416,9 +414,9 @@ def test_memory_that_runs_out_halfway_through_a_fit_counts_no_row_twice(lm, data
 
 def test_bfloat16_ranks_almost_as_float32_does(audit):
     exact = audit.rank("tone", "concept_influence", options=EXACT).set_index("example_id")["score"]
-    half = audit.rank("tone", "concept_influence", options=dataclasses.replace(EXACT, precision="bfloat16")).set_index(
-        "example_id"
-    )["score"]
+    half = audit.rank("tone", "concept_influence", options=EXACT.changed(precision="bfloat16")).set_index("example_id")[
+        "score"
+    ]
     assert spearmanr(exact.sort_index(), half.sort_index()).statistic > 0.98
 
 
@@ -493,7 +491,7 @@ def test_a_head_that_does_more_than_multiply_is_recognised(data):
 
 
 def test_retraining_a_probe_deletes_what_its_influence_left(audit):
-    audit.rankings.ensure("tone", "concept_influence", dataclasses.replace(EXACT, curvature="identity"))
+    audit.rankings.ensure("tone", "concept_influence", EXACT.changed(curvature="identity"))
     assert list((audit.root / "shards" / "influence").iterdir())
     audit.train_probe("tone", layer=2)
     assert not list((audit.root / "shards" / "influence").iterdir())

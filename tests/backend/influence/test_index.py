@@ -24,8 +24,8 @@ from concept_audit.store.layout import Layout
 from tests.backend.influence.test_attribution import labelled
 
 SMALL = IndexOptions(numbers=4096, samples=120, curvature_tokens=4_000, precision="float32")
-FROM_INDEX = InfluenceOptions(engine="index")
-EXACT = InfluenceOptions(engine="exact", curvature_tokens=4_000, precision="float32")
+FROM_INDEX = InfluenceOptions.of(engine="index")
+EXACT = InfluenceOptions.of(engine="exact", curvature_tokens=4_000, precision="float32")
 
 
 @pytest.fixture(scope="module")
@@ -98,15 +98,15 @@ def test_influence_functions_and_contrasts_and_norms_come_from_the_index_too(aud
         ("concept_influence", {"damping": 1.0}),
     ):
         least = 0.5 if method == "influence_function" else 0.7
-        guess = by_row(audit, "tone", method, dataclasses.replace(FROM_INDEX, **change))
+        guess = by_row(audit, "tone", method, FROM_INDEX.changed(**change))
         block = {"blocks": (1, 3)} if method == "influence_function" else {}
-        exact = by_row(audit, "tone", method, dataclasses.replace(EXACT, **change, **block))
+        exact = by_row(audit, "tone", method, EXACT.changed(**change, **block))
         assert spearmanr(exact, guess).statistic > least, (method, change)
 
 
 def test_the_index_answers_unless_exactness_or_what_it_cannot_do_is_asked_for(audit):
     def engine(method="concept_influence", **options):
-        return audit.rankings.find("tone", method, InfluenceOptions(**options)).request.index is not None
+        return audit.rankings.find("tone", method, InfluenceOptions.of(**options)).request.index is not None
 
     assert engine() and engine(damping=0.5) and engine(contrast=True) and engine(curvature_tokens=4_000)
     assert not engine(engine="exact") and not engine(curvature="identity") and not engine(blocks=(1, 1))

@@ -36,7 +36,7 @@ from concept_audit.pipeline.sampling import as_rows, drawn_rows
 from concept_audit.pipeline.sources import Sources
 from concept_audit.progress import Progress
 from concept_audit.store.examples import read_tokens
-from concept_audit.store.index import IndexFiles, index_files
+from concept_audit.store.index import INDEX, IndexFiles, index_files
 from concept_audit.store.shard_store import RowShards, read_tensors
 
 SIDE_ROWS = 48
@@ -73,7 +73,7 @@ def build_index(sources: Sources, options: IndexOptions, progress: Progress) -> 
     found = files.describe()
     if found is not None and {k: found.get(k) for k in made_of} == made_of and found.get("done"):
         return found
-    files.rows.store.remove_others("index", files.rows.key)
+    files.rows.store.remove_others(INDEX, files.rows.key)
     files.write_description({**made_of, "done": False})
     try:
         with filelock.FileLock(files.root / "index.lock", timeout=0), reporting(files, progress) as reported:
