@@ -139,6 +139,15 @@ def built(tmp_path_factory, data_file, model_directory) -> Path:
     )
 
 
+def shards(root: Path, kind: str):
+    """The shards of one kind of a finished audit."""
+    from concept_audit.store.layout import Layout
+    from concept_audit.store.manifest import read_manifest
+
+    layout = Layout(root)
+    return read_manifest(layout.manifest).shards(layout, kind)
+
+
 @pytest.fixture
 def audit_directory(built, tmp_path) -> Path:
     """A copy of the finished audit that a test may write to."""

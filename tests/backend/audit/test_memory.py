@@ -56,7 +56,8 @@ def test_chosen_results_outlive_a_change_that_cannot_touch_them(file):
 
 def test_a_frame_that_its_reader_changes_stays_as_it_was(file):
     memory = Memory(lambda: [file])
-    memory.get("frame", lambda: pd.DataFrame({"a": [1]}))["b"] = 2
+    found = memory.get("frame", lambda: pd.DataFrame({"a": [1]}))
+    found["b"] = 2
     assert list(memory.get("frame", pd.DataFrame).columns) == ["a"]
 
 

@@ -16,8 +16,9 @@ from concept_audit.concepts.sae import load_sae
 from concept_audit.model.chat import CONTENT, PROMPT
 from concept_audit.progress import Progress
 from concept_audit.store.layout import Layout
-from concept_audit.store.shards import read_activations, read_tokens
-from tests.conftest import SMALL_SAE, write_jsonl
+from concept_audit.store.activations import read_means
+from concept_audit.store.examples import read_tokens
+from tests.conftest import SMALL_SAE, shards, write_jsonl
 
 CPU = torch.device("cpu")
 
@@ -46,7 +47,8 @@ def plain_means(lm, layer: int, rows) -> np.ndarray:
 
 
 def shard_rows(layout: Layout):
-    return [row for number in layout.shard_numbers("examples") for row in read_tokens(layout, number)]
+    tokens = shards(layout.root, "tokens")
+    return [row for number in tokens.numbers() for row in read_tokens(tokens, number)]
 
 
 def test_scores_equal_a_plain_loop_over_the_model(built):
@@ -87,7 +89,7 @@ def test_densities_count_firing_tokens(built):
     layout = Layout(built)
     con = duckdb.connect(str(layout.audit), read_only=True)
     content = sum(int((row.parts == CONTENT).sum()) for row in shard_rows(layout))
-    glob = str(layout.shards("features") / "*.parquet")
+    glob = str(shards(built, "features").file("*.parquet"))
     counted = dict(con.execute(f"SELECT feature_id, count(*) FROM '{glob}' GROUP BY 1").fetchall())
     for feature, density in con.execute("SELECT feature_id, density FROM sae_features").fetchall():
         assert density == pytest.approx(counted.get(feature, 0) / content)
@@ -199,5 +201,5 @@ def test_rows_without_response_hold_nan_in_the_shards(options, rows, tmp_path):
     empty = [{"role": "user", "content": "river " * 400}, {"role": "assistant", "content": "no"}]
     data = write_jsonl(tmp_path / "rows.jsonl", [*rows[:5], {"messages": empty}])
     build(dataclasses.replace(options, data=str(data), max_tokens=64))
-    (block,) = read_activations(Layout(options.out), 2)
+    (block,) = read_means(shards(options.out, "activations"), 2)
     assert np.isnan(block[5]).all() and not np.isnan(block[:5]).any()
