@@ -67,7 +67,7 @@ def as_text(audit: Audit) -> str:
     if index := found["index"]:
         told = index["fidelity"]
         lines.append(
-            f"  index    {index['numbers'] / 1024:.3g} KiB a row, blocks 1 to {index['blocks'][1]}; against exact "
+            f"  index    {index['row_bytes'] / 1024:.3g} KiB a row, blocks 1 to {index['blocks'][1]}; against exact "
             f"scores of {told['rows']} rows and {told['concepts']} concepts: Spearman {told['spearman']:.2f} "
             f"(least {told['spearman_least']:.2f}), overlap of the top {told['top']} {told['overlap']:.0%}"
         )

@@ -2,20 +2,33 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
 from streamlit.testing.v1 import AppTest
 
 import concept_audit_app
-from concept_audit import Audit, BuildOptions, IndexOptions, LabelledExample, Message, ModelOptions, build
+from concept_audit import (
+    Audit,
+    BuildOptions,
+    CurvatureOptions,
+    IndexOptions,
+    LabelledExample,
+    Message,
+    ModelOptions,
+    build,
+)
 from concept_audit.store.index import index_files
 from concept_audit.store.layout import Layout
+from concept_audit.store.partition import RowPartition
 
 MAIN = str(Path(concept_audit_app.__file__).parent / "main.py")
 PAGES = ["overview", "concepts", "probe_lab", "ranking", "groups", "export"]
 
-SMALL_INDEX = IndexOptions(numbers=1024, samples=40, curvature_tokens=2_000, precision="float32")
+SMALL_INDEX = IndexOptions(
+    row_bytes=1024, samples=40, curvature=CurvatureOptions(curvature_tokens=2_000), precision="float32"
+)
 
 
 def open_page(name: str = "overview") -> AppTest:
@@ -95,11 +108,11 @@ def test_a_probe_of_another_model_is_explained_not_shown(audit):
 
 def test_the_overview_says_how_far_the_index_is(audit):
     assert "concept-audit index small" in words(open_page())
-    files = index_files(Layout(audit.root))
+    files = index_files(Layout(audit.root), "0", RowPartition(300))
     files.report("Gradient of every row", 0.45, 130.0)
     test = open_page()
     assert not test.exception and "Gradient index:" not in words(test)
-    files.progress.unlink()
+    shutil.rmtree(files.root)
     audit.build_index(SMALL_INDEX)
     assert "Gradient index: 1 KiB a row, blocks 1 to 3" in words(open_page())
 

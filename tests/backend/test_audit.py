@@ -9,8 +9,8 @@ import pytest
 
 from concept_audit import Audit, ConceptError, LabelledExample, Message, RowFilter, StoreError
 from concept_audit.store import workspace
-from concept_audit.store.shards import read_texts
-from tests.conftest import chat_rows
+from concept_audit.store.examples import read_texts
+from tests.conftest import chat_rows, shards
 
 
 @pytest.fixture
@@ -73,11 +73,10 @@ def test_activations_of_typed_examples_equal_those_of_the_same_rows(audit):
 
 
 def test_scores_of_a_probe_are_projections_on_its_direction(audit):
-    from concept_audit.store.layout import Layout
-    from concept_audit.store.shards import read_activations
+    from concept_audit.store.activations import read_means
 
     trained = audit.train_probe("topic", of_rows(audit), layer=3)
-    means = np.concatenate(list(read_activations(Layout(audit.root), 3)))
+    means = np.concatenate(list(read_means(shards(audit.root, "activations"), 3)))
     scores = audit.rank("topic").sort_values("example_id")["score"]
     np.testing.assert_allclose(scores, means @ trained.direction, rtol=1e-5, atol=1e-6)
 
@@ -157,7 +156,7 @@ def test_segments_join_to_the_response(audit):
 def test_emoji_and_several_turns_are_kept_whole():
     from concept_audit.concepts.heatmap import _turns
     from concept_audit.model.chat import ChatRenderer
-    from concept_audit.store.shards import TokenizedText
+    from concept_audit.store.examples import TokenizedText
     from tests.conftest import small_tokenizer
 
     turns = ["hé 🌍", "好的 🙂 déjà vu", "and", "line\nbreak  two"]
@@ -177,7 +176,7 @@ def test_sae_heatmaps_show_where_the_feature_fires_without_the_model(audit, monk
     row = int(audit.concepts.strongest_rows(feature, 1)["example_id"][0])
     (turn,) = audit.rows.heatmaps(f"sae:{feature}", [row])[row].turns
     stored = duckdb.sql(
-        f"""SELECT activation FROM '{audit.root}/shards/features/*.parquet'
+        f"""SELECT activation FROM '{audit.root}/shards/features/*/*.parquet'
             WHERE feature_id = {feature} AND example_id = {row} ORDER BY token_position"""
     ).fetchall()
     fired = [segment.value for segment in turn if segment.value]
@@ -207,8 +206,6 @@ def test_all_rows_that_pass_a_filter_are_flagged_at_once(audit):
 
 
 def test_texts_are_read_for_the_rows_asked_for(built):
-    from concept_audit.store.layout import Layout
-
-    found = read_texts(Layout(built), [299, 3, 256])
+    found = read_texts(shards(built, "tokens"), [299, 3, 256])
     assert sorted(found) == [3, 256, 299]
     assert all(len(row.input_ids) == len(row.starts) == len(row.parts) for row in found.values())

@@ -32,7 +32,7 @@ def fidelity_words(index: dict) -> str:
     """What was measured when the index was built."""
     told = index["fidelity"]
     return (
-        f"Gradient index: {index['numbers'] / 1024:.3g} KiB a row, blocks 1 to {index['blocks'][1]}. Against exact "
+        f"Gradient index: {index['row_bytes'] / 1024:.3g} KiB a row, blocks 1 to {index['blocks'][1]}. Against exact "
         f"scores of {told['rows']} rows and {told['concepts']} new concepts: rank correlation "
         f"{told['spearman']:.2f} (least {told['spearman_least']:.2f}), {told['overlap']:.0%} of the top "
         f"{told['top']} the same."

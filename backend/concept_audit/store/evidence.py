@@ -2,7 +2,7 @@
 
 A unit is one fine-tuning run with its measurements, or a list of scores, whole or absent::
 
-    shards/evidence/<key>/unit.json    what was measured, with all that the key is a hash of
+    shards/evidence/units/<key>.json    what was measured, with all that the key is a hash of
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ class Evidence:
 
 def unit_path(layout: Layout, key: str) -> Path:
     """Where a unit of work is kept."""
-    return layout.shards.path("evidence", key, "unit.json")
+    return layout.shards.path("evidence", "units", f"{key}.json")
 
 
 def write_unit(layout: Layout, key: str, values: Mapping[str, Any]) -> None:

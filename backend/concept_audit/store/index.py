@@ -113,10 +113,8 @@ def index_files(layout: Layout, key: str, partition: RowPartition) -> IndexFiles
 
 
 def present_index(layout: Layout, partition: RowPartition) -> IndexFiles | None:
-    """The index that an audit has, finished or not: the one whose description was written last; None if none."""
-    found = sorted(
-        (layout.shards.root / INDEX).glob("*/index.json"), key=lambda path: (path.stat().st_mtime_ns, str(path))
-    )
+    """The index that an audit has, finished or not: the one that was worked on last; None if there is none."""
+    found = sorted((layout.shards.root / INDEX).glob("*/*.json"), key=lambda path: (path.stat().st_mtime_ns, str(path)))
     return index_files(layout, found[-1].parent.name, partition) if found else None
 
 

@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 
 from concept_audit import ConceptError, RowFilter
-from concept_audit.store.shards import read_feature_activations
+from concept_audit.store.activations import read_firings
+from tests.conftest import shards
 
 
 def test_a_histogram_counts_every_activation(audit):
     for feature in audit.concepts.features(order="density")["feature_id"][:5]:
         about = audit.concepts.feature(int(feature))
-        found = read_feature_activations(audit.opened.layout, int(feature), list(range(300)))
+        found = read_firings(shards(audit.root, "features"), int(feature), list(range(300)))
         values = np.concatenate([rows[:, 1] for rows in found.values()])
         assert int(np.sum(about.histogram)) == len(values)
         expected, _ = np.histogram(values, bins=24, range=(0, about.max_activation))

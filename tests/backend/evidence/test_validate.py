@@ -7,6 +7,7 @@ import json
 import shutil
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -21,7 +22,6 @@ from concept_audit.pipeline import validate as stage
 from concept_audit.pipeline.validation import runs
 from concept_audit.pipeline.validation.options import Candidate, ValidateOptions
 from concept_audit.pipeline.validation.setting import split
-from concept_audit.store.layout import Layout
 from tests.conftest import chat_rows
 
 EXACT = InfluenceOptions.of(curvature="identity", precision="float32")
@@ -43,6 +43,11 @@ RUNS = 1 + 2 * (1 + 2 * 2) + 4
 def labelled(count: int, seed: int = 5) -> list[LabelledExample]:
     made = chat_rows(2 * count, seed)
     return [LabelledExample(tuple(Message(**turn) for turn in row["messages"]), i % 2) for i, row in enumerate(made)]
+
+
+def units(audit: Audit) -> Path:
+    """Where finished units of work lie."""
+    return audit.root / "shards" / "evidence" / "units"
 
 
 @pytest.fixture(scope="module")
@@ -151,14 +156,14 @@ def test_killed_between_runs_it_goes_on_where_it_was(audit, done, monkeypatch):
 
 
 def test_another_setting_is_another_unit(audit, done):
-    shutil.copytree(Layout(done[0].root).shards("evidence"), Layout(audit.root).shards("evidence"))
-    before = set(Layout(audit.root).shards("evidence").iterdir())
+    shutil.copytree(units(done[0]), units(audit))
+    before = set(units(audit).iterdir())
     fewer = dataclasses.replace(SMALL, seeds=1, subsets=0)
     changed = dataclasses.replace(fewer, recipe=dataclasses.replace(SMALL.recipe, learning_rate=2e-2))
     audit.validate("tone", fewer)
-    assert set(Layout(audit.root).shards("evidence").iterdir()) == before
+    assert set(units(audit).iterdir()) == before
     evidence = audit.validate("tone", changed)
-    assert len(set(Layout(audit.root).shards("evidence").iterdir()) - before) == len(evidence.runs)
+    assert len(set(units(audit).iterdir()) - before) == len(evidence.runs)
 
 
 def test_the_models_weights_are_not_touched(done):
@@ -308,7 +313,7 @@ def judge():
 
 
 def test_a_judge_scores_every_answer_once(audit, done, judge):
-    shutil.copytree(Layout(done[0].root).shards("evidence"), Layout(audit.root).shards("evidence"))
+    shutil.copytree(units(done[0]), units(audit))
     judged = dataclasses.replace(SMALL, judge_url=judge, judge_model="wise", judge_behaviour="a warm tone")
     evidence = audit.validate("tone", judged)
     assert evidence.runs["judge"].tolist() == pytest.approx([0.7] * RUNS)

@@ -10,20 +10,25 @@ import pytest
 import torch
 from scipy.stats import spearmanr
 
-from concept_audit import Audit, ConceptError, IndexOptions, InfluenceOptions, StoreError
+from concept_audit import Audit, ConceptError, CurvatureOptions, IndexOptions, InfluenceOptions, StoreError
 from concept_audit.cli import main
+from concept_audit.influence import projection
 from concept_audit.influence.curvature import LayerCurvature
 from concept_audit.influence.projection import encode, principal_components, shares
 from concept_audit.influence.queries import NegatedConcept, Rows
 from concept_audit.influence.targets import Projection
-from concept_audit.pipeline import index as index_stage
 from concept_audit.pipeline.groups import mean_interval
+from concept_audit.pipeline.index import query as index_query
 from concept_audit.progress import Progress
-from concept_audit.store.index import index_files, sweep
+from concept_audit.store.index import IndexFiles, present_index, sweep
 from concept_audit.store.layout import Layout
+from concept_audit.store.partition import RowPartition
+from concept_audit.store.shard_store import ShardStore
 from tests.backend.influence.test_attribution import labelled
 
-SMALL = IndexOptions(numbers=4096, samples=120, curvature_tokens=4_000, precision="float32")
+SMALL = IndexOptions(
+    row_bytes=4096, samples=120, curvature=CurvatureOptions(curvature_tokens=4_000), precision="float32"
+)
 FROM_INDEX = InfluenceOptions.of(engine="index")
 EXACT = InfluenceOptions.of(engine="exact", curvature_tokens=4_000, precision="float32")
 
@@ -40,6 +45,10 @@ def indexed_once(built, tmp_path_factory):
 @pytest.fixture
 def audit(indexed_once, tmp_path):
     return Audit(shutil.copytree(indexed_once, tmp_path / "small"))
+
+
+def files_of(audit) -> IndexFiles:
+    return present_index(Layout(audit.root), RowPartition(300))
 
 
 def by_row(audit, concept, method, options):
@@ -61,19 +70,17 @@ def test_it_ranks_as_exact_scores_do(audit):
 def test_all_numbers_and_no_code_give_exact_scores(audit, monkeypatch):
     """With every number kept, the index is a change of coordinates."""
     monkeypatch.setattr(
-        index_stage.projection,
-        "principal_components",
-        lambda samples: (torch.eye(samples.shape[1]), torch.ones(samples.shape[1])),
+        projection, "principal_components", lambda samples: (torch.eye(samples.shape[1]), torch.ones(samples.shape[1]))
     )
-    monkeypatch.setattr(index_stage.projection, "FLOOR", 1e-2)
-    monkeypatch.setattr(index_stage.projection, "LEFT", 512)
-    monkeypatch.setattr(index_stage.projection, "RIGHT", 512)
+    monkeypatch.setattr(projection, "FLOOR", 1e-2)
+    monkeypatch.setattr(projection, "LEFT", 512)
+    monkeypatch.setattr(projection, "RIGHT", 512)
     monkeypatch.setattr(
-        index_stage.projection,
+        projection,
         "encode",
         lambda numbers, spread: ((numbers / spread).astype(np.float32), np.ones(len(numbers), np.float32)),
     )
-    audit.build_index(dataclasses.replace(SMALL, numbers=10**9))
+    audit.build_index(dataclasses.replace(SMALL, row_bytes=10**9))
     exact = by_row(audit, "tone", "concept_influence", EXACT)
     guess = by_row(audit, "tone", "concept_influence", FROM_INDEX)
     # Components are kept in bfloat16, which holds ones exactly.
@@ -132,35 +139,33 @@ class Killed(BaseException):
 
 
 def test_a_killed_build_goes_on_where_it_was(audit, monkeypatch, tmp_path):
-    files = index_files(Layout(audit.root))
-    expected = {n: files.shard(n).read_bytes() for n in files.shard_numbers()}
+    expected = [path.read_bytes() for path in files_of(audit).paths()]
     before = by_row(audit, "tone", "concept_influence", FROM_INDEX)
     again = Audit(shutil.copytree(audit.root, tmp_path / "again"))
-    files = index_files(Layout(again.root))
-    shutil.rmtree(files.root)
-    real = index_stage.write_tensors
+    shutil.rmtree(files_of(again).root)
+    real = ShardStore.write_tensors
     for victim in ("projection-0002", "sides", "000000", "000001"):
 
-        def failing(path, *rest, victim=victim):
-            if path.stem == victim:
+        def failing(self, path, *rest, victim=victim):
+            if path.stem == victim and "index" in path.parts:
                 raise Killed
-            real(path, *rest)
+            real(self, path, *rest)
 
-        monkeypatch.setattr(index_stage, "write_tensors", failing)
+        monkeypatch.setattr(ShardStore, "write_tensors", failing)
         with pytest.raises(Killed):
             again.build_index(SMALL)
         assert again.index.describe() is None
         with pytest.raises(StoreError, match="no gradient index yet"):
             again.rankings.ensure("tone", "concept_influence", FROM_INDEX)
-    monkeypatch.setattr(index_stage, "write_tensors", real)
+    monkeypatch.setattr(ShardStore, "write_tensors", real)
     again.build_index(SMALL)
-    assert {n: files.shard(n).read_bytes() for n in files.shard_numbers()} == expected
+    assert [path.read_bytes() for path in files_of(again).paths()] == expected
     assert by_row(again, "tone", "concept_influence", FROM_INDEX) == pytest.approx(before)
     assert again.index.progress() is None
 
 
 def test_an_index_of_something_else_is_refused(audit):
-    files = index_files(Layout(audit.root))
+    files = files_of(audit)
     about = files.describe()
     for name in ("model", "data"):
         files.write_description({**about, name: "0000"})
@@ -176,18 +181,18 @@ def test_an_index_of_something_else_is_refused(audit):
 
 def test_a_query_without_gradient_says_so(audit):
     nowhere = NegatedConcept(Projection(2, np.zeros(32, np.float32)))
-    target = index_stage.Target(nowhere, Rows([np.arange(3, 20)], [np.arange(17) > 4]), [1.0], 2)
+    target = index_query.Target(nowhere, Rows([np.arange(3, 20)], [np.arange(17) > 4]), [1.0], 2)
     with pytest.raises(ConceptError, match="no gradient on its query examples"):
-        index_stage.index_scores(Layout(audit.root), audit.model(), audit.index.describe(), [target], 1.0, Progress())
+        index_query.index_scores(audit.opened.sources(), audit.index.describe(), [target], 1.0, Progress())
 
 
 def test_options_that_make_no_sense(audit):
-    with pytest.raises(ConceptError, match="--numbers 0.*--damping -1"):
-        audit.build_index(IndexOptions(numbers=0, damping=-1))
+    with pytest.raises(ConceptError, match="--bytes 0.*--damping -1"):
+        audit.build_index(IndexOptions(row_bytes=0, curvature=CurvatureOptions(damping=-1)))
 
 
 def test_the_command_line_builds_and_reads_it(audit, capsys, tmp_path):
-    shutil.rmtree(index_files(Layout(audit.root)).root)
+    shutil.rmtree(files_of(audit).root)
     out = tmp_path / "ranked.csv"
     command = ["rank", str(audit.root), "--concept", "tone", "--method", "concept_influence", "--out", str(out)]
     assert main([*command, "--index"]) == 1
@@ -253,13 +258,13 @@ def test_principal_components_and_shares():
 
 
 def test_a_sweep_reads_rows_of_any_shard(audit):
-    files = index_files(Layout(audit.root))
+    paths = files_of(audit).paths()
     queries = np.random.default_rng(0).normal(size=(4096, 3)).astype(np.float32)
-    found = np.concatenate(list(sweep(files, queries, 1000)))
+    found = np.concatenate(list(sweep(paths, queries, 1000)))
     from safetensors import safe_open
 
-    for number in files.shard_numbers():
-        with safe_open(files.shard(number), "numpy") as file:
+    for number, path in enumerate(paths):
+        with safe_open(path, "numpy") as file:
             codes, scales = file.get_tensor("codes"), file.get_tensor("scales")
         mine = found[number * 256 : number * 256 + len(codes)]
         expected = (codes[:, :1000].astype(np.float64) @ queries[:1000]) * scales[:, None]
@@ -284,14 +289,14 @@ def test_integer_products_of_the_sweep_are_those_of_floats(tmp_path, ends):
 
     from concept_audit.store import index as store
 
-    files = store.IndexFiles(tmp_path)
     rng = np.random.default_rng(0)
     codes = rng.integers(-127, 128, (300, 64)).astype(np.int8)
     queries = (rng.normal(size=(64, 3)) * [1, 1e-6, 0]).astype(np.float32)
     tensors = {"codes": torch.from_numpy(codes), "scales": torch.full((300,), 0.5), "norms": torch.ones(300)}
-    save_file(tensors, files.shard(0))
+    path = tmp_path / "codes.safetensors"
+    save_file(tensors, path)
     truth = 0.5 * codes[:, :ends].astype(np.float64) @ queries[:ends].astype(np.float64)
-    (found,) = store.sweep(files, queries, ends)
+    (found,) = store.sweep([path], queries, ends)
     plain = store._float_product(queries, ends)(torch.from_numpy(codes)).numpy() * 0.5
     assert np.allclose(plain, truth, rtol=1e-5, atol=1e-4 * np.abs(truth).max(0))
     assert np.abs(found - truth).max(0) == pytest.approx(0, abs=2e-4 * np.abs(truth).max())

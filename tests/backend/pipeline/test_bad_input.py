@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from concept_audit import files
 from concept_audit.cli import main
-from concept_audit.store import layout
 from tests.conftest import chat_rows, small_model, small_tokenizer, write_jsonl
 
 
@@ -116,7 +116,7 @@ def test_a_full_disk_is_told_and_the_build_goes_on_later(data_file, model_direct
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patched:
-        patched.setattr("concept_audit.store.shards.save_file", full)
+        patched.setattr("concept_audit.store.shard_store.save_file", full)
         assert main(command) == 1
     error = capsys.readouterr().err
     assert "the disk is full; free some space and run the same command again" in error
@@ -125,12 +125,12 @@ def test_a_full_disk_is_told_and_the_build_goes_on_later(data_file, model_direct
 
 
 def test_a_library_that_words_a_full_disk_its_own_way_is_understood(tmp_path, monkeypatch):
-    usage = layout.shutil.disk_usage(tmp_path)._replace(free=10)
-    monkeypatch.setattr(layout.shutil, "disk_usage", lambda _: usage)
-    refused = layout.as_store_error(tmp_path / "x", RuntimeError("unexpected pos 5 vs 3"))
+    usage = files.shutil.disk_usage(tmp_path)._replace(free=10)
+    monkeypatch.setattr(files.shutil, "disk_usage", lambda _: usage)
+    refused = files.as_store_error(tmp_path / "x", RuntimeError("unexpected pos 5 vs 3"))
     assert "the disk is full" in str(refused)
     monkeypatch.undo()
-    assert layout.as_store_error(tmp_path / "x", RuntimeError("unexpected pos 5 vs 3")) is None
+    assert files.as_store_error(tmp_path / "x", RuntimeError("unexpected pos 5 vs 3")) is None
 
 
 @pytest.fixture

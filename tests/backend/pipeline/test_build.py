@@ -15,9 +15,9 @@ from concept_audit import Audit, BuildOptions, LabelledExample, Message, ModelOp
 from concept_audit.concepts.sae import load_sae
 from concept_audit.model.chat import CONTENT, PROMPT
 from concept_audit.progress import Progress
-from concept_audit.store.layout import Layout
 from concept_audit.store.activations import read_means
 from concept_audit.store.examples import read_tokens
+from concept_audit.store.layout import Layout
 from tests.conftest import SMALL_SAE, shards, write_jsonl
 
 CPU = torch.device("cpu")

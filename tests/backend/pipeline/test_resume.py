@@ -58,6 +58,7 @@ build(BuildOptions(data=data, out=Path(out), model=ModelOptions(model, device="c
 """
 MOMENTS = {
     "Reading": 300,
+    "Tokenizing": 300,
     "Running": 11,
     "Training": 60,
     "Finding": 300,
@@ -131,7 +132,13 @@ def interrupt(monkeypatch, stage: str, report: int) -> None:
 @pytest.mark.parametrize(
     ("stage", "report", "kept", "opened"),
     [
-        ("Reading", 290, 256, ["Reading", "Running", "Training", "Finding", "Tokens", "Writing", "Ranking"]),
+        (
+            "Reading",
+            290,
+            256,
+            ["Reading", "Tokenizing", "Running", "Training", "Finding", "Tokens", "Writing", "Ranking"],
+        ),
+        ("Tokenizing", 290, 256, ["Tokenizing", "Running", "Training", "Finding", "Tokens", "Writing", "Ranking"]),
         ("Training", 35, 30, ["Training", "Finding", "Tokens", "Writing", "Ranking"]),
     ],
 )

@@ -11,9 +11,10 @@ import duckdb
 import pytest
 
 from concept_audit import Audit, StoreError
+from concept_audit.files import atomic_write
 from concept_audit.store import database as module
 from concept_audit.store.database import database
-from concept_audit.store.layout import Layout, whole
+from concept_audit.store.layout import Layout
 from concept_audit.store.schema import CONTRACT_VIEWS
 
 PROMISED = {
@@ -160,11 +161,11 @@ def test_a_build_that_replaces_the_store_is_seen_at_once(audit, tmp_path):
 
 
 def test_files_are_whole_or_absent(tmp_path):
-    with pytest.raises(ValueError, match="no"), whole(tmp_path / "a.txt") as partial:
+    with pytest.raises(ValueError, match="no"), atomic_write(tmp_path / "a.txt") as partial:
         partial.write_text("half")
         raise ValueError("no")
     assert list(tmp_path.iterdir()) == []
-    with whole(tmp_path / "deep" / "a.txt") as partial:
+    with atomic_write(tmp_path / "deep" / "a.txt") as partial:
         partial.write_text("all")
     assert [path.name for path in (tmp_path / "deep").iterdir()] == ["a.txt"]
 
