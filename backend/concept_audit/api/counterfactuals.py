@@ -6,7 +6,7 @@ import pandas as pd
 
 from concept_audit.api.base import OpenAudit
 from concept_audit.evidence.report import report
-from concept_audit.evidence.statistics import Estimate
+from concept_audit.metrics import Estimate
 from concept_audit.pipeline.validate import validate
 from concept_audit.pipeline.validation.first_order import first_order
 from concept_audit.pipeline.validation.options import ValidateOptions

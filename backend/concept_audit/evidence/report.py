@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from concept_audit.evidence.figures import Bar, Series, intervals, lines, matrix, number
-from concept_audit.evidence.statistics import precision_recall
+from concept_audit.metrics import precision_recall
 from concept_audit.store.evidence import Evidence
 from concept_audit.store.layout import whole
 
@@ -251,7 +251,7 @@ def _precision_recall(scores: pd.DataFrame) -> str:
     series = []
     for method in dict.fromkeys(scores["method"]):
         mine = scores[(scores["method"] == method) & scores["label"].notna() & scores["score"].notna()]
-        recall, precision = precision_recall(mine["score"].to_numpy(float), mine["label"].to_numpy(dtype=int))
+        _, precision, recall = precision_recall(mine["score"].to_numpy(float), mine["label"].to_numpy(dtype=int))
         series.append(Series(method, recall.tolist(), precision.tolist(), grey=method == RANDOM))
     return lines(series, "recall", "precision")
 
