@@ -18,7 +18,7 @@ import numpy as np
 
 COLOURS = ("#4269d0", "#efb118", "#ff725c", "#6cc5b0", "#3ca951", "#ff8ab7", "#a463f2", "#97bbf5", "#9c6b4e")
 GREY, INK = "#8a8a8a", "#222222"
-WIDTH, LETTERS = 5.0, 60
+WIDTH, LETTERS = 5.0, 64
 """Of the axes in inches, and of a line of words about as wide."""
 STYLE = {
     "svg.fonttype": "none",
