@@ -15,8 +15,8 @@ from pathlib import Path
 import pandas as pd
 
 from concept_audit import Audit, read_labelled
-from concept_audit.concepts.auroc import auroc
 from concept_audit.concepts.probe import FITS
+from concept_audit.metrics import auroc
 
 
 def describe(ranked: pd.DataFrame, positive: pd.Series) -> str:

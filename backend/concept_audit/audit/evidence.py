@@ -7,7 +7,7 @@ import pandas as pd
 from concept_audit.audit.concepts import Concepts
 from concept_audit.audit.opened import OpenAudit
 from concept_audit.evidence.report import report
-from concept_audit.evidence.statistics import Estimate
+from concept_audit.metrics import Estimate
 from concept_audit.pipeline.validate import validate
 from concept_audit.pipeline.validation.first_order import first_order
 from concept_audit.pipeline.validation.options import ValidateOptions

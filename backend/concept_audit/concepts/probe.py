@@ -13,8 +13,8 @@ from typing import Literal
 
 import numpy as np
 
-from concept_audit.concepts.auroc import auroc, auroc_interval
 from concept_audit.errors import ConceptError
+from concept_audit.metrics import auroc, auroc_interval
 
 Fit = Literal["difference_of_means", "logistic_regression"]
 FITS: tuple[Fit, ...] = ("difference_of_means", "logistic_regression")

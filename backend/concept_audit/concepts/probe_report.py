@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from concept_audit.concepts.auroc import auroc, auroc_interval
 from concept_audit.concepts.probe import Activations, boundary, check_counts, difference_of_means, splits
+from concept_audit.metrics import auroc, auroc_interval, precision_recall
 
 RANDOM_PROBES = 200
 
@@ -42,9 +42,7 @@ class ProbeReport:
 
     def precision_recall(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Thresholds, from high to low, with the precision and recall of what scores at least that much."""
-        order = np.argsort(-self.scores, kind="stable")
-        found = np.cumsum(self.labels[order] == 1)
-        return (self.scores[order], found / np.arange(1, len(order) + 1), found / max(int(self.labels.sum()), 1))
+        return precision_recall(self.scores, self.labels)
 
 
 def probe_report(activations: Activations, labels: np.ndarray, seed: int = 0) -> ProbeReport:

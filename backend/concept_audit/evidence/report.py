@@ -10,8 +10,8 @@ import numpy as np
 import pandas as pd
 
 from concept_audit.evidence.figures import Bar, Series, intervals, lines, matrix, number
-from concept_audit.evidence.statistics import precision_recall
 from concept_audit.files import atomic_write
+from concept_audit.metrics import precision_recall
 from concept_audit.store.evidence import Evidence
 
 RANDOM = "random"
@@ -34,7 +34,7 @@ def report(evidence: Evidence) -> tuple[str, dict[str, str]]:
         f"# Evidence on “{about['concept']}”",
         f"Audit `{about['audit']}`, model `{about['model_name']}` (`{about['model']}`), evidence "
         f"`{evidence.evidence_id}`.",
-        _told(evidence),
+        _verdict(evidence),
         "## What was done",
         _method(evidence),
         "## Removing and keeping the top rows",
@@ -122,14 +122,13 @@ def table(evidence: Evidence) -> str:
     lds = _pivot(evidence.results[evidence.results["measure"] == "lds"])
     labels = _pivot(evidence.results[evidence.results["quantity"] == "labels"], "measure")
     shown = [frame.to_string(index=False) for frame in (changes, lds, labels) if len(frame)]
-    return "\n\n".join([_told(evidence).replace("**", ""), *shown])
+    return "\n\n".join([_verdict(evidence).replace("**", ""), *shown])
 
 
-def _told(evidence: Evidence) -> str:
+def _verdict(evidence: Evidence) -> str:
     """The verdict in words, one sentence a method that was removed."""
-    results = evidence.results
-    told = []
-    versus = results[(results["measure"] == "removal") & (results["other"] == RANDOM)]
+    sentences = []
+    versus = evidence.results.query("measure == 'removal' and other == @RANDOM")
     for (method, share), lines_ in versus.groupby(["method", "share"], sort=False):
         by = {line["quantity"]: line for line in lines_.to_dict("records")}
         own, loss = by["own"], by.get("loss")
@@ -148,8 +147,8 @@ def _told(evidence: Evidence) -> str:
                 f"; {'at a' if costly else 'at no significant'} cost in the loss on natural rows "
                 f"({number(loss['estimate'])} nats, p = {_p(loss['p'])})"
             )
-        told.append(text + ".")
-    return "\n\n".join(told)
+        sentences.append(text + ".")
+    return "\n\n".join(sentences)
 
 
 def _method(evidence: Evidence) -> str:
@@ -177,29 +176,22 @@ def _quantities(evidence: Evidence, measure: str) -> list[str]:
 
 def _changes(evidence: Evidence) -> pd.DataFrame:
     """Removal and retention in words, one line for each quantity, method and share."""
-    results = evidence.results
-    found = []
-    kinds = results[results["measure"].isin(["whole", "removal", "retention"])]
-    plain = kinds[kinds["other"] != RANDOM]
-    for line in plain.to_dict("records"):
-        versus = kinds[
-            (kinds["measure"] == line["measure"])
-            & (kinds["quantity"] == line["quantity"])
-            & (kinds["method"] == line["method"])
-            & (kinds["share"] == line["share"])
-            & (kinds["other"] == RANDOM)
-        ].to_dict("records")
-        found.append(
-            {
-                "runs": line["measure"],
-                "share": f"{line['share']:.0%}",
-                "rows by": line["method"] or "–",
-                "quantity": line["quantity"],
-                "change": _interval(line),
-                "against random": _interval(versus[0]) if versus else "–",
-                "p": _p(versus[0]["p"]) if versus else "–",
-            }
-        )
+    runs = evidence.results[evidence.results["measure"].isin(["whole", "removal", "retention"])]
+    same = ["measure", "quantity", "method", "share"]
+    against = runs[runs["other"] == RANDOM]
+    lines_ = runs[runs["other"] != RANDOM].merge(against, "left", same, suffixes=("", "_against"))
+    found = [
+        {
+            "runs": line["measure"],
+            "share": f"{line['share']:.0%}",
+            "rows by": line["method"] or "–",
+            "quantity": line["quantity"],
+            "change": _interval(line),
+            "against random": _interval(line, "_against"),
+            "p": _p(line["p_against"]),
+        }
+        for line in lines_.to_dict("records")
+    ]
     return pd.DataFrame(found)
 
 
@@ -251,28 +243,27 @@ def _precision_recall(scores: pd.DataFrame) -> str:
     series = []
     for method in dict.fromkeys(scores["method"]):
         mine = scores[(scores["method"] == method) & scores["label"].notna() & scores["score"].notna()]
-        recall, precision = precision_recall(mine["score"].to_numpy(float), mine["label"].to_numpy(dtype=int))
+        _, precision, recall = precision_recall(mine["score"].to_numpy(float), mine["label"].to_numpy(dtype=int))
         series.append(Series(method, recall.tolist(), precision.tolist(), grey=method == RANDOM))
     return lines(series, "recall", "precision")
 
 
 def _unstable(scores: pd.DataFrame) -> str:
-    told = []
+    sentences = []
     for method in dict.fromkeys(scores["method"]):
         mine = scores[(scores["method"] == method) & scores["percentile_low"].notna()]
         if len(mine):
             width = (mine["percentile_high"] - mine["percentile_low"]).to_numpy(float)
-            told.append(
+            sentences.append(
                 f"{method}: the percentile of half of the rows is known to within {number(float(np.median(width)))} "
                 f"points; of the least certain tenth, to {number(float(np.percentile(width, 90)))} or more."
             )
-    return "\n\n".join(told)
+    return "\n\n".join(sentences)
 
 
-def _interval(line: dict) -> str:
-    if not math.isfinite(line["low"]):
-        return number(line["estimate"])
-    return f"{number(line['estimate'])} [{number(line['low'])}, {number(line['high'])}]"
+def _interval(line: dict, suffix: str = "") -> str:
+    value, low, high = (line[f"{name}{suffix}"] for name in ("estimate", "low", "high"))
+    return f"{number(value)} [{number(low)}, {number(high)}]" if math.isfinite(low) else number(value)
 
 
 def _p(value: float) -> str:

@@ -1,18 +1,24 @@
-"""Influence by group of rows, with bootstrap intervals."""
+"""Rankings and groups of rows: the influence of each group, and how well rankings put one first."""
 
 from __future__ import annotations
 
 import numpy as np
 import pandas as pd
 
-from concept_audit.concepts.auroc import auroc, auroc_interval
+from concept_audit.metrics import (
+    NORMAL_95,
+    auroc,
+    auroc_interval,
+    average_precision,
+    mean_interval,
+    precision_at_k,
+    precision_recall,
+)
 from concept_audit.store import compare
 from concept_audit.store import groups as store_groups
 
-RESAMPLES = 1000
 LARGE = 2_000
 """From this many rows on, the bootstrap distribution of a mean is normal to all digits that are shown."""
-NORMAL_95 = 1.959964
 CURVE_POINTS = 200
 """Of a precision-recall curve; more would not be seen."""
 
@@ -43,55 +49,42 @@ def _means(groups: pd.DataFrame) -> pd.DataFrame:
     return table
 
 
-def mean_interval(values: np.ndarray, seed: int = 0) -> tuple[float, float]:
-    """95% percentile bootstrap interval of a mean (Efron 1979); NaN for fewer than two values.
-
-    Args:
-        values: [n].
-    """
-    if len(values) < 2:
-        return float("nan"), float("nan")
-    draws = np.random.default_rng(seed).integers(0, len(values), (RESAMPLES, len(values)))
-    low, high = np.percentile(values[draws].mean(1), [2.5, 97.5])
-    return float(low), float(high)
-
-
 def against_group(cursor, concept_id: str, group: str, parameters: list, k: int) -> pd.DataFrame:
     """How well the stored rankings of a concept put a group of rows first.
 
     Returns:
         method, parameters, n_rows, n_positive, auroc, low, high (its 95% interval), average_precision,
-        precision_at_k, k, recall and precision (float64 [points] each, after some of the group's rows, the first
-        and the last among them), by AUROC, highest first; empty if the group has no row or every row.
+        precision_at_k, k, recall and precision (float64 [points] each, where the group's rows score, the first and
+        the last among them), by AUROC, highest first; empty if the group has no row or every row.
     """
     scored = compare.in_group(cursor, concept_id, group, parameters)
     found = []
-    for (_, method, told), ranked in scored.groupby(["ranking_id", "method", "parameters"], sort=False):
-        labels = ranked["inside"].to_numpy().astype(int)
+    for (_, method, options), ranked in scored.groupby(["ranking_id", "method", "parameters"], sort=False):
+        scores, labels = ranked["score"].to_numpy(), ranked["inside"].to_numpy().astype(int)
         positive = int(labels.sum())
         if not 0 < positive < len(labels):
             continue
-        area = auroc(ranked["score"].to_numpy(), labels)
+        area = auroc(scores, labels)
         low, high = auroc_interval(area, positive, len(labels) - positive)
-        precision = np.cumsum(labels) / np.arange(1, len(labels) + 1)
+        _, precision, recall = precision_recall(scores, labels)
+        # Where no row of the group is met recall stays and precision only falls: not worth a point.
+        rises = np.flatnonzero(np.diff(recall, prepend=0.0))
+        shown = rises[np.unique(np.linspace(0, len(rises) - 1, min(len(rises), CURVE_POINTS)).round().astype(int))]
         depth = min(k, len(labels))
-        # Precision is worth telling after each row of the group: between them it only falls.
-        hits = np.flatnonzero(labels)
-        shown = np.unique(np.linspace(0, positive - 1, min(positive, CURVE_POINTS)).round().astype(int))
         found.append(
             {
                 "method": method,
-                "parameters": told,
+                "parameters": options,
                 "n_rows": len(labels),
                 "n_positive": positive,
                 "auroc": area,
                 "low": low,
                 "high": high,
-                "average_precision": float(precision[labels == 1].mean()),
-                "precision_at_k": float(precision[depth - 1]),
+                "average_precision": average_precision(scores, labels),
+                "precision_at_k": precision_at_k(scores, labels, depth),
                 "k": depth,
-                "recall": (shown + 1) / positive,
-                "precision": precision[hits[shown]],
+                "recall": recall[shown],
+                "precision": precision[shown],
             }
         )
     table = pd.DataFrame(found)

@@ -19,7 +19,7 @@ from concept_audit.pipeline.options import key
 from concept_audit.pipeline.sources import Sources
 from concept_audit.pipeline.validation.findings import findings, run_frame, score_frame, stability_findings
 from concept_audit.pipeline.validation.first_order import first_order
-from concept_audit.pipeline.validation.options import VERSION, Candidate, ValidateOptions, settled
+from concept_audit.pipeline.validation.options import VERSION, Candidate, ValidateOptions, resolved
 from concept_audit.pipeline.validation.runs import done_runs, plan, precision_of, shared_by_runs
 from concept_audit.pipeline.validation.scores import all_scores
 from concept_audit.pipeline.validation.setting import Setting, setting_of
@@ -36,7 +36,7 @@ def validate(sources: Sources, concept: Concept, options: ValidateOptions, progr
         ConceptError: options that make no sense, too few labelled examples, or no rows to train on.
         AuditError: the judge cannot be used.
     """
-    chosen = settled(options)
+    chosen = resolved(options)
     lm = sources.model()
     setting = setting_of(sources, concept, chosen, lm, progress)
     scores = all_scores(sources, setting, chosen, progress)

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import atanh, sqrt, tanh
 
 import duckdb
 import numpy as np
 import pandas as pd
 
+from concept_audit.metrics import spearman_interval
 from concept_audit.store.filters import RowFilter
 from concept_audit.store.queries import ROW_COLUMNS, matching
 
 Cursor = duckdb.DuckDBPyConnection
 
-NORMAL_95 = 1.959964
 DEPTHS = 40
 ROUND_DEPTHS = (10, 20, 50, 100, 200, 500, 1000)
 
@@ -70,15 +69,6 @@ def agreement(cursor: Cursor, one: int, other: int, where: RowFilter) -> Agreeme
     )
     overlap = np.array([within[int(k)] / k for k in depths])
     return Agreement(count, correlation, spearman_interval(correlation, count), depths, overlap)
-
-
-def spearman_interval(correlation: float, n: int) -> tuple[float, float]:
-    """95% interval of a rank correlation of n pairs: Fisher's z with the variance of Bonett and Wright (2000)."""
-    if n < 4 or not abs(correlation) <= 1:
-        return float("nan"), float("nan")
-    z = atanh(np.clip(correlation, -1 + 1e-12, 1 - 1e-12))
-    half = NORMAL_95 * sqrt((1 + correlation**2 / 2) / (n - 3))
-    return tanh(z - half), tanh(z + half)
 
 
 def points(cursor: Cursor, one: int, other: int, where: RowFilter, limit: int) -> pd.DataFrame:

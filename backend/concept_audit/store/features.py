@@ -9,13 +9,13 @@ import duckdb
 import numpy as np
 import pandas as pd
 
+from concept_audit.metrics import NORMAL_95
 from concept_audit.store.filters import json_pointer
 from concept_audit.store.queries import ROW_COLUMNS
 
 Cursor = duckdb.DuckDBPyConnection
 
 QUANTILE_GROUPS = 4
-NORMAL_95 = 1.959964
 LEAST_FIRING = 3
 """A feature that fires in fewer rows separates nothing."""
 

@@ -7,12 +7,12 @@ import pytest
 import torch
 
 from concept_audit.errors import ConceptError
-from concept_audit.evidence import statistics
 from concept_audit.evidence.first_order import Query, changes, identity_scores, learning_rate
 from concept_audit.evidence.measures import HeldOut, measure
 from concept_audit.evidence.options import Recipe
 from concept_audit.evidence.training import fine_tuned, mean_losses, shuffled
 from concept_audit.influence.queries import Rows
+from concept_audit.metrics import correlation
 from concept_audit.model.linear import linear_layers
 from concept_audit.model.load import as_language_model, fingerprint
 from concept_audit.model.trainable import private_copy, trainable
@@ -172,7 +172,7 @@ def test_one_small_step_changes_the_concept_as_influence_predicts(dtype, least):
     predicted = np.array([scores[subset].mean() for subset in subsets])
     rate = learning_rate(lm, query, predicted)
     actual = np.array(list(changes(lm, layers, query, rows, subsets, rate)))
-    assert statistics.correlation(predicted, actual, "pearson").value > least
+    assert correlation(predicted, actual, "pearson").value > least
     # Not only the pattern: the size of the change is what the scores say.
     assert np.linalg.norm(actual - rate * predicted) < 0.2 * np.linalg.norm(actual)
     after = values_of(lm)

@@ -5,8 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
-import threading
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -285,46 +283,19 @@ def test_an_unknown_concept_and_an_unlabelled_one_are_refused(audit):
     assert audit.evidence.list().empty
 
 
-class _Judge(BaseHTTPRequestHandler):
-    reply = "70"
-    asked: list[dict] = []
-
-    def do_POST(self):
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        self.asked.append({"path": self.path, **body})
-        told = json.dumps({"choices": [{"message": {"content": self.reply}}]}).encode()
-        self.send_response(200 if self.reply != "broken" else 500)
-        self.end_headers()
-        self.wfile.write(told)
-
-    def log_message(self, *arguments):
-        pass
-
-
-@pytest.fixture
-def judge():
-    server = HTTPServer(("127.0.0.1", 0), _Judge)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    _Judge.asked, _Judge.reply = [], "70"
-    yield f"http://127.0.0.1:{server.server_port}/v1"
-    server.shutdown()
-    server.server_close()
-
-
 def test_a_judge_scores_every_answer_once(audit, done, judge):
     shutil.copytree(units(done[0]), units(audit))
-    judged = dataclasses.replace(SMALL, judge_url=judge, judge_model="wise", judge_behaviour="a warm tone")
+    judged = dataclasses.replace(SMALL, judge_url=judge.url, judge_model="wise", judge_behaviour="a warm tone")
     evidence = audit.validate("tone", judged)
     assert evidence.runs["judge"].tolist() == pytest.approx([0.7] * RUNS)
-    assert "a warm tone" in _Judge.asked[0]["messages"][0]["content"]
-    assert _Judge.asked[0]["path"] == "/v1/chat/completions" and _Judge.asked[0]["model"] == "wise"
-    count = len(_Judge.asked)
+    assert "a warm tone" in judge.asked[0]["messages"][0]["content"]
+    assert judge.asked[0]["path"] == "/v1/chat/completions" and judge.asked[0]["model"] == "wise"
+    count = len(judge.asked)
     assert 0 < count <= RUNS * evidence.about["n_prompts"] * SMALL.draws
     audit.validate("tone", judged)
-    assert len(_Judge.asked) == count
-    for reply, said in (("never", "replied 'never' instead of a number"), ("broken", "answered 500")):
-        _Judge.reply = reply
+    assert len(judge.asked) == count
+    for reply, status, said in (("never", 200, "replied 'never' instead of a number"), ("broken", 500, "answered 500")):
+        judge.reply, judge.statuses = reply, [status]
         with pytest.raises(AuditError, match=said):
             audit.validate("tone", dataclasses.replace(judged, judge_behaviour=reply))
     with pytest.raises(AuditError, match="check --judge-url"):

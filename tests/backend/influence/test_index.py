@@ -17,7 +17,6 @@ from concept_audit.influence.curvature import LayerCurvature
 from concept_audit.influence.projection import encode, principal_components, shares
 from concept_audit.influence.queries import NegatedConcept, Rows
 from concept_audit.influence.targets import Projection
-from concept_audit.pipeline.groups import mean_interval
 from concept_audit.pipeline.index import query as index_query
 from concept_audit.progress import Progress
 from concept_audit.store.index import IndexFiles, present_index, sweep
@@ -223,13 +222,6 @@ def test_groups_tell_means_with_intervals(audit):
         audit.groups("tone", "vector_filter", "colour")
     with pytest.raises(ConceptError, match="it has 300 values"):
         audit.groups("tone", "vector_filter", "number")
-
-
-def test_a_mean_interval_covers_the_mean_as_often_as_it_says():
-    random = np.random.default_rng(1)
-    covered = [low <= 2.0 <= high for low, high in (mean_interval(random.normal(2, 1, 40)) for _ in range(300))]
-    assert 0.90 <= np.mean(covered) <= 0.98
-    assert np.isnan(mean_interval(np.ones(1))).all()
 
 
 def test_codes_keep_numbers_to_a_hundredth():

@@ -10,7 +10,7 @@ import pandas as pd
 
 from concept_audit.evidence import statistics
 from concept_audit.evidence.measures import QUANTITIES
-from concept_audit.evidence.statistics import NAN, Estimate
+from concept_audit.metrics import NAN, Estimate, correlation, paired
 from concept_audit.pipeline.sources import Sources
 from concept_audit.pipeline.validation.options import RANDOM, Candidate, ValidateOptions
 from concept_audit.pipeline.validation.runs import Run
@@ -57,7 +57,7 @@ def findings(
         base = value["base", "", 0.0, 0, 0]
         seeds = range(options.seeds)
         whole = np.array([value["whole", "", 1.0, 0, s] for s in range(options.whole_seeds)])
-        add("whole", quantity, "", "base", 1.0, statistics.paired(whole - base))
+        add("whole", quantity, "", "base", 1.0, paired(whole - base))
         for share in options.shares if options.removed else ():
             for kind in ("removal", "retention") if options.retention else ("removal",):
                 chance = np.array([value[kind, RANDOM, share, 0, s] for s in seeds])
@@ -65,9 +65,9 @@ def findings(
                     own = np.array([value[kind, method, share, 0, s] for s in seeds])
                     change = own[: len(whole)] - whole if kind == "removal" else own - base
                     other = "whole" if kind == "removal" else "base"
-                    add(kind, quantity, method, other, share, statistics.paired(change))
+                    add(kind, quantity, method, other, share, paired(change))
                     if method != RANDOM:
-                        add(kind, quantity, method, RANDOM, share, statistics.paired(own - chance))
+                        add(kind, quantity, method, RANDOM, share, paired(own - chance))
         if options.subsets and quantity != "loss":
             subsets = [run for run in runs if run.kind == "subset" and run.seed == 0]
             actual = np.array(
@@ -78,7 +78,7 @@ def findings(
             )
             for method, worth in scores.items():
                 predicted = np.array([np.nansum(worth[list(run.rows)]) for run in subsets])
-                lds = statistics.correlation(predicted, actual)
+                lds = correlation(predicted, actual)
                 add("lds", quantity, method, "", options.subset_share, lds)
     for method, worth in scores.items():
         known = setting.labels >= 0
@@ -87,7 +87,7 @@ def findings(
         for name, estimate in statistics.against_labels(worth[known], setting.labels[known], k, topics).items():
             share = options.shares[0] if name == "precision_at_k" else 1.0
             add(name, "labels", method, options.origin or "", share, estimate)
-    matrix = statistics.agreement(scores)
+    matrix = statistics.rank_correlations(scores)
     for one in matrix.index:
         for other in matrix.columns:
             e = Estimate(float(matrix.loc[one, other]), n=len(setting.rows))
@@ -120,7 +120,7 @@ def stability_findings(
             seeds = (candidate.options.curvature.seed, other.options.curvature.seed)
             reseeded = other.options.changed(seed=seeds[0])
             if seeds[0] < seeds[1] and candidate.method == other.method and reseeded == candidate.options:
-                matrix = statistics.agreement({name: scores[name] for name in (candidate.name, other.name)})
+                matrix = statistics.rank_correlations({name: scores[name] for name in (candidate.name, other.name)})
                 add("fisher", candidate, other.name, Estimate(float(matrix.iloc[0, 1]), n=len(setting.rows)))
     return {"results": results, "intervals": intervals}
 

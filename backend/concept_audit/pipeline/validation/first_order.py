@@ -6,10 +6,9 @@ import numpy as np
 import pandas as pd
 
 from concept_audit.errors import ConceptError
-from concept_audit.evidence import statistics
 from concept_audit.evidence.first_order import Query, changes, identity_scores, learning_rate
-from concept_audit.evidence.statistics import Estimate
 from concept_audit.influence.options import InfluenceOptions
+from concept_audit.metrics import Estimate, correlation
 from concept_audit.model.linear import linear_layers, resolve_weights
 from concept_audit.model.trainable import private_copy
 from concept_audit.pipeline.options import key
@@ -95,4 +94,4 @@ def first_order(
                 stage.skip(1)
             actual.append(done["change"])
     table = pd.DataFrame({"predicted": rate * predicted, "actual": actual})
-    return statistics.correlation(table["predicted"], table["actual"], "pearson"), table
+    return correlation(table["predicted"], table["actual"], "pearson"), table

@@ -121,8 +121,8 @@ QUICK: dict[str, Any] = {
 LDS: as few subsets as fit would tell nothing."""
 
 
-def settled(options: ValidateOptions) -> ValidateOptions:
-    """With nothing left open.
+def resolved(options: ValidateOptions) -> ValidateOptions:
+    """The options with every value that was left open filled in, checked.
 
     Raises:
         ConceptError: a value is out of range, or a method is unknown.

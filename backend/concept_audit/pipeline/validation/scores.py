@@ -9,7 +9,6 @@ import numpy as np
 from concept_audit.concepts.probe import fit_direction
 from concept_audit.errors import ConceptError
 from concept_audit.evidence import statistics
-from concept_audit.evidence.statistics import NAN
 from concept_audit.influence.vector_filter import vector_filter
 from concept_audit.pipeline.examples import example_activations
 from concept_audit.pipeline.options import key
@@ -52,9 +51,9 @@ def _scores(sources: Sources, setting: Setting, candidate: Candidate, n_rows: in
         else:
             progress.say(f"Ranking by {candidate.name}")
             scores = scores_of(sources, wanted, ranking, progress)
-        kept = {"scores": [float(s) if np.isfinite(s) else None for s in scores]}
+        kept = {"scores": _json(scores)}
         write_unit(sources.layout, unit, kept)
-    return np.array([NAN if s is None else s for s in kept["scores"]], float)
+    return np.array(kept["scores"], float)
 
 
 def request_of(sources: Sources, setting: Setting, candidate: Candidate) -> tuple[Request, int]:
@@ -115,6 +114,11 @@ def _per_query(sources: Sources, wanted: Request, progress: Progress) -> np.ndar
     if kept is None:
         alone = [replace(wanted, queries=(query,)) for query in wanted.queries]
         found = scores_of_many(sources, alone, progress)
-        kept = {"scores": [[float(s) if np.isfinite(s) else None for s in row] for row in found]}
+        kept = {"scores": _json(found)}
         write_unit(sources.layout, unit, kept)
-    return np.array([[NAN if s is None else s for s in row] for row in kept["scores"]], float)
+    return np.array(kept["scores"], float)
+
+
+def _json(scores: np.ndarray) -> list:
+    """Scores as JSON has them: null where a row has none, which NumPy reads as NaN."""
+    return np.where(np.isfinite(scores), scores, None).tolist()

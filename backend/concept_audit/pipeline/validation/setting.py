@@ -18,6 +18,7 @@ from concept_audit.concepts.examples import distinct
 from concept_audit.concepts.probe import MIN_EACH, Fit, fit_direction
 from concept_audit.errors import ConceptError
 from concept_audit.evidence.measures import HeldOut
+from concept_audit.evidence.training import shorter
 from concept_audit.influence.queries import Rows
 from concept_audit.model.chat import ChatRenderer
 from concept_audit.model.load import LanguageModel
@@ -108,8 +109,7 @@ def setting_of(
         [rows.ids[i] for i in withheld] + list(negatives.ids),
         [rows.response[i] for i in withheld] + list(negatives.response),
     )
-    cut = options.recipe.max_tokens
-    natural = Rows([ids[:cut] for ids in natural.ids], [mask[:cut] for mask in natural.response])
+    natural = shorter(natural, options.recipe.max_tokens)
     prompts, texts = _prompts(sources, lm, held)
     positives = rendered(sources, lm, [e for e in held if e.label == 1])
     here = options.held_out is None

@@ -1,0 +1,205 @@
+"""How well scores separate two classes, how two rankings correlate, and how sure either number is.
+
+Scores are [n], higher first. Labels are [n], 1 positive and 0 negative. Rows with equal scores are
+tied: a curve counts them together, as scikit-learn does, since a threshold cannot part them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import atanh, sqrt, tanh
+
+import numpy as np
+from scipy import stats
+from scipy.optimize import brentq
+
+NORMAL_95 = 1.959964
+"""The standard normal's 97.5th percentile: a 95% interval reaches so many standard errors to either side."""
+RESAMPLES = 1000
+NAN = float("nan")
+_ROOT_MARGIN = 1e-9
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A number with its 95% interval.
+
+    Attributes:
+        value, low, high: NaN where undefined.
+        n: how many observations it rests on.
+        p: two-sided, of the hypothesis that the value is 0; NaN where none was tested.
+    """
+
+    value: float
+    low: float = NAN
+    high: float = NAN
+    n: int = 0
+    p: float = NAN
+
+
+# How well scores separate two classes
+
+
+def auroc(scores: np.ndarray, labels: np.ndarray) -> float:
+    """The probability that a positive scores above a negative; ties count half (Mann and Whitney 1947).
+
+    From the ranks' sum; scikit-learn's `roc_auc_score` is the same number, 20 times slower on few rows.
+
+    Args:
+        labels: with at least one of each class.
+    """
+    positive = labels == 1
+    n_positive = int(positive.sum())
+    wins = stats.rankdata(scores)[positive].sum() - n_positive * (n_positive + 1) / 2
+    return float(wins / (n_positive * (len(labels) - n_positive)))
+
+
+def auroc_interval(area: float, n_positive: int, n_negative: int) -> tuple[float, float]:
+    """95% score interval for an AUROC: Newcombe 2006 (Statistics in Medicine 25:559), method 5.
+
+    Its bounds A solve |A − area| = 1.96 √(A(1 − A) [1 + m((1 − A)/(2 − A) + A/(1 + A))] / (n₊n₋)), with
+    m = (n₊ + n₋)/2 − 1. It stays within [0, 1] and does not shrink to a point at an area of 1, where the
+    usual standard error is zero.
+    """
+    m = (n_positive + n_negative) / 2 - 1
+
+    def reach(a: float) -> float:
+        variance = a * (1 - a) * (1 + m * ((1 - a) / (2 - a) + a / (1 + a))) / (n_positive * n_negative)
+        return NORMAL_95 * sqrt(max(variance, 0.0))
+
+    # At an area of 0 or 1 the area itself is a root too, not the one that is meant.
+    low = brentq(lambda a: a + reach(a) - area, 0.0, area - _ROOT_MARGIN) if area > _ROOT_MARGIN else 0.0
+    high = brentq(lambda a: a - reach(a) - area, area + _ROOT_MARGIN, 1.0) if area < 1 - _ROOT_MARGIN else 1.0
+    return float(low), float(high)
+
+
+def precision_recall(scores: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Thresholds, with the precision and recall of the rows that score at least as much.
+
+    Args:
+        labels: with at least one positive.
+
+    Returns:
+        float64 [distinct scores] each, from the highest threshold down to where every row is taken.
+    """
+    from sklearn.metrics import precision_recall_curve
+
+    precision, recall, thresholds = precision_recall_curve(labels, scores)
+    # The curve's last point, of no row at all, has no threshold.
+    return thresholds[::-1], precision[-2::-1], recall[-2::-1]
+
+
+def average_precision(scores: np.ndarray, labels: np.ndarray) -> float:
+    """Σ_k (recall_k − recall_{k−1}) precision_k over the points of `precision_recall`.
+
+    Args:
+        labels: with at least one positive.
+    """
+    from sklearn.metrics import average_precision_score
+
+    return float(average_precision_score(labels, scores))
+
+
+def precision_at_k(scores: np.ndarray, labels: np.ndarray, k: int) -> float:
+    """Share of positives among the k rows with the highest scores; the earlier of tied rows come first."""
+    return float(labels[np.argsort(-scores, kind="stable")[:k]].mean())
+
+
+# Correlations and means, with their intervals
+
+
+def correlation(x: np.ndarray, y: np.ndarray, kind: str = "spearman", seed: int = 0) -> Estimate:
+    """Spearman's or Pearson's correlation with a bootstrap interval over the pairs.
+
+    Args:
+        x, y: [n]; pairs with a NaN are left out.
+        kind: ``spearman`` or ``pearson``.
+
+    Returns:
+        NaN for fewer than 3 pairs or a constant.
+    """
+    x, y = np.asarray(x, float), np.asarray(y, float)
+    known = np.isfinite(x) & np.isfinite(y)
+    x, y = x[known], y[known]
+    if len(x) < 3:
+        return Estimate(NAN, n=len(x))
+    drawn = _resampled(len(x), seed)
+    found = spearman if kind == "spearman" else pearson
+    return Estimate(float(found(x, y)), *percentile_interval(found(x[drawn], y[drawn])), len(x))
+
+
+def pearson(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Pearson's correlation over the last axis: float64 [...] from [..., n] that broadcast; NaN for a constant."""
+    x, y = (v - v.mean(-1, keepdims=True) for v in (x, y))
+    with np.errstate(invalid="ignore"):
+        return (x * y).sum(-1) / np.sqrt((x * x).sum(-1) * (y * y).sum(-1))
+
+
+def spearman(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Pearson's correlation of the ranks (Spearman 1904), as `pearson`; tied values share their mean rank."""
+    return pearson(stats.rankdata(x, axis=-1), stats.rankdata(y, axis=-1))
+
+
+def spearman_interval(value: float, n: int) -> tuple[float, float]:
+    """95% interval of a rank correlation of n pairs: Fisher's z with the variance of Bonett and Wright (2000).
+
+    Returns:
+        NaN for fewer than 4 pairs.
+    """
+    if n < 4 or not abs(value) <= 1:
+        return NAN, NAN
+    z = atanh(np.clip(value, -1 + 1e-12, 1 - 1e-12))
+    reach = NORMAL_95 * sqrt((1 + value**2 / 2) / (n - 3))
+    return tanh(z - reach), tanh(z + reach)
+
+
+def paired(differences: np.ndarray) -> Estimate:
+    """The mean of paired differences, with Student's interval and test over the pairs.
+
+    Args:
+        differences: [pairs], one a seed; NaN are left out.
+
+    Returns:
+        interval and p are NaN for fewer than 2 pairs; p is 0 if all differ by the same, and not by 0.
+    """
+    d = np.asarray(differences, float)
+    d = d[np.isfinite(d)]
+    mean = float(d.mean()) if len(d) else NAN
+    if len(d) < 2:
+        return Estimate(mean, n=len(d))
+    if not d.std():
+        return Estimate(mean, mean, mean, len(d), float(mean == 0))
+    test = stats.ttest_1samp(d, 0.0)
+    interval = test.confidence_interval()
+    return Estimate(mean, float(interval.low), float(interval.high), len(d), float(test.pvalue))
+
+
+def mean_interval(values: np.ndarray, seed: int = 0) -> tuple[float, float]:
+    """95% bootstrap interval of a mean.
+
+    Args:
+        values: [n].
+
+    Returns:
+        NaN for fewer than 2 values.
+    """
+    return percentile_interval(values[_resampled(len(values), seed)].mean(-1)) if len(values) > 1 else (NAN, NAN)
+
+
+def percentile_interval(samples: np.ndarray) -> tuple[float, float]:
+    """The middle 95% of bootstrap samples (Efron and Tibshirani 1993, chapter 13); undefined ones are left out.
+
+    Args:
+        samples: [resamples].
+
+    Returns:
+        NaN if none is left.
+    """
+    known = samples[np.isfinite(samples)]
+    low, high = np.percentile(known, [2.5, 97.5]) if len(known) else (NAN, NAN)
+    return float(low), float(high)
+
+
+def _resampled(n: int, seed: int) -> np.ndarray:
+    """Places drawn with replacement, the same for a seed: int64 [RESAMPLES, n]."""
+    return np.random.default_rng(seed).integers(0, n, (RESAMPLES, n))
