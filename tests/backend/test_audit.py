@@ -62,7 +62,7 @@ def test_activations_of_typed_examples_equal_those_of_the_same_rows(audit):
     with audit.opened.database.writing() as cursor:
         cursor.execute("DELETE FROM base.row_activations")
     lm = audit.model()
-    from concept_audit.concepts.examples import _run
+    from concept_audit.pipeline.examples import _run
     from concept_audit.progress import Progress
 
     means = _run(lm, told_apart, [2], 256, Progress())

@@ -14,7 +14,7 @@ from concept_audit.audit.opened import DEFAULTS, EVERY_ROW, OpenAudit
 from concept_audit.audit.rankings import Ranking, Rankings
 from concept_audit.concepts.heatmap import Heatmap, feature_heatmap, influence_heatmap, probe_heatmap, token_projections
 from concept_audit.errors import ConceptError
-from concept_audit.influence.agreement import agreement
+from concept_audit.influence.fidelity import fidelity
 from concept_audit.influence.options import InfluenceOptions
 from concept_audit.pipeline.answers import own_answer
 from concept_audit.pipeline.attribution import token_influence
@@ -159,14 +159,14 @@ class Rows:
 
         Returns:
             rank, example_id, score, exact_score of these rows, by exact score; and their rank correlation and
-            the overlap of the top fifths (see `agreement`).
+            the overlap of the top fifths (see `fidelity`).
         """
         rows = self._rankings.rank(concept, method, top, options=options)[["rank", "example_id", "score"]]
         exact = self.exact_scores(concept, method, rows["example_id"].tolist(), options, progress)
         rows["exact_score"] = [exact.get(int(i), np.nan) for i in rows["example_id"]]
         scored = rows.dropna()
-        told = agreement(scored[["score"]].to_numpy(), scored[["exact_score"]].to_numpy())
-        return rows.sort_values("exact_score", ascending=False, ignore_index=True), told
+        found = fidelity(scored[["score"]].to_numpy(), scored[["exact_score"]].to_numpy())
+        return rows.sort_values("exact_score", ascending=False, ignore_index=True), found
 
     def own_answers(self, example_ids: Sequence[int]) -> dict[int, str]:
         """What the model itself answers to rows' prompts, where it has been asked already: example id → text."""

@@ -239,7 +239,7 @@ def test_steps_on_an_audit_change_the_concept_as_influence_predicts(audit):
 
 
 def test_methods_may_be_compared_without_removing_anything(audit):
-    reseeded = tuple(Candidate(f"seed {s}", "concept_influence", dataclasses.replace(EXACT, seed=s)) for s in (0, 1))
+    reseeded = tuple(Candidate(f"seed {s}", "concept_influence", EXACT.changed(seed=s)) for s in (0, 1))
     few = dataclasses.replace(SMALL, methods=(*reseeded, "vector_filter"), removed=(), first_order=3)
     evidence = audit.validate("tone", few)
     assert set(evidence.runs["kind"]) == {"base", "whole", "subset"}

@@ -115,8 +115,7 @@ class CompressingRows:
     ) -> None:
         lm, layers, projections, spread, worker = opened
         rows = read_tokens(self.tokens, number)
-        codes = np.zeros((len(rows), len(spread)), np.int8)
-        scales = np.zeros(len(rows), np.float32)
+        coded: list[tuple[np.ndarray, np.ndarray]] = []
         norms = np.zeros(len(rows), np.float32)
         for unit in self.tokens.partition.units(number):
             values = np.zeros((unit.stop - unit.start, len(spread)), np.float32)
@@ -124,7 +123,8 @@ class CompressingRows:
                 for row in batch:
                     values[row.index], norms[unit.start + row.index] = row.numbers, row.norm
                 worker.advance(len(batch))
-            codes[unit], scales[unit] = projection.encode(values, spread)
+            coded.append(projection.encode(values, spread))
+        codes, scales = (np.concatenate(parts) for parts in zip(*coded, strict=True))
         tensors = {"codes": codes, "scales": scales, "norms": norms}
         self.index.rows.write_tensors(number, {name: torch.from_numpy(array) for name, array in tensors.items()})
 

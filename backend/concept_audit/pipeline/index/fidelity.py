@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from concept_audit.influence.agreement import agreement
+from concept_audit.influence.fidelity import fidelity
 from concept_audit.influence.queries import NegatedConcept
 from concept_audit.influence.scoring import score_rows_for_many
 from concept_audit.influence.targets import Projection
@@ -29,7 +29,7 @@ QUERY_ROWS = 8
 def measure_fidelity(
     sources: Sources, about: Mapping[str, Any], lm: LanguageModel, layers: Sequence[LinearLayer], progress: Progress
 ) -> dict[str, Any]:
-    """Rank correlation and overlap with exact scores; see `agreement`.
+    """Rank correlation and overlap with exact scores; see `fidelity`.
 
     Args:
         about: the description of the index, whose rows are all there.
@@ -54,7 +54,7 @@ def measure_fidelity(
     scores = index_scores(sources, about, targets, about["damping"], Progress())
     guess = scores[[row.example_id for row in rows]]
     there = np.isfinite(truth).all(1) & np.isfinite(guess).all(1)
-    return {**agreement(guess[there], truth[there]), "damping": about["damping"]}
+    return {**fidelity(guess[there], truth[there]), "damping": about["damping"]}
 
 
 def _targets(tokens: RowShards, about: Mapping[str, Any], d_model: int) -> list[Target]:

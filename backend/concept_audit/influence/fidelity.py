@@ -1,16 +1,17 @@
-"""How far one way of scoring agrees with another on the same rows."""
+"""How faithful one way of scoring is to another on the same rows."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import numpy as np
-from scipy.stats import spearmanr
+
+from concept_audit.metrics import spearman
 
 TOP_SHARE = 0.2
 
 
-def agreement(guess: np.ndarray, truth: np.ndarray) -> dict[str, Any]:
+def fidelity(guess: np.ndarray, truth: np.ndarray) -> dict[str, Any]:
     """Rank correlation and overlap of the top rows, over targets.
 
     Args:
@@ -22,7 +23,7 @@ def agreement(guess: np.ndarray, truth: np.ndarray) -> dict[str, Any]:
     top = max(1, round(TOP_SHARE * len(truth)))
     correlations, overlaps = [], []
     for g, t in zip(guess.T, truth.T, strict=True):
-        correlations.append(float(spearmanr(g, t).statistic) if len(t) > 2 else float("nan"))
+        correlations.append(float(spearman(g, t)) if len(t) > 2 else float("nan"))
         overlaps.append(len({*np.argsort(-g)[:top]} & {*np.argsort(-t)[:top]}) / top)
     return {
         "rows": len(truth),
