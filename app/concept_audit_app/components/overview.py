@@ -22,7 +22,8 @@ COSTS = {
     "answers": "one generated answer a row, when projection difference is first asked for",
 }
 NAMES = {
-    "read": "Rows read and tokenized",
+    "rows": "Rows read",
+    "tokens": "Rows as the model reads them",
     "activations": "Activations",
     "sae": "Sparse autoencoder",
     "features": "SAE features",
@@ -203,7 +204,7 @@ def stages(audit: Audit) -> None:
     st.subheader("Stages")
     manifest = audit.manifest
     told = []
-    for stage in ("read", "activations", "sae", "features", "store"):
+    for stage in ("rows", "tokens", "activations", "sae", "features", "store"):
         if stage in manifest.stages:
             done = manifest.stages[stage]["done"]
             told.append((NAMES[stage], "done" if done else "not finished", "" if done else COSTS.get(stage, "")))

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-
-import pandas as pd
 
 from concept_audit.audit.comparisons import Comparisons
 from concept_audit.audit.concepts import Concepts
@@ -15,30 +11,24 @@ from concept_audit.audit.exports import Exports
 from concept_audit.audit.flags import Flags
 from concept_audit.audit.index import Index
 from concept_audit.audit.labels import Labels
-from concept_audit.audit.opened import DEFAULTS, EVERY_ROW, OpenAudit
+from concept_audit.audit.opened import OpenAudit
 from concept_audit.audit.probes import Probes
 from concept_audit.audit.queue import Queue
 from concept_audit.audit.rankings import Rankings
 from concept_audit.audit.rows import Rows
 from concept_audit.audit.views import Views
-from concept_audit.concepts.probe import FITS, Fit, TrainedProbe
-from concept_audit.influence.options import IndexOptions, InfluenceOptions
 from concept_audit.model.load import LanguageModel
 from concept_audit.pipeline.engine import Engine
-from concept_audit.pipeline.validation.options import ValidateOptions
 from concept_audit.progress import Progress
-from concept_audit.store.evidence import Evidence
-from concept_audit.store.filters import RowFilter
 from concept_audit.store.manifest import Manifest
 from concept_audit.store.queries import Overview
-from concept_audit.types import Concept, LabelledExample
 
 
 class Audit:
     """One audit on disk: its rows, concepts, rankings, labels and flags.
 
-    Safe to share between threads. The model is loaded when something first needs it. What people do most is a
-    method here; everything is in the parts.
+    Safe to share between threads. The model is loaded when something first needs it. What people do most is here
+    too (`rank`, `train_probe`, …); everything is in the parts.
 
     Args:
         root: the audit's directory.
@@ -87,6 +77,16 @@ class Audit:
         self.exports = Exports(self.opened, self.concepts, self.probes, self.rankings, self.rows)
         self.evidence = Validations(self.opened, self.concepts)
         self.index = Index(self.opened)
+        # What people do most, one step nearer.
+        self.concept = self.concepts.get
+        self.train_probe = self.probes.train
+        self.rank = self.rankings.rank
+        self.rank_many = self.rankings.ensure_many
+        self.groups = self.rankings.groups
+        self.check_exactly = self.rows.check_exactly
+        self.build_index = self.index.build
+        self.validate = self.evidence.validate
+        self.evidence_report = self.evidence.report
 
     @property
     def name(self) -> str:
@@ -120,77 +120,3 @@ class Audit:
     def overview(self) -> Overview:
         """Counts of rows, tokens, duplicates, concepts and flags."""
         return self.opened.overview()
-
-    def concept(self, name: str) -> Concept:
-        """The concept with this name or id; see `Concepts.get`."""
-        return self.concepts.get(name)
-
-    def train_probe(
-        self,
-        name: str,
-        examples: Sequence[LabelledExample] | None = None,
-        layer: int | None = None,
-        fits: Sequence[Fit] = FITS,
-        progress: Progress | None = None,
-    ) -> TrainedProbe:
-        """Train a probe on labelled examples and save it; see `Probes.train`."""
-        return self.probes.train(name, examples, layer, fits, progress)
-
-    def rank(
-        self,
-        concept: str,
-        method: str = "vector_filter",
-        top: int | None = None,
-        where: RowFilter = EVERY_ROW,
-        offset: int = 0,
-        options: InfluenceOptions = DEFAULTS,
-    ) -> pd.DataFrame:
-        """Rows by influence on a concept: rank, score, percentile, then the row; see `Rankings.rank`."""
-        return self.rankings.rank(concept, method, top, where, offset, options)
-
-    def rank_many(
-        self,
-        concepts: Sequence[str],
-        method: str = "concept_influence",
-        options: InfluenceOptions = DEFAULTS,
-        progress: Progress | None = None,
-    ) -> None:
-        """Put the rankings of several concepts into the store; see `Rankings.ensure_many`."""
-        self.rankings.ensure_many(concepts, method, options, progress)
-
-    def groups(
-        self,
-        concept: str,
-        method: str = "concept_influence",
-        by: str = "sae_feature",
-        options: InfluenceOptions = DEFAULTS,
-        beside: str | None = None,
-        beside_options: InfluenceOptions | None = None,
-    ) -> pd.DataFrame:
-        """Influence by group of rows: group, label, n_rows, mean, low, high, difference; see `Rankings.groups`."""
-        return self.rankings.groups(concept, method, by, options, beside, beside_options)
-
-    def check_exactly(
-        self,
-        concept: str,
-        method: str = "concept_influence",
-        top: int = 50,
-        options: InfluenceOptions = DEFAULTS,
-        progress: Progress | None = None,
-    ) -> tuple[pd.DataFrame, dict[str, Any]]:
-        """Score the first rows of a ranking exactly: rank, example_id, score, exact_score; see `Rows.check_exactly`."""
-        return self.rows.check_exactly(concept, method, top, options, progress)
-
-    def build_index(self, options: IndexOptions | None = None, progress: Progress | None = None) -> dict[str, Any]:
-        """Build the gradient index, or what is missing of it; see `Index.build`."""
-        return self.index.build(options, progress)
-
-    def validate(
-        self, concept: str, options: ValidateOptions | None = None, progress: Progress | None = None
-    ) -> Evidence:
-        """Train without what the methods flag, and tell what it does to the model; see `Validations.validate`."""
-        return self.evidence.validate(concept, options, progress)
-
-    def evidence_report(self, evidence_id: str) -> tuple[str, dict[str, str]]:
-        """A validation as a report: Markdown and its figures as SVG; see `Validations.report`."""
-        return self.evidence.report(evidence_id)
