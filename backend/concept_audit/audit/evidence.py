@@ -33,8 +33,12 @@ class Validations:
             ConceptError: unknown concept, or options that make no sense.
         """
         found = self._concepts.get(concept)
-        told = progress or self._opened.progress
-        return validate(self._opened.sources(), found, options or ValidateOptions(), told)
+        evidence = validate(
+            self._opened.sources(), found, options or ValidateOptions(), progress or self._opened.progress
+        )
+        build = self._opened.build_id
+        self._opened.write(lambda cursor: store_evidence.save_evidence(cursor, build, found.version, evidence))
+        return evidence
 
     def first_order(
         self, concept: str, subsets: int = 40, size: int = 8, pool: int = 96, progress: Progress | None = None

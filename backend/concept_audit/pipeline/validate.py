@@ -24,13 +24,12 @@ from concept_audit.pipeline.validation.runs import done_runs, plan, precision_of
 from concept_audit.pipeline.validation.scores import all_scores
 from concept_audit.pipeline.validation.setting import Setting, setting_of
 from concept_audit.progress import Progress
-from concept_audit.store import queries as store_queries
-from concept_audit.store.evidence import RESULT_COLUMNS, Evidence, save_evidence
+from concept_audit.store.evidence import RESULT_COLUMNS, Evidence
 from concept_audit.types import Concept
 
 
 def validate(sources: Sources, concept: Concept, options: ValidateOptions, progress: Progress) -> Evidence:
-    """Do the runs that are missing, and put what they say into the store.
+    """Do the runs that are missing, and tell what they say.
 
     Raises:
         ConceptError: options that make no sense, too few labelled examples, or no rows to train on.
@@ -61,9 +60,6 @@ def validate(sources: Sources, concept: Concept, options: ValidateOptions, progr
             results=pd.DataFrame(results, columns=RESULT_COLUMNS),
             scores=score_frame(scores, setting, steady["intervals"]),
         )
-    build = sources.read(store_queries.build_id)
-    with sources.database.writing() as cursor:
-        save_evidence(cursor, build, concept.version, evidence)
     return evidence
 
 
