@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from concept_audit.store.evidence import Evidence
     from concept_audit.store.filters import RowFilter
     from concept_audit.store.flags import FlagChange
-    from concept_audit.store.layout import audit_names
+    from concept_audit.store.listing import audit_names
     from concept_audit.types import METHODS, Concept, Example, LabelledExample, Message
 
 # Loaded when first used: torch and transformers take seconds, and `--help` needs neither.
@@ -82,7 +82,7 @@ _HOME = {
     "TextFeatures": "concepts.features_of_text",
     "TrainedProbe": "concepts.probe",
     "ValidateOptions": "pipeline.validation.options",
-    "audit_names": "store.layout",
+    "audit_names": "store.listing",
     "build": "pipeline.build",
     "read_labelled": "data.read",
     "read_prompts": "data.read",
