@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import random
 import signal
@@ -142,6 +143,25 @@ def test_a_shard_that_is_lost_is_made_again_by_the_same_build(
     assert tables(audit_directory) == tables(built)
 
 
+def labelled_rows(audit: Audit) -> list[LabelledExample]:
+    """Rows of the audit, the last of the first shard among them."""
+    texts = audit.rows.list()["messages"][240:256]
+    turns = [tuple(Message(m["role"], m["content"]) for m in json.loads(text)) for text in texts]
+    return [LabelledExample(messages, i % 2) for i, messages in enumerate(turns)]
+
+
+@pytest.mark.parametrize("harm", ["deleted", "cut off", "short"])
+def test_a_page_says_which_shard_is_lost(audit_directory, harm):
+    audit = Audit(audit_directory)
+    feature = f"sae:{audit.concepts.features()['feature_id'][0]}"
+    spoil(shards(audit_directory, "features"), 0, harm)
+    with pytest.raises(StoreError, match="features.*000000.parquet: absent or damaged; run the command"):
+        audit.rows.heatmaps(feature, [5, 299])
+    spoil(shards(audit_directory, "tokens"), 0, harm)
+    with pytest.raises(StoreError, match="tokens.*000000.parquet: absent or damaged; run the command"):
+        audit.rows.heatmaps(feature, [5, 299])
+
+
 @pytest.mark.parametrize("harm", ["deleted", "cut off", "short"])
 def test_scores_are_never_shifted_by_a_shard_that_is_lost(built, audit_directory, data_file, model_directory, harm):
     examples = [
@@ -154,8 +174,10 @@ def test_scores_are_never_shifted_by_a_shard_that_is_lost(built, audit_directory
     audit.train_probe("tone", layer=2)  # its rankings go
     spoil(shards(audit_directory, "activations"), 0, harm)
     for method in ("vector_filter", "activation_similarity"):
-        with pytest.raises(StoreError, match="000000.safetensors: absent or damaged, and so 1 of 2 shards"):
+        with pytest.raises(StoreError, match="000000.safetensors: absent or damaged; run the command"):
             audit.rank("tone", method)
+    with pytest.raises(StoreError, match="000000.safetensors: absent or damaged; run the command"):
+        audit.train_probe("rows", labelled_rows(audit), layer=2)
     build(options(data_file, model_directory, audit_directory))
     again = Audit(audit_directory).rank("tone")[["example_id", "score"]]
     assert again.to_numpy().tolist() == expected.to_numpy().tolist()

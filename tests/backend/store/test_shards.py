@@ -156,9 +156,12 @@ def test_shards_read_back_as_they_were_written_and_say_their_rows(kind, request)
 def refuses(shards: RowShards, number: int) -> None:
     """One shard is missing, whoever asks; making it again is enough."""
     assert shards.missing() == [number]
+    with pytest.raises(StoreError, match=f"{number:06}.*absent or damaged"):
+        shards.complete(number)
     with pytest.raises(StoreError, match=f"{number:06}.*absent or damaged.*run the command that made the audit again"):
         shards.numbers()
     write(shards, number)
+    assert shards.complete(number) == shards.path(number)
     assert shards.missing() == [] and values(shards) == list(range(600))
 
 
