@@ -47,10 +47,14 @@ def read_means(means: RowShards, layer: int) -> Iterator[np.ndarray]:
 
 
 def means_of(means: RowShards, layer: int, example_ids: Sequence[int]) -> np.ndarray:
-    """Mean response activations of chosen rows: float32 [len(example_ids), d_model], in their order."""
+    """Mean response activations of chosen rows: float32 [len(example_ids), d_model], in their order.
+
+    Raises:
+        StoreError: a shard that they are in is missing or short.
+    """
     rows: dict[int, np.ndarray] = {}
     for number, wanted in by_shard(example_ids).items():
-        block = _tensor(means.path(number), f"layer_{layer}")
+        block = _tensor(means.complete(number), f"layer_{layer}")
         rows |= {example_id: block[example_id - first_row(number)] for example_id in wanted}
     return np.stack([rows[int(example_id)] for example_id in example_ids])
 
@@ -135,7 +139,7 @@ def read_firings(features: RowShards, feature: int, example_ids: Sequence[int]) 
     found: dict[int, np.ndarray] = {}
     for number, wanted in by_shard(example_ids).items():
         table = read_columns(
-            features.path(number),
+            features.complete(number),
             ["example_id", "token_position", "activation"],
             [("feature_id", "==", feature), ("example_id", "in", wanted)],
         )

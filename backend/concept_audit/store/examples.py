@@ -134,7 +134,7 @@ def read_examples(tokens: RowShards, example_ids: Sequence[int]) -> list[Tokeniz
     """The tokens of chosen rows, in the order in which they are named."""
     found: dict[int, TokenizedExample] = {}
     for number, wanted in by_shard(example_ids).items():
-        table = read_columns(tokens.path(number), TOKEN_COLUMNS, [("example_id", "in", wanted)])
+        table = read_columns(tokens.complete(number), TOKEN_COLUMNS, [("example_id", "in", wanted)])
         found |= {row.example_id: row for row in _tokenized(table)}
     return [found[example_id] for example_id in example_ids]
 
@@ -149,7 +149,7 @@ def read_texts(tokens: RowShards, example_ids: Sequence[int]) -> dict[int, Token
     """The tokens of chosen rows with their places in the rendered text, by example id."""
     found: dict[int, TokenizedText] = {}
     for number, wanted in by_shard(example_ids).items():
-        table = read_columns(tokens.path(number), TEXT_COLUMNS, [("example_id", "in", wanted)])
+        table = read_columns(tokens.complete(number), TEXT_COLUMNS, [("example_id", "in", wanted)])
         for row in table.to_pylist():
             found[row["example_id"]] = TokenizedText(
                 row["content_hash"],

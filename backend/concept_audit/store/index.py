@@ -98,13 +98,24 @@ class IndexFiles:
                 found.append(file.get_tensor("norms"))
         return np.concatenate(found)
 
+    def complete(self, blocks: Sequence[int]) -> bool:
+        """Whether the projection of these blocks and all rows' codes are there."""
+        projections = (self.projection(block) for block in blocks)
+        return all(path.exists() for path in (self.sides, *projections)) and not self.rows.missing()
+
     def paths(self) -> list[Path]:
         """The files of all rows' codes, in order.
 
         Raises:
             StoreError: one is missing or short.
         """
-        return [self.rows.path(number) for number in self.rows.numbers()]
+        if missing := self.rows.missing():
+            raise StoreError(
+                f"{self.rows.path(missing[0])}: absent or damaged, and so {len(missing)} of "
+                f"{len(self.rows.partition)} shards of the gradient index; `concept-audit index "
+                f"{self.rows.store.root.parent}` with the same options makes what is missing"
+            )
+        return [self.rows.path(number) for number in range(len(self.rows.partition))]
 
 
 def index_files(layout: Layout, key: str, partition: RowPartition) -> IndexFiles:
@@ -114,7 +125,9 @@ def index_files(layout: Layout, key: str, partition: RowPartition) -> IndexFiles
 
 def present_index(layout: Layout, partition: RowPartition) -> IndexFiles | None:
     """The index that an audit has, finished or not: the one that was worked on last; None if there is none."""
-    found = sorted((layout.shards.root / INDEX).glob("*/*.json"), key=lambda path: (path.stat().st_mtime_ns, str(path)))
+    found = sorted(
+        (layout.shards.root / INDEX).glob("*/index.json"), key=lambda path: (path.stat().st_mtime_ns, str(path))
+    )
     return index_files(layout, found[-1].parent.name, partition) if found else None
 
 

@@ -110,11 +110,13 @@ def read_manifest(path: Path) -> Manifest:
 def rebuild_command(root: Path, values: dict[str, Any]) -> str:
     """The command that makes an audit anew with the settings that its manifest tells."""
     made = values["configuration"]
-    cache = [] if made["cache"] == str(Path("cache").resolve()) else ["--cache", made["cache"]]
-    if made["data"].endswith("data/demo/rows.jsonl"):
-        return shlex.join(["concept-audit", "demo", "--rebuild", *cache])
-    words = ["concept-audit", "build", "--data", made["data"], "--model", made["model"], "--out", str(root), *cache]
-    words += ["--layers", ",".join(map(str, made["layers"])), "--max-tokens", str(made["max_tokens"])]
+    if made["data"].endswith("data/demo/rows.jsonl") and root.name == "demo":
+        # The demo is built where it lies, which may not be where it was built first.
+        return shlex.join(["concept-audit", "demo", "--rebuild", *_cache(root.parent)])
+    words = ["concept-audit", "build", "--data", made["data"], "--model", made["model"], "--out", str(root)]
+    words += _cache(Path(made["cache"]))
+    words += ["--layers", ",".join(map(str, made["layers"])), "--dtype", made["dtype"]]
+    words += ["--max-tokens", str(made["max_tokens"])]
     words += ["--sae", made["sae"]] if made["sae"] != "train" else []
     words += ["--sae-layer", str(made["sae_layer"])] if made["sae_layer"] else []
     training = made["sae_training"] or {}
@@ -125,6 +127,10 @@ def rebuild_command(root: Path, values: dict[str, Any]) -> str:
     words += [word for name, column in columns.items() for word in (f"--{name}-column", column)]
     words += ["--trust-remote-code"] if made["trust_remote_code"] else []
     return shlex.join([*words, "--rebuild"])
+
+
+def _cache(directory: Path) -> list[str]:
+    return [] if directory.resolve() == Path("cache").resolve() else ["--cache", str(directory)]
 
 
 def _versions() -> dict[str, str]:

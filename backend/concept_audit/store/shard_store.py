@@ -172,11 +172,26 @@ class ShardSet:
             StoreError: one is absent, damaged or short.
         """
         if missing := self.missing():
-            raise StoreError(
-                f"{self.path(missing[0])}: absent or damaged, and so {len(missing)} of {len(self.partition)} shards; "
-                "run the command that made the audit again, it makes what is missing"
-            )
+            raise self._lost(missing)
         return range(len(self.partition))
+
+    def complete(self, number: int) -> Path:
+        """The file of one shard.
+
+        Raises:
+            StoreError: it is absent, damaged or short.
+        """
+        path = self.path(number)
+        if _rows(path) != self.partition.size(number):
+            raise self._lost([number])
+        return path
+
+    def _lost(self, missing: Sequence[int]) -> StoreError:
+        many = f", and so {len(missing)} of {len(self.partition)} shards" if len(missing) > 1 else ""
+        return StoreError(
+            f"{self.path(missing[0])}: absent or damaged{many}; "
+            "run the command that made the audit again, it makes what is missing"
+        )
 
     def write_tensors(
         self, number: int, tensors: Mapping[str, torch.Tensor], about: Mapping[str, Any] | None = None

@@ -22,7 +22,7 @@ from concept_audit.progress import Progress
 from concept_audit.store.index import IndexFiles, present_index, sweep
 from concept_audit.store.layout import Layout
 from concept_audit.store.partition import RowPartition
-from concept_audit.store.shard_store import ShardStore
+from concept_audit.store.shard_store import ShardStore, read_tensors
 from tests.backend.influence.test_attribution import labelled
 
 SMALL = IndexOptions(
@@ -161,6 +161,27 @@ def test_a_killed_build_goes_on_where_it_was(audit, monkeypatch, tmp_path):
     assert [path.read_bytes() for path in files_of(again).paths()] == expected
     assert by_row(again, "tone", "concept_influence", FROM_INDEX) == pytest.approx(before)
     assert again.index.progress() is None
+
+
+@pytest.mark.parametrize("harm", ["deleted", "cut off", "short"])
+def test_a_shard_that_is_lost_is_noticed_and_made_again_by_the_same_command(audit, harm):
+    before = by_row(audit, "tone", "concept_influence", FROM_INDEX)
+    files, other = files_of(audit), InfluenceOptions.of(engine="index", damping=5.0)
+    expected = [path.read_bytes() for path in files.paths()]
+    path = files.rows.path(0)
+    if harm == "deleted":
+        path.unlink()
+    elif harm == "cut off":
+        path.write_bytes(expected[0][:-100])
+    else:
+        about = {name: tensor[:200].contiguous() for name, tensor in read_tensors(path).items()}
+        dataclasses.replace(files.rows, partition=RowPartition(200)).write_tensors(0, about)
+    with pytest.raises(StoreError, match="000000.*absent or damaged.*`concept-audit index .*makes what is missing"):
+        audit.rankings.ensure("tone", "concept_influence", other)
+    audit.build_index(SMALL)
+    assert [path.read_bytes() for path in files.paths()] == expected
+    audit.train_probe("tone", labelled(), layer=2)  # so that its rankings are computed once more
+    np.testing.assert_array_equal(by_row(audit, "tone", "concept_influence", FROM_INDEX), before)
 
 
 def test_an_index_of_something_else_is_refused(audit):

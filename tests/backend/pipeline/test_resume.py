@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import random
 import signal
@@ -13,13 +14,17 @@ from pathlib import Path
 
 import duckdb
 import filelock
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import pytest
 
-from concept_audit import Audit, BuildOptions, ModelOptions, StoreError, build
+from concept_audit import Audit, BuildOptions, LabelledExample, Message, ModelOptions, StoreError, build
 from concept_audit.model.load import load_model
 from concept_audit.progress import Progress, Stage
 from concept_audit.store.layout import Layout
-from tests.conftest import SMALL_SAE, write_jsonl
+from concept_audit.store.partition import RowPartition
+from concept_audit.store.shard_store import TABLE, RowShards, read_tensors
+from tests.conftest import SMALL_SAE, shards, write_jsonl
 
 CHILD = """
 import os, signal, sys
@@ -102,6 +107,80 @@ def test_a_build_killed_at_random_moments_of_every_stage_ends_in_the_same_store(
     build(options(data_file, model_directory, out))
     assert not [path for path in out.rglob("*") if "partial" in path.name]
     assert tables(out) == tables(built)
+
+
+def spoil(shards: RowShards, number: int, harm: str) -> None:
+    """Delete a shard, cut its file off, or put one of fewer rows into its place."""
+    path = shards.path(number)
+    if harm == "deleted":
+        path.unlink()
+    elif harm == "cut off":
+        path.write_bytes(path.read_bytes()[:-50])
+    else:
+        fewer = RowPartition(shards.partition.span(number).stop - 10)
+        shorter = dataclasses.replace(shards, partition=fewer)
+        if shards.suffix == TABLE:
+            table = pq.read_table(path)
+            kept = table.filter(pc.less(table["example_id"], fewer.rows))
+            shorter.write_table(number, [kept], kept.schema)
+        else:
+            kept = {name: values[: fewer.size(number)].contiguous() for name, values in read_tensors(path).items()}
+            shorter.write_tensors(number, kept)
+    assert shards.missing() == [number]
+
+
+@pytest.mark.parametrize("harm", ["deleted", "cut off", "short"])
+@pytest.mark.parametrize("kind", ["rows", "tokens", "activations", "features"])
+def test_a_shard_that_is_lost_is_made_again_by_the_same_build(
+    built, audit_directory, data_file, model_directory, kind, harm
+):
+    spoiled = shards(audit_directory, kind)
+    spoil(spoiled, 0, harm)
+    build(options(data_file, model_directory, audit_directory))
+    assert spoiled.missing() == []
+    for path in sorted(spoiled.file("").iterdir()):
+        assert path.read_bytes() == shards(built, kind).file(path.name).read_bytes()
+    assert tables(audit_directory) == tables(built)
+
+
+def labelled_rows(audit: Audit) -> list[LabelledExample]:
+    """Rows of the audit, the last of the first shard among them."""
+    texts = audit.rows.list()["messages"][240:256]
+    turns = [tuple(Message(m["role"], m["content"]) for m in json.loads(text)) for text in texts]
+    return [LabelledExample(messages, i % 2) for i, messages in enumerate(turns)]
+
+
+@pytest.mark.parametrize("harm", ["deleted", "cut off", "short"])
+def test_a_page_says_which_shard_is_lost(audit_directory, harm):
+    audit = Audit(audit_directory)
+    feature = f"sae:{audit.concepts.features()['feature_id'][0]}"
+    spoil(shards(audit_directory, "features"), 0, harm)
+    with pytest.raises(StoreError, match="features.*000000.parquet: absent or damaged; run the command"):
+        audit.rows.heatmaps(feature, [5, 299])
+    spoil(shards(audit_directory, "tokens"), 0, harm)
+    with pytest.raises(StoreError, match="tokens.*000000.parquet: absent or damaged; run the command"):
+        audit.rows.heatmaps(feature, [5, 299])
+
+
+@pytest.mark.parametrize("harm", ["deleted", "cut off", "short"])
+def test_scores_are_never_shifted_by_a_shard_that_is_lost(built, audit_directory, data_file, model_directory, harm):
+    examples = [
+        LabelledExample((Message("user", f"Is plan {i} safe?"), Message("assistant", word)), i % 2)
+        for i, word in enumerate(["Truly, always."] * 8 + ["No, never maybe."] * 8)
+    ]
+    audit = Audit(audit_directory)
+    audit.train_probe("tone", examples, layer=2)
+    expected = audit.rank("tone")[["example_id", "score"]]
+    audit.train_probe("tone", layer=2)  # its rankings go
+    spoil(shards(audit_directory, "activations"), 0, harm)
+    for method in ("vector_filter", "activation_similarity"):
+        with pytest.raises(StoreError, match="000000.safetensors: absent or damaged; run the command"):
+            audit.rank("tone", method)
+    with pytest.raises(StoreError, match="000000.safetensors: absent or damaged; run the command"):
+        audit.train_probe("rows", labelled_rows(audit), layer=2)
+    build(options(data_file, model_directory, audit_directory))
+    again = Audit(audit_directory).rank("tone")[["example_id", "score"]]
+    assert again.to_numpy().tolist() == expected.to_numpy().tolist()
 
 
 class Watching(Progress):

@@ -71,7 +71,8 @@ def build_index(sources: Sources, options: IndexOptions, progress: Progress) -> 
     }
     files = index_files(sources.layout, key(made_of), sources.shards("tokens").partition)
     found = files.describe()
-    if found is not None and {k: found.get(k) for k in made_of} == made_of and found.get("done"):
+    same = found is not None and {k: found.get(k) for k in made_of} == made_of
+    if found is not None and same and found.get("done") and files.complete(range(1, layers[-1] + 1)):
         return found
     files.rows.store.remove_others(INDEX, files.rows.key)
     files.write_description({**made_of, "done": False})
