@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from concept_audit.concepts.probe_report import ProbeReport
     from concept_audit.data.conversation import Columns
     from concept_audit.data.read import read_labelled, read_prompts, read_queries
+    from concept_audit.data.write import FORMATS
     from concept_audit.errors import AuditError, ConceptError, DataError, ModelError, StoreError
     from concept_audit.evidence.options import Recipe
-    from concept_audit.export import FORMATS
     from concept_audit.influence.options import (
         CurvatureOptions,
         IndexOptions,
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 
 # Loaded when first used: torch and transformers take seconds, and `--help` needs neither.
 _HOME = {
-    "FORMATS": "export",
+    "FORMATS": "data.write",
     "METHODS": "types",
     "MIN_EACH": "concepts.probe",
     "Agreement": "store.compare",
