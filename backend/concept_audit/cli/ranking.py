@@ -54,7 +54,7 @@ class Rank(Opening):
             raise AuditError("--exact and --index: choose one of them")
         audit = self.open(for_this_terminal(), self.device)
         from concept_audit.data.read import read_prompts, read_queries
-        from concept_audit.export import write
+        from concept_audit.data.write import write
 
         typed: Any = self.influence
         read = read_prompts if typed.query__own_answers else read_queries

@@ -132,6 +132,6 @@ class Sql(Opening):
         if self.format == "table":
             print(found.to_string(index=False, max_colwidth=60))
             return
-        from concept_audit.export import write
+        from concept_audit.data.write import write
 
         write(found, self.format, self.out)
