@@ -47,21 +47,28 @@ class Build:
     build: BuildFlags
 
     def run(self) -> None:
-        typed: Any = self.build
-        sae = {flag: getattr(typed, f"sae_training__{name}") for name, flag in SAE_FLAGS.items()}
-        wrong = [
-            f"--{flag} {value}"
-            for flag, value in {**sae, "max-tokens": typed.max_tokens}.items()
-            if value is not None and value < 1
-        ]
-        if wrong:
-            raise AuditError(f"{', '.join(wrong)}: must be 1 or more")
+        options = self.build_options()
         progress = for_this_terminal()
         with progress.stage("Starting PyTorch and Transformers"):
             from concept_audit.pipeline.build import build
-        out = typed.out or typed.cache / Path(typed.data).name.split(".")[0]
-        root = build(made(BuildOptions, typed, out=out), progress)
+        root = build(options, progress)
         progress.say(f"The audit is ready: concept-audit serve {root}")
+
+    def build_options(self) -> BuildOptions:
+        """The options that were typed.
+
+        Raises:
+            AuditError: a number is less than 1.
+        """
+        typed: Any = self.build
+        out = typed.out or typed.cache / Path(typed.data).name.split(".")[0]
+        options = made(BuildOptions, typed, out=out)
+        numbers = {flag: getattr(options.sae_training, name) for name, flag in SAE_FLAGS.items()}
+        numbers["max-tokens"] = options.max_tokens
+        wrong = [f"--{flag} {value}" for flag, value in numbers.items() if value is not None and value < 1]
+        if wrong:
+            raise AuditError(f"{', '.join(wrong)}: must be 1 or more")
+        return options
 
 
 @dataclass(frozen=True, kw_only=True)

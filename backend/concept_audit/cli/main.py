@@ -51,14 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(_version())
         return 0
     try:
-        command = tyro.extras.subcommand_cli_from_dict(
-            COMMANDS,
-            prog="concept-audit",
-            description=DESCRIPTION,
-            args=words or ["--help"],
-            config=(tyro.conf.FlagCreatePairsOff,),
-        )
-        return command.run() or 0
+        return parsed(words or ["--help"]).run() or 0
     except AuditError as error:
         print(f"concept-audit: error: {error}", file=sys.stderr)
         return 1
@@ -69,6 +62,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # The reader (`| head`) has gone; keep Python from complaining when it closes the stream.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+
+
+def parsed(words: Sequence[str]) -> Any:
+    """The command that words stand for, with its options; exits with 2 where they make no sense."""
+    return tyro.extras.subcommand_cli_from_dict(
+        COMMANDS,
+        prog="concept-audit",
+        description=DESCRIPTION,
+        args=list(words),
+        config=(tyro.conf.FlagCreatePairsOff,),
+    )
 
 
 def _version() -> str:

@@ -21,7 +21,7 @@ from concept_audit import (
 from concept_audit.cli import main
 from concept_audit.cli.building import BuildFlags, IndexFlags
 from concept_audit.cli.flags import documented, made
-from concept_audit.cli.main import COMMANDS
+from concept_audit.cli.main import COMMANDS, parsed
 from concept_audit.cli.ranking import InfluenceFlags
 from concept_audit.data.conversation import Columns
 from concept_audit.influence.options import CurvatureOptions, QueryOptions, ScoringOptions
@@ -45,7 +45,7 @@ def typed(group, *words: str):
 
 
 def command(*words: str):
-    return tyro.extras.subcommand_cli_from_dict(COMMANDS, args=list(words), config=(tyro.conf.FlagCreatePairsOff,))
+    return parsed(words)
 
 
 def help_of(name: str, capsys) -> str:
