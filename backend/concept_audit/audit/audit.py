@@ -120,7 +120,7 @@ class Audit:
         """The model that it was made with; see `OpenAudit.model`."""
         return self.opened.model()
 
-    def sql(self, query: str) -> pd.DataFrame:
+    def query(self, query: str) -> pd.DataFrame:
         """What one SELECT on the contract views finds; it can change nothing.
 
         Raises:

@@ -128,7 +128,7 @@ class Sql(Opening):
     out: option(str | None, "write to this file (None: standard output)", "FILE") = None
 
     def run(self) -> None:
-        found = self.open(Progress()).sql(self.query)
+        found = self.open(Progress()).query(self.query)
         if self.format == "table":
             print(found.to_string(index=False, max_colwidth=60))
             return
