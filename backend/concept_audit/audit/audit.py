@@ -21,7 +21,7 @@ from concept_audit.audit.queue import Queue
 from concept_audit.audit.rankings import Rankings
 from concept_audit.audit.rows import Rows
 from concept_audit.audit.views import Views
-from concept_audit.concepts.probe import FITS, Fit, TrainedProbe
+from concept_audit.concepts.probe import FITS, TrainedProbe
 from concept_audit.influence.options import IndexOptions, InfluenceOptions
 from concept_audit.model.load import LanguageModel
 from concept_audit.pipeline.engine import Engine
@@ -31,7 +31,7 @@ from concept_audit.store.evidence import Evidence
 from concept_audit.store.filters import RowFilter
 from concept_audit.store.manifest import Manifest
 from concept_audit.store.queries import Overview
-from concept_audit.types import Concept, LabelledExample
+from concept_audit.types import Concept, LabelledExample, ProbeFit
 
 
 class Audit:
@@ -130,7 +130,7 @@ class Audit:
         name: str,
         examples: Sequence[LabelledExample] | None = None,
         layer: int | None = None,
-        fits: Sequence[Fit] = FITS,
+        fits: Sequence[ProbeFit] = FITS,
         progress: Progress | None = None,
     ) -> TrainedProbe:
         """Train a probe on labelled examples and save it; see `Probes.train`."""
