@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from concept_audit.concepts.probe_report import ProbeReport
     from concept_audit.data.conversation import Columns
     from concept_audit.data.read import read_labelled, read_prompts, read_queries
+    from concept_audit.data.write import FORMATS
     from concept_audit.errors import AuditError, ConceptError, DataError, ModelError, StoreError
     from concept_audit.evidence.options import Recipe
-    from concept_audit.export import FORMATS
     from concept_audit.influence.options import (
         CurvatureOptions,
         IndexOptions,
@@ -41,12 +41,12 @@ if TYPE_CHECKING:
     from concept_audit.store.evidence import Evidence
     from concept_audit.store.filters import RowFilter
     from concept_audit.store.flags import FlagChange
-    from concept_audit.store.layout import audit_names
+    from concept_audit.store.listing import audit_names
     from concept_audit.types import METHODS, Concept, Example, LabelledExample, Message
 
 # Loaded when first used: torch and transformers take seconds, and `--help` needs neither.
 _HOME = {
-    "FORMATS": "export",
+    "FORMATS": "data.write",
     "METHODS": "types",
     "MIN_EACH": "concepts.probe",
     "Agreement": "store.compare",
@@ -82,7 +82,7 @@ _HOME = {
     "TextFeatures": "concepts.features_of_text",
     "TrainedProbe": "concepts.probe",
     "ValidateOptions": "pipeline.validation.options",
-    "audit_names": "store.layout",
+    "audit_names": "store.listing",
     "build": "pipeline.build",
     "read_labelled": "data.read",
     "read_prompts": "data.read",

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pandas as pd
+
 from concept_audit.audit.comparisons import Comparisons
 from concept_audit.audit.concepts import Concepts
 from concept_audit.audit.evidence import Validations
@@ -22,6 +24,7 @@ from concept_audit.pipeline.engine import Engine
 from concept_audit.progress import Progress
 from concept_audit.store.manifest import Manifest
 from concept_audit.store.queries import Overview
+from concept_audit.store.sql import run_query
 
 
 class Audit:
@@ -116,6 +119,14 @@ class Audit:
     def model(self) -> LanguageModel:
         """The model that it was made with; see `OpenAudit.model`."""
         return self.opened.model()
+
+    def query(self, query: str) -> pd.DataFrame:
+        """What one SELECT on the contract views finds; it can change nothing.
+
+        Raises:
+            StoreError: not one SELECT, or DuckDB refuses it.
+        """
+        return self.opened.read(lambda cursor: run_query(cursor, query))
 
     def overview(self) -> Overview:
         """Counts of rows, tokens, duplicates, concepts and flags."""

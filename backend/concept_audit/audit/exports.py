@@ -13,13 +13,14 @@ from typing import Any, Literal
 import pandas as pd
 
 from concept_audit.audit.concepts import Concepts
+from concept_audit.audit.metadata import decoded_metadata
 from concept_audit.audit.opened import DEFAULTS, EVERY_ROW, OpenAudit, user_name
 from concept_audit.audit.probes import Probes
 from concept_audit.audit.rankings import Rankings
 from concept_audit.audit.rows import Rows
 from concept_audit.data.read import fingerprint, raw_rows
+from concept_audit.data.write import Format, Record, to_standard_output, write_file
 from concept_audit.errors import AuditError, StoreError
-from concept_audit.export import Format, Record, to_standard_output, write_file
 from concept_audit.influence.options import InfluenceOptions
 from concept_audit.store import queries
 from concept_audit.store.filters import RowFilter
@@ -102,7 +103,7 @@ class Exports:
         after = -1
         while len(frame := self._rows_after(where, ranking, after)):
             after = int(frame["example_id"].iloc[-1])
-            for row, metadata in zip(frame[columns].to_dict("records"), queries.decoded_metadata(frame), strict=True):
+            for row, metadata in zip(frame[columns].to_dict("records"), decoded_metadata(frame), strict=True):
                 yield row | {names[field]: metadata.get(field) for field in fields}
 
     def _rows_after(self, where: RowFilter, ranking: int | None, after: int) -> pd.DataFrame:

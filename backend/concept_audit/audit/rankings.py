@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 
 from concept_audit.audit.concepts import Concepts
+from concept_audit.audit.metadata import with_metadata
 from concept_audit.audit.opened import DEFAULTS, EVERY_ROW, OpenAudit
-from concept_audit.export import with_metadata
 from concept_audit.influence.options import InfluenceOptions
 from concept_audit.pipeline.groups import group_table
 from concept_audit.pipeline.rank import Request, finished, request, scores_of, scores_of_many

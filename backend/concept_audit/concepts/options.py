@@ -18,6 +18,7 @@ class SaeTraining:
         min_steps: as many steps at least.
         max_steps: as many steps at most.
         lr: Adam's learning rate, which falls to a tenth at the end.
+        seed: of the order of the tokens and the first weights.
     """
 
     expansion: int = 4

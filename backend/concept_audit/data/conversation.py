@@ -29,6 +29,12 @@ class Columns:
 
     A prompt column named here is taken alone: Alpaca's ``input`` joins only an
     ``instruction`` that was found by name.
+
+    Attributes:
+        messages: column with the list of turns.
+        prompt: column with the prompt.
+        response: column with the response.
+        text: column with plain text, all of it to be learnt.
     """
 
     messages: str | None = None

@@ -14,13 +14,13 @@ class Recipe:
     """How a run fine-tunes: AdamW without weight decay, the learning rate falling linearly to zero.
 
     Attributes:
-        weights: ``lora`` or ``all``; see `concept_audit.model.trainable`.
-        rank: of new LoRA weights.
-        learning_rate: of the first step.
+        weights: ``lora`` for LoRA weights, or ``all`` weights of the linear layers.
+        rank: of new LoRA weights (16, quick: 8).
+        learning_rate: of the first step (5e-4, quick: 2e-3).
         epochs: passes over the rows.
         max_steps: stop after this many steps; None for all of the epochs.
-        batch: rows a step. Each row counts alike: the loss is the mean of L(z) over them.
-        max_tokens: rows are cut at this many tokens.
+        batch: rows a step (8, quick: 12). Each row counts alike: the loss is the mean of L(z) over them.
+        max_tokens: rows are cut at this many tokens (512, quick: 96).
         precision: of the forward and backward passes; ``auto`` is bfloat16 where the processor computes in it and new
             LoRA weights are trained, else the model's own. What is trained is in float32 or wider.
     """

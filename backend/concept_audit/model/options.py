@@ -15,11 +15,10 @@ class ModelOptions:
     """Which model, and how it runs.
 
     Attributes:
-        name: a built-in name, a directory, or a name on the Hugging Face hub. A
-            directory or hub name with an ``adapter_config.json`` is a PEFT adapter:
-            its base is loaded and the adapter put on it.
-        device: ``auto`` takes CUDA, then Apple's MPS, then the CPU.
-        dtype: ``auto`` is bfloat16 on CUDA and float32 elsewhere.
+        name: ``smollm2-135m-instruct`` (built in), a model directory, a name on the Hugging Face hub, or a
+            PEFT adapter in either place: its base is loaded and the adapter put on it.
+        device: ``cpu``, ``cuda``, ``cuda:1``, ``mps``; ``auto`` takes CUDA, then Apple's MPS, then the CPU.
+        dtype: ``float32``, ``bfloat16`` or ``float16``; ``auto`` is bfloat16 on CUDA and float32 elsewhere.
         trust_remote_code: run Python code that comes with the model.
     """
 

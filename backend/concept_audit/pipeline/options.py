@@ -21,17 +21,23 @@ class BuildOptions:
     """Settings of one build.
 
     Attributes:
-        data: a file, a directory saved by `datasets`, or a name on the hub.
-        out: directory of the audit.
+        data: a JSONL, JSON, CSV, TSV or Parquet file, a directory saved by `datasets`, or a data set's name on the
+            Hugging Face hub.
+        out: directory of the audit (on the command line by default CACHE/DATA's name).
         model: which model, and how it runs.
-        cache: where built-in models are kept.
-        layers: layers whose mean response activations are kept; None for three by default.
-        sae: ``train``, ``none``, the directory of an SAE, or ``RELEASE:ID``.
-        sae_layer: where to train an SAE, or where a loaded one reads if it does not say.
-        max_tokens: rows are cut at this many tokens; None for the model's context, 2,048 at most.
+        cache: where audits and built-in models are kept.
+        columns: which columns hold the conversation.
+        split: of a saved or hub data set.
+        layers: layers whose mean response activations are kept, each counted in blocks run; None for three around
+            the middle.
+        sae: ``train`` a sparse autoencoder on this data, do with ``none``, load one from a directory, or load
+            ``RELEASE:ID``, one that SAELens knows on the hub.
+        sae_layer: where to train an SAE, or where a loaded one reads if it does not say; None for the middle one.
+        sae_training: how it is trained.
+        max_tokens: cut rows at this many tokens; None for the model's context, 2,048 at most.
         sae_disk: bytes of token activations kept to train the SAE from.
         score_cells: SAE features × rows that are ranked in the build; beyond, on demand.
-        rebuild: replace an audit that was made with other settings; the workspace stays.
+        rebuild: replace an audit that was made with other settings; labels, probes and flags stay.
     """
 
     data: str

@@ -52,10 +52,3 @@ class Layout:
     def shards(self) -> ShardStore:
         """What stages have made."""
         return ShardStore(self.root / "shards")
-
-
-def audit_names(cache: Path) -> list[str]:
-    """Names of the audits in a cache, finished or not."""
-    if not cache.is_dir():
-        return []
-    return sorted(path.parent.name for path in cache.glob("*/manifest.json"))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -300,11 +299,6 @@ def find_rows(cursor: Cursor, content_hashes: Sequence[str]) -> dict[str, int]:
         [list(content_hashes)],
     ).fetchall()
     return dict(found)
-
-
-def decoded_metadata(frame: pd.DataFrame) -> list[dict[str, Any]]:
-    """The metadata of each row of a frame, as dictionaries."""
-    return [json.loads(text) for text in frame["metadata"]]
 
 
 def matching(ranking: int | None, where: RowFilter) -> tuple[str, str, list[Any]]:

@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 
 from concept_audit import Audit, AuditError, ConceptError, InfluenceOptions, LabelledExample, Message
-from concept_audit.cli_validate import candidate
+from concept_audit.cli.validation import candidate
 from concept_audit.evidence.options import Recipe
 from concept_audit.evidence.report import report, table, write_report
 from concept_audit.model.load import fingerprint

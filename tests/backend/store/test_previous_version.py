@@ -11,8 +11,9 @@ import duckdb
 import pytest
 import torch
 
-from concept_audit import Audit, BuildOptions, ConceptError, ModelOptions, RowFilter, StoreError, build
-from concept_audit.cli import main, parser
+from concept_audit import Audit, BuildOptions, ConceptError, ModelOptions, RowFilter, SaeTraining, StoreError, build
+from concept_audit.cli.main import main, parsed
+from concept_audit.data.conversation import Columns
 from concept_audit.store.manifest import read_manifest
 from tests.conftest import small_model, small_tokenizer
 
@@ -116,30 +117,20 @@ def test_every_setting_is_in_the_command(previous):
     )
     program, *arguments = command_of(told(previous))
     assert program == "concept-audit"
-    parsed = vars(parser().parse_args(arguments))
-    del parsed["run"]
-    assert parsed == {
-        "cache": Path("/home/ada/cache"),
-        "data": "two words.csv",
-        "model": "org/model",
-        "out": Path("audit"),
-        "layers": (1, 2),
-        "sae": "train",
-        "sae_layer": 2,
-        "sae_epochs": 2,
-        "sae_features": 3,
-        "sae_k": 5,
-        "max_tokens": 200,
-        "split": "validation",
-        "messages_column": None,
-        "prompt_column": "ask",
-        "response_column": "say so",
-        "text_column": None,
-        "device": "auto",
-        "dtype": "bfloat16",
-        "trust_remote_code": True,
-        "rebuild": True,
-    }
+    assert parsed(arguments).build_options() == BuildOptions(
+        data="two words.csv",
+        out=Path("audit"),
+        model=ModelOptions("org/model", dtype="bfloat16", trust_remote_code=True),
+        cache=Path("/home/ada/cache"),
+        columns=Columns(prompt="ask", response="say so"),
+        split="validation",
+        layers=(1, 2),
+        sae="train",
+        sae_layer=2,
+        sae_training=SaeTraining(expansion=3, k=5, epochs=2),
+        max_tokens=200,
+        rebuild=True,
+    )
 
 
 def test_a_demo_of_the_previous_version_names_the_demo_command(previous):
@@ -150,7 +141,7 @@ def test_a_demo_of_the_previous_version_names_the_demo_command(previous):
         demo = demo.rename(Path(cache) / "demo")
         command = command_of(told(demo))
         assert command == ["concept-audit", "demo", "--rebuild", *words]
-        assert parser().parse_args(command[1:]).rebuild
+        assert parsed(command[1:]).rebuild
 
 
 def test_the_command_makes_an_audit_in_which_all_that_people_did_is_there(previous):

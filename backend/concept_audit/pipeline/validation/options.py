@@ -37,32 +37,37 @@ class ValidateOptions:
     What is None takes the value of `FULL`, or of `QUICK` with ``quick``.
 
     Attributes:
-        methods: names of methods, or candidates with options of their own; ``random`` is always added.
-        removed: names of those whose top rows are removed, and retained, in runs of their own (each costs
+        methods: methods to test, or candidates with options of their own, on the command line
+            concept_influence,concept_influence:unit_normalised:damping=1,bm25; None for all; ``random`` is always added.
+        removed: of these, the ones whose top rows are removed, and retained, in runs of their own (each costs
             2 × shares × seeds runs, and random as many); the others are compared by LDS, labels and
-            agreement alone. None for all of them, empty for none.
+            agreement alone. None for all of them (quick: vector_filter), empty for none.
         retention: whether there are runs on the top rows alone too.
         shares: of the rows that are removed or retained, between 0 and 1.
-        seeds: repetitions, of the order of the rows, the first LoRA weights, and what is removed at random.
+        seeds: repetitions (3, quick: 6), of the order of the rows, the first LoRA weights, and what is removed at random.
         whole_seeds: of these, the ones that train on all rows too. A removal is compared with a removal at random
             seed by seed, which needs none; runs on all rows tell how far there is to go.
-        subsets: random subsets for the linear datamodelling score (LDS); 0 leaves it out.
-        subset_seeds: repetitions of each.
-        subset_share: their share of the rows.
+        subsets: random subsets for the linear datamodelling score (LDS; 30, quick: none); 0 leaves it out.
+        subset_seeds: repetitions of each (1).
+        subset_share: their share of the rows (0.5, quick: 0.1).
         recipe: of the fine-tuning.
-        answer_tokens: own answers are cut at this many tokens.
-        draws: own answers to each held-out prompt; 1 takes the likeliest, whose every word hangs on near ties.
-        pool_rows: train on at most this many rows, drawn once for all runs; None for every row. Runs that see all of
+        answer_tokens: own answers are cut at this many tokens (64, quick: 24).
+        draws: own answers to each held-out prompt (4, quick: 2); 1 takes the likeliest, whose every word hangs on near ties.
+        pool_rows: train on at most this many rows, drawn once for all runs; None for every row (quick: 144). Runs that see all of
             few rows differ by what was removed alone; runs that stop early differ by which rows came first, too.
         natural_rows: training rows that are withheld from every run to measure the loss on.
-        held_out: labelled examples to measure on; None takes half of a probe's labels.
-        origin: metadata field that tells where a row comes from.
+        held_out: labelled examples to measure on; None takes half of a probe's labels, and the methods rank by
+            the other half.
+        origin: metadata field that tells where a row comes from (on the command line FIELD=VALUE[,VALUE...], with
+            its values for rows that show the behaviour).
         positive: its values for rows that show the behaviour.
         topic: metadata field within whose values rows are compared too.
         first_order: random subsets for `first_order`, the cheap version of LDS; 0 leaves it out.
-        judge_url, judge_model: an OpenAI-compatible endpoint that judges the answers.
+        judge_url: an OpenAI-compatible endpoint that judges the answers, such as http://localhost:8000/v1 (its key:
+            OPENAI_API_KEY).
+        judge_model: the judge's name there.
         judge_behaviour: what they are judged for; None for the concept's name.
-        quick: the reduced recipe.
+        quick: the reduced recipe: few and short rows, one method removed; minutes on a laptop.
     """
 
     methods: tuple[str | Candidate, ...] | None = None

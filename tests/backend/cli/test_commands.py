@@ -13,10 +13,10 @@ import pytest
 
 from concept_audit import Audit, RowFilter, serve
 from concept_audit.cli import main
+from concept_audit.cli.main import COMMANDS
 from tests.conftest import chat_rows, write_jsonl
 
-COMMANDS = ["demo", "build", "probe", "rank", "export", "serve", "info"]
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 def run(capsysbinary, *arguments: str) -> bytes:
@@ -33,7 +33,8 @@ def test_every_command_explains_itself(command, capsys):
 
 
 def test_help_is_quick_because_it_loads_no_model_library():
-    code = "import sys, concept_audit.cli as c\ntry: c.main(['--help'])\nexcept SystemExit: pass\n"
+    code = "import sys, concept_audit.cli as c\nfor words in (['--help'], *([name, '--help'] for name in c.main.__globals__['COMMANDS'])):\n"
+    code += "    try: c.main(words)\n    except SystemExit: pass\n"
     code += "print([m for m in ('torch', 'transformers', 'duckdb', 'streamlit') if m in sys.modules])"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
     assert out.stdout.splitlines()[-1] == "[]"
@@ -128,7 +129,7 @@ def test_an_interruption_says_how_to_go_on(monkeypatch, capsys):
     def interrupted(_options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("concept_audit.cli._info", interrupted)
+    monkeypatch.setattr("concept_audit.cli.serving.Info.run", interrupted)
     assert main(["info"]) == 130
     assert "goes on where this one was" in capsys.readouterr().err
 

@@ -16,7 +16,6 @@ import pandas as pd
 
 from concept_audit.errors import DataError
 from concept_audit.files import atomic_write
-from concept_audit.store.queries import decoded_metadata
 
 Format = Literal["csv", "jsonl", "parquet"]
 FORMATS: tuple[Format, ...] = ("csv", "jsonl", "parquet")
@@ -26,21 +25,6 @@ BATCH = 1024
 Record = Mapping[str, Any]
 Records = Callable[[], Iterable[Record]]
 """Gives the rows anew at each call: columns are settled in a first pass, and rows written in a second."""
-
-
-def with_metadata(frame: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
-    """The named columns, then a column for each metadata field.
-
-    A field that has the name of a column is called ``metadata.NAME``.
-    """
-    metadata = decoded_metadata(frame)
-    fields = dict.fromkeys(name for row in metadata for name in row)
-    taken = set(columns)
-    added = {
-        f"metadata.{name}" if name in taken else name: pd.Series([row.get(name) for row in metadata], dtype=object)
-        for name in fields
-    }
-    return pd.concat([frame[columns].reset_index(drop=True), pd.DataFrame(added)], axis=1)
 
 
 def write_records(

@@ -1,9 +1,7 @@
-"""What an audit holds, in words and as JSON."""
+"""What an audit holds, in words and as JSON values."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -33,17 +31,11 @@ def gather(audit: Audit) -> dict[str, Any]:
     }
 
 
-def as_json(audit: Audit) -> str:
-    """`gather` as JSON text."""
-    return json.dumps(gather(audit), indent=2, ensure_ascii=False)
-
-
-def as_text(audit: Audit) -> str:
-    """`gather` for people."""
-    found = gather(audit)
+def words(found: dict[str, Any]) -> str:
+    """What `gather` found, for people."""
     made, counts, sae = found["configuration"], found["counts"], found["sae"]
     lines = [
-        f"{audit.name} ({found['audit']}), begun {found['created']}",
+        f"{Path(found['audit']).resolve().name} ({found['audit']}), begun {found['created']}",
         f"  data     {made['data']}",
         f"           {counts['n_rows']:,} rows, {counts['n_tokens']:,} tokens, "
         f"{counts['n_response_tokens']:,} of them in responses",
@@ -65,11 +57,11 @@ def as_text(audit: Audit) -> str:
     if not found["probes"]:
         lines.append("  probes   none yet; train one with `concept-audit probe` or in the dashboard")
     if index := found["index"]:
-        told = index["fidelity"]
+        fidelity = index["fidelity"]
         lines.append(
             f"  index    {index['row_bytes'] / 1024:.3g} KiB a row, blocks 1 to {index['blocks'][1]}; against exact "
-            f"scores of {told['rows']} rows and {told['concepts']} concepts: Spearman {told['spearman']:.2f} "
-            f"(least {told['spearman_least']:.2f}), overlap of the top {told['top']} {told['overlap']:.0%}"
+            f"scores of {fidelity['rows']} rows and {fidelity['concepts']} concepts: Spearman {fidelity['spearman']:.2f} "
+            f"(least {fidelity['spearman_least']:.2f}), overlap of the top {fidelity['top']} {fidelity['overlap']:.0%}"
         )
     else:
         lines.append("  index    none; `concept-audit index` makes influence of a new concept a matter of seconds")
@@ -77,17 +69,8 @@ def as_text(audit: Audit) -> str:
     return "\n".join(lines)
 
 
-def listing(cache: Path, names: Sequence[str], as_json_text: bool) -> str:
-    """The audits in a cache, a line each."""
-    rows = [_entry(cache / name) for name in names]
-    if as_json_text:
-        return json.dumps(rows, indent=2, ensure_ascii=False)
-    if not rows:
-        return f"{cache}: no audits yet; make one with `concept-audit demo` or `concept-audit build`"
-    return "\n".join(f"{r['audit']}: {r['state']}, {r['data']} with {r['model']}" for r in rows)
-
-
-def _entry(root: Path) -> dict[str, Any]:
+def entry(root: Path) -> dict[str, Any]:
+    """What a list of audits says of one."""
     try:
         manifest = read_manifest(Layout(root).manifest)
     except StoreError as error:

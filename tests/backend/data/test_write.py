@@ -8,7 +8,8 @@ import json
 import pandas as pd
 import pytest
 
-from concept_audit.export import with_metadata, write_records
+from concept_audit.audit.metadata import with_metadata
+from concept_audit.data.write import BATCH, write_records
 
 DANGEROUS = ["=1+1", "+1", "-1", "@cmd", "\t=1", "\r=1", "\n=1"]
 
@@ -90,13 +91,9 @@ def test_exact_csv_reads_back_as_it_was():
 
 
 def test_parquet_keeps_types_that_only_later_batches_show():
-    import io as buffers
-
-    from concept_audit.export import BATCH
-
     rows = [{"n": None, "m": 1, "tags": None} for _ in range(BATCH)]
     rows += [{"n": 1.5, "m": "one", "tags": ["a"], "late": True}]
-    out = buffers.BytesIO()
+    out = io.BytesIO()
     assert write_records(lambda: rows, "parquet", out) == BATCH + 1
     back = pd.read_parquet(out)
     assert back["n"].iloc[-1] == 1.5 and back["m"].tolist()[-2:] == ["1", "one"]

@@ -1,0 +1,130 @@
+"""Making audits: ``build``, ``demo``, ``index``."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from tyro.conf import OmitArgPrefixes
+
+from concept_audit.cli.flags import flags, made, switch
+from concept_audit.cli.opening import CACHE, DEFAULT_CACHE, DEVICE, JSON, Opening, print_json
+from concept_audit.cli.serving import Server
+from concept_audit.errors import AuditError
+from concept_audit.influence.options import IndexOptions
+from concept_audit.pipeline.options import BuildOptions
+from concept_audit.progress import for_this_terminal
+
+SAE_FLAGS = {"epochs": "sae-epochs", "expansion": "sae-features", "k": "sae-k"}
+BuildFlags = flags(
+    BuildOptions,
+    names={
+        "model.name": "model",
+        **{f"columns.{name}": f"{name}-column" for name in ("messages", "prompt", "response", "text")},
+        **{f"sae_training.{name}": flag for name, flag in SAE_FLAGS.items()},
+    },
+    without=(
+        "sae_disk",
+        "score_cells",
+        *(f"sae_training.{n}" for n in ("batch", "min_steps", "max_steps", "lr", "seed")),
+    ),
+    types={"out": Path | None},
+)
+
+
+IndexFlags = flags(IndexOptions, names={"row_bytes": "bytes"}, without=("curvature.curvature",))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Build:
+    """make an audit of a data set, or go on making it"""
+
+    build: BuildFlags
+
+    def run(self) -> None:
+        options = self.build_options()
+        progress = for_this_terminal()
+        with progress.stage("Starting PyTorch and Transformers"):
+            from concept_audit.pipeline.build import build
+        root = build(options, progress)
+        progress.say(f"The audit is ready: concept-audit serve {root}")
+
+    def build_options(self) -> BuildOptions:
+        """The options that were typed.
+
+        Raises:
+            AuditError: a number is less than 1.
+        """
+        typed: Any = self.build
+        out = typed.out or typed.cache / Path(typed.data).name.split(".")[0]
+        options = made(BuildOptions, typed, out=out)
+        numbers = {flag: getattr(options.sae_training, name) for name, flag in SAE_FLAGS.items()}
+        numbers["max-tokens"] = options.max_tokens
+        wrong = [f"--{flag} {value}" for flag, value in numbers.items() if value is not None and value < 1]
+        if wrong:
+            raise AuditError(f"{', '.join(wrong)}: must be 1 or more")
+        return options
+
+
+@dataclass(frozen=True, kw_only=True)
+class Demo:
+    """build the demo audit and open it in a browser"""
+
+    server: Annotated[Server, OmitArgPrefixes] = Server()
+    cache: CACHE = DEFAULT_CACHE
+    no_serve: switch("build it, but do not open it") = False
+    rebuild: switch("build it anew; labels, probes and flags stay") = False
+
+    def run(self) -> int | None:
+        progress = for_this_terminal()
+        with progress.stage("Starting PyTorch and Transformers"):
+            from concept_audit.audit.demo import build_demo, finish_demo
+        audit = build_demo(self.cache, progress, self.rebuild)
+        progress.say(f"The demo audit is ready in {audit.root}")
+        if self.no_serve:
+            finish_demo(audit, progress)
+            progress.say("Its gradient index and influence rankings are ready")
+            return None
+        with _in_background(["demo", "--no-serve", "--cache", str(self.cache)], audit.root / "index.log"):
+            progress.say("The gradient index is built meanwhile; the dashboard says how far it is")
+            return self.server.start(audit.root, self.cache)
+
+
+@contextmanager
+def _in_background(arguments: Sequence[str], log: Path) -> Iterator[None]:
+    """Run another command of this program meanwhile; it ends with the body, and goes on where it was next time."""
+    with log.open("w") as out:
+        command = [sys.executable, "-m", "concept_audit.cli", *arguments]
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=out)
+        try:
+            yield
+        finally:
+            process.terminate()
+            process.wait()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Index(Opening):
+    """build the gradient index: the influence of a new concept in seconds"""
+
+    index: IndexFlags
+    device: DEVICE = "auto"
+    json: JSON = False
+
+    def run(self) -> None:
+        progress = for_this_terminal()
+        found = self.open(progress, self.device).build_index(made(IndexOptions, self.index))
+        if self.json:
+            print_json(found)
+            return
+        fidelity = found["fidelity"]
+        progress.say(
+            f"The gradient index is ready. Against exact scores of {fidelity['rows']} rows and {fidelity['concepts']} "
+            f"new concepts: Spearman {fidelity['spearman']:.3f} (least {fidelity['spearman_least']:.3f}), overlap of "
+            f"the top {fidelity['top']} rows {fidelity['overlap']:.0%} (least {fidelity['overlap_least']:.0%})"
+        )

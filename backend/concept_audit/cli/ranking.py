@@ -1,0 +1,215 @@
+"""Rows: ``rank``, ``export``, ``flag``."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from tyro.conf import arg
+
+from concept_audit.cli.concepts import CONCEPT
+from concept_audit.cli.flags import FILE, REPEATED, flags, made, option, switch
+from concept_audit.cli.forms import condition
+from concept_audit.cli.opening import DEVICE, JSON, Opening, print_json
+from concept_audit.errors import AuditError
+from concept_audit.influence.options import InfluenceOptions
+from concept_audit.progress import Progress, for_this_terminal
+from concept_audit.types import METHODS, Method
+
+if TYPE_CHECKING:
+    from concept_audit.audit.audit import Audit
+    from concept_audit.store.filters import RowFilter
+
+FORMAT = Annotated[Literal["csv", "jsonl", "parquet"], arg(help="of the output")]
+OUT = option(str | None, "write to this file (None: standard output)", "FILE")
+WHERE = Annotated[
+    tuple[str, ...], REPEATED, arg(metavar="FIELD=VALUE", help="only rows with this metadata value; may be repeated")
+]
+TEXT = Annotated[str, arg(help="only rows with these words in prompt or response")]
+
+
+InfluenceFlags = flags(InfluenceOptions, types={"query.queries": FILE}, without=("scoring.engine",))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rank(Opening):
+    """write the rows in order of their influence on a concept"""
+
+    concept: CONCEPT
+    influence: InfluenceFlags
+    method: Annotated[str, arg(help=f"how to score rows: {', '.join(METHODS)}")] = "vector_filter"
+    top: option(int | None, "only the first so many rows (None: all)", "N") = None
+    format: FORMAT = "csv"
+    out: OUT = None
+    exact: switch("differentiate every row, though there is a gradient index") = False
+    index: switch("read the gradient index, or say why that cannot be") = False
+    device: DEVICE = "auto"
+
+    def run(self) -> None:
+        if self.top is not None and self.top < 1:
+            raise AuditError(f"--top {self.top}: must be 1 or more")
+        if self.exact and self.index:
+            raise AuditError("--exact and --index: choose one of them")
+        audit = self.open(for_this_terminal(), self.device)
+        from concept_audit.data.read import read_prompts, read_queries
+        from concept_audit.data.write import write
+
+        typed: Any = self.influence
+        read = read_prompts if typed.query__own_answers else read_queries
+        queries = tuple(read(typed.query__queries)) if typed.query__queries else None
+        engine = "exact" if self.exact else "index" if self.index else "auto"
+        options = made(InfluenceOptions, typed, **{"query.queries": queries, "scoring.engine": engine})
+        write(audit.rankings.table(self.concept, self.method, self.top, options=options), self.format, self.out)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Export(Opening):
+    """write the flagged rows, or those that a filter lets through"""
+
+    flag: Annotated[
+        str, arg(metavar="any|none|NAME", help="rows with any flag, with none, or with the flag of this name")
+    ] = "any"
+    all: switch("every row, flagged or not") = False
+    text: TEXT = ""
+    where: WHERE = ()
+    schema: Annotated[
+        Literal["audit", "own"],
+        arg(help="columns: audit (prompt, response, flag, metadata) or own (those of the input, as they were)"),
+    ] = "audit"
+    concept: option(str | None, "put the scores of this concept beside each row", "NAME") = None
+    method: Annotated[Method, arg(help="of these scores")] = "vector_filter"
+    exact_csv: switch(
+        "CSV that reads back as it was; without it, cells that a spreadsheet would take for a formula begin "
+        "with an apostrophe"
+    ) = False
+    format: FORMAT = "csv"
+    out: OUT = None
+
+    def run(self) -> None:
+        audit = self.open(Progress())
+        where = _filter(audit, self.text, self.where, "" if self.all else self.flag)
+        out = Path(self.out) if self.out and self.out != "-" else None
+        about = audit.exports.write(
+            out, self.format, where, self.schema, self.concept, self.method, exact=self.exact_csv
+        )
+        if out is not None:
+            print(f"{about['rows']:,} rows in {out}, and how they came about in {out}.manifest.json", file=sys.stderr)
+        elif not about["rows"]:
+            print("concept-audit: no rows pass; flag some in the dashboard, or pass --all", file=sys.stderr)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Flag(Opening):
+    """flag rows by score, percentile, rank or filter; or undo it"""
+
+    concept: option(str | None, "rows by their influence on this concept", "NAME") = None
+    method: Annotated[Method, arg(help="of its ranking")] = "vector_filter"
+    top: option(int | None, "the first so many rows", "N") = None
+    above: option(float | None, "rows with at least this score", "SCORE") = None
+    percentile: option(float | None, "rows of at least this percentile, 0 to 100", "P") = None
+    text: TEXT = ""
+    where: WHERE = ()
+    flagged: Annotated[
+        str, arg(metavar="any|none|NAME", help="only rows with any flag, with none, or with the flag of this name")
+    ] = ""
+    as_: Annotated[str, arg(name="as", metavar="FLAG", help="remove, review, or a name of your own")] = "remove"
+    note: Annotated[str, arg(help="why, for the log")] = ""
+    clear: switch("take the flags off instead") = False
+    undo: option(str | None, "undo the last change that you made, or the change of this number", "last|N") = None
+    dry_run: switch("say how many rows that is, and change nothing") = False
+    device: DEVICE = "auto"
+    json: JSON = False
+
+    def run(self) -> None:
+        audit = self.open(for_this_terminal(), self.device)
+        if self.undo is not None:
+            self._undo(audit)
+            return
+        ranked = {"--top": self.top, "--above": self.above, "--percentile": self.percentile}
+        given = [name for name, value in ranked.items() if value is not None]
+        if given and self.concept is None:
+            raise AuditError(f"{', '.join(given)}: of which ranking? Name its --concept")
+        if not (given or self.text or self.where or self.flagged):
+            raise AuditError(
+                "which rows? Give --concept with --top, --above or --percentile, or --text, --where or --flagged"
+            )
+        where = _filter(audit, self.text, self.where, self.flagged, self._scores(audit))
+        concept = self.concept if given else None
+        if self.dry_run:
+            rows = audit.rows.count(where, concept, self.method)
+            self._tell({"rows": rows if self.top is None else min(rows, self.top)}, "would be flagged")
+            return
+        how = " ".join([self.method, self.concept or "", *(f"{name[2:]} {ranked[name]:g}" for name in given)]).strip()
+        found = audit.flags.set_matching(
+            where,
+            None if self.clear else self.as_,
+            concept,
+            self.method,
+            self.note,
+            top=self.top,
+            how=how if given else "all that match",
+        )
+        self._tell({"event": found.event_id, "rows": found.n_texts}, "cleared" if self.clear else f"flagged {self.as_}")
+
+    def _scores(self, audit: Audit) -> tuple[float, float] | None:
+        """Lowest and highest score that are asked for."""
+        lowest = self.above
+        if self.percentile is not None and self.concept is not None:
+            ranked = audit.rank(self.concept, self.method)
+            there = ranked.loc[ranked["percentile"] >= self.percentile, "score"]
+            lowest = max(
+                lowest if lowest is not None else float("-inf"), float(there.min()) if len(there) else float("inf")
+            )
+        return None if lowest is None else (lowest, float("inf"))
+
+    def _undo(self, audit: Audit) -> None:
+        if self.undo == "last":
+            found = audit.flags.undoable()
+            if found.empty:
+                raise AuditError("--undo last: there is no change of yours to undo; name one by its number")
+            number = int(found["event_id"].iloc[0])
+        else:
+            try:
+                number = int(str(self.undo))
+            except ValueError:
+                raise AuditError(f"--undo {self.undo}: give last, or the number of a change") from None
+        change = audit.flags.undo(number)
+        values = {"event": change.event_id, "rows": change.n_texts, "left_alone": change.left_alone}
+        self._tell(values, f"put back as before change {number}")
+
+    def _tell(self, values: dict[str, Any], what: str) -> None:
+        if self.json:
+            print_json(values)
+            return
+        undo = f"; undo with --undo {values['event']}" if values.get("event") else ""
+        left = f"; {values['left_alone']:,} changed since, and left alone" if values.get("left_alone") else ""
+        print(
+            f"{values['rows']:,} texts {what}{left}{undo}" if "event" in values else f"{values['rows']:,} rows {what}"
+        )
+
+
+def _filter(
+    audit: Audit, text: str, where: tuple[str, ...], flag: str, scores: tuple[float, float] | None = None
+) -> RowFilter:
+    """The rows that filters let through.
+
+    Raises:
+        AuditError: a condition is not FIELD=VALUE, or names a field that no row has.
+    """
+    from concept_audit.store.filters import RowFilter
+
+    metadata: dict[str, tuple[str, ...]] = {}
+    known = set(audit.rows.metadata_fields()["field"])
+    for each in where:
+        try:
+            name, value = condition(each)
+        except ValueError as error:
+            raise AuditError(f"--where {error}") from None
+        if name not in known:
+            raise AuditError(
+                f"--where {name}=...: no such metadata field; there are {', '.join(sorted(known)) or 'none'}"
+            )
+        metadata[name] = (*metadata.get(name, ()), value)
+    return RowFilter(text=text, metadata=metadata, flag=flag, scores=scores)

@@ -1,0 +1,137 @@
+"""Looking at audits: ``serve``, ``info``, ``list``, ``delete``, ``sql``."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from tyro.conf import OmitArgPrefixes, Positional, arg
+
+from concept_audit.cli.flags import ANY_AUDIT, option, switch
+from concept_audit.cli.opening import CACHE, DEFAULT_CACHE, JSON, Opening, existing, print_json
+from concept_audit.errors import AuditError, StoreError
+from concept_audit.progress import Progress
+from concept_audit.store.listing import audit_names
+
+
+@dataclass(frozen=True, kw_only=True)
+class Server:
+    """How the dashboard is served."""
+
+    port: option(int | None, "port of the dashboard (None: 8501, or the next free one)", "N") = None
+    address: Annotated[
+        str, arg(help="address to listen on: this machine only, unless told otherwise; the dashboard has no password")
+    ] = "127.0.0.1"
+    no_browser: switch("print the address instead of opening a browser") = False
+    read_only: switch("offer nothing that changes an audit: no flags, labels or names") = False
+
+    def start(self, root: Path | None, cache: Path) -> int:
+        """Serve until stopped; the exit status."""
+        from concept_audit.serve import serve
+
+        return serve(root, cache, self.address, self.port, self.no_browser, self.read_only)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Serve:
+    """open the dashboard in a browser"""
+
+    audit: ANY_AUDIT = None
+    server: Annotated[Server, OmitArgPrefixes] = Server()
+    cache: CACHE = DEFAULT_CACHE
+
+    def run(self) -> int:
+        root = existing(self.audit, self.cache) if self.audit else None
+        if root is None and not audit_names(self.cache):
+            raise StoreError(f"{self.cache}: no audits there yet; make one with `concept-audit demo` or `build`")
+        return self.server.start(root, self.cache)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Info:
+    """say what an audit holds; without AUDIT, list those in the cache"""
+
+    audit: ANY_AUDIT = None
+    cache: CACHE = DEFAULT_CACHE
+    json: JSON = False
+
+    def run(self) -> None:
+        if self.audit is None:
+            List(cache=self.cache, json=self.json).run()
+            return
+        from concept_audit.audit.audit import Audit
+        from concept_audit.cli import info
+
+        found = info.gather(Audit(existing(self.audit, self.cache), Progress()))
+        if self.json:
+            print_json(found)
+        else:
+            print(info.words(found))
+
+
+@dataclass(frozen=True, kw_only=True)
+class List:
+    """list the audits in the cache"""
+
+    cache: CACHE = DEFAULT_CACHE
+    json: JSON = False
+
+    def run(self) -> None:
+        from concept_audit.cli import info
+
+        entries = [info.entry(self.cache / name) for name in audit_names(self.cache)]
+        if self.json:
+            print_json(entries)
+        elif entries:
+            print("\n".join(f"{e['audit']}: {e['state']}, {e['data']} with {e['model']}" for e in entries))
+        else:
+            print(f"{self.cache}: no audits yet; make one with `concept-audit demo` or `concept-audit build`")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Delete(Opening):
+    """delete an audit, with its labels, probes and flags; or one probe of it"""
+
+    probe: option(str | None, "delete this probe and its labels, and nothing else", "NAME") = None
+    yes: switch("do not ask") = False
+
+    def run(self) -> None:
+        root = existing(self.audit, self.cache)
+        if self.probe:
+            audit = self.open(Progress())
+            if self.probe not in audit.labels.counts()["probe"].tolist():
+                raise AuditError(f"probe {self.probe!r}: there is none of this name in {audit.name}")
+            self._confirm(f"the probe {self.probe!r} of {root} with its labels")
+            audit.probes.delete(self.probe)
+            return
+        self._confirm(f"{root} with its labels, probes and flags")
+        shutil.rmtree(root)
+
+    def _confirm(self, what: str) -> None:
+        if self.yes:
+            return
+        if not sys.stdin.isatty():
+            raise AuditError(f"delete {what}? Pass --yes to do it without being asked")
+        if input(f"Delete {what}? [y/N] ").strip().lower() not in ("y", "yes"):
+            raise AuditError("nothing was deleted")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sql(Opening):
+    """run one query on the views of an audit, which it cannot change"""
+
+    query: Annotated[str, Positional, arg(metavar="QUERY", help='such as "SELECT * FROM scores WHERE rank <= 10"')]
+    format: Annotated[Literal["table", "csv", "jsonl", "parquet"], arg(help="of the result")] = "table"
+    out: option(str | None, "write to this file (None: standard output)", "FILE") = None
+
+    def run(self) -> None:
+        found = self.open(Progress()).query(self.query)
+        if self.format == "table":
+            print(found.to_string(index=False, max_colwidth=60))
+            return
+        from concept_audit.data.write import write
+
+        write(found, self.format, self.out)

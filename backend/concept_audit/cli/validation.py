@@ -1,0 +1,114 @@
+"""``concept-audit validate``: does removing what a ranking flags change the model?"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from concept_audit.cli.concepts import CONCEPT
+from concept_audit.cli.flags import FILE, flags, made, option, switch
+from concept_audit.cli.opening import DEVICE, JSON, Opening, print_json
+from concept_audit.errors import AuditError
+from concept_audit.evidence.options import Recipe
+from concept_audit.influence.options import InfluenceOptions
+from concept_audit.pipeline.validation.options import FULL, QUICK, ValidateOptions
+from concept_audit.progress import for_this_terminal
+
+if TYPE_CHECKING:
+    from concept_audit.pipeline.validation.options import Candidate
+
+_FLAGS = ("contrast", "own_answers", "unit_normalised")
+_VALUES = {"layer": int, "damping": float, "curvature": str, "target": str, "seed": int, "engine": str}
+LISTED = tuple[str, ...] | None
+
+
+ValidateFlags = flags(
+    ValidateOptions,
+    names={"shares": "share", "pool_rows": "rows"},
+    without=("recipe", "retention", "whole_seeds", "natural_rows", "positive"),
+    types={"methods": LISTED, "removed": LISTED, "held_out": FILE},
+)
+RecipeFlags = flags(Recipe, names={"weights": "train", "rank": "lora_rank"}, without=("precision",), optional=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Validate(Opening):
+    """train without the rows that methods flag, and tell what it does to the model"""
+
+    concept: CONCEPT
+    validation: ValidateFlags
+    recipe: RecipeFlags
+    retention: switch("also train on the top rows alone, though --quick leaves that out") = False
+    no_retention: switch("do not train on the top rows alone") = False
+    report: option(Path | None, "write a report in Markdown, its figures beside it", "FILE") = None
+    device: DEVICE = "auto"
+    json: JSON = False
+
+    def run(self) -> None:
+        options = self.validate_options()
+        progress = for_this_terminal()
+        audit = self.open(progress, self.device)
+        from concept_audit.evidence.report import table, write_report
+
+        evidence = audit.validate(self.concept, options)
+        if self.json:
+            print_json({"evidence_id": evidence.evidence_id, "results": evidence.results.to_dict("records")})
+        else:
+            print(table(evidence))
+        if self.report:
+            write_report(evidence, self.report)
+            progress.say(f"The report is in {self.report}")
+
+    def validate_options(self) -> ValidateOptions:
+        """The options that were typed.
+
+        Raises:
+            AuditError: a method's option is unknown, or --origin is not FIELD=VALUE.
+        """
+        typed: Any = self.validation
+        given = {name: value for name, value in vars(self.recipe).items() if value is not None}
+        field, _, values = (typed.origin or "").partition("=")
+        if typed.origin and not values:
+            raise AuditError(f"--origin {typed.origin}: write FIELD=VALUE, such as origin=flattery")
+        retention = True if self.retention else False if self.no_retention else None
+        from concept_audit.data.read import read_labelled
+
+        return made(
+            ValidateOptions,
+            typed,
+            recipe=dataclasses.replace((QUICK if typed.quick else FULL)["recipe"], **given),
+            methods=tuple(candidate(text) for text in typed.methods or ()) or None,
+            removed=typed.removed or None,
+            retention=retention,
+            held_out=tuple(read_labelled(typed.held_out)) if typed.held_out else None,
+            origin=field or None,
+            positive=tuple(values.split(",")) if values else (),
+        )
+
+
+def candidate(text: str) -> Candidate:
+    """A method with options: ``concept_influence:contrast:damping=1``.
+
+    Raises:
+        AuditError: an option is unknown, or its value is not of its kind.
+    """
+    from concept_audit.pipeline.validation.options import Candidate
+
+    method, *parts = text.split(":")
+    chosen: dict[str, Any] = {}
+    for part in parts:
+        name, equals, value = part.partition("=")
+        name = name.replace("-", "_")
+        if name in _FLAGS and not equals:
+            chosen[name] = True
+        elif name in _VALUES and equals:
+            try:
+                chosen[name] = _VALUES[name](value)
+            except ValueError:
+                raise AuditError(f"--methods {text}: {value!r} is not a value for {name}") from None
+        else:
+            known = [*_FLAGS, *(f"{name}=..." for name in _VALUES)]
+            raise AuditError(f"--methods {text}: {part!r} is unknown; choose from {', '.join(known)}")
+    return Candidate(text, method, InfluenceOptions.of(**chosen))
