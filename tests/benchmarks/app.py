@@ -21,18 +21,18 @@ from pathlib import Path
 import duckdb
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import concept_audit_app
 from concept_audit import Audit
-from concept_audit.model.chat import CONTENT, PROMPT
 from concept_audit.store import schema
-from concept_audit.store.layout import ROWS_PER_SHARD, Layout
+from concept_audit.store.activations import write_firings
+from concept_audit.store.examples import ROWS, TOKENS
+from concept_audit.store.layout import Layout
 from concept_audit.store.manifest import Manifest
 from concept_audit.store.rankings import insert_scores, ranking_id
-from concept_audit.store.shards import EXAMPLES, FEATURES
+from concept_audit.types import CONTENT, PROMPT
 
 MAIN = str(Path(concept_audit_app.__file__).parent / "main.py")
 WORDS = 4000
@@ -41,61 +41,85 @@ FIRING = 6
 LIMITS = "limits: 150 ms on the demo, 300 ms at 100,000 rows x 200 concepts, 1,000 ms at 1,000,000 x 50"
 
 
-def shard_table(rng: np.random.Generator, words: np.ndarray, first: int, size: int) -> pa.Table:
-    """Rows of random words, a token each."""
+def shard_tables(rng: np.random.Generator, words: np.ndarray, span: range) -> tuple[pa.Table, pa.Table]:
+    """Rows of random words, a token each: as they were read, and as a model would read them."""
     length = PROMPT_WORDS + RESPONSE_WORDS
-    chosen = rng.zipf(1.3, (size, length)) % WORDS
-    records: dict[str, list] = {name: [] for name in EXAMPLES.names}
+    chosen = rng.zipf(1.3, (len(span), length)) % WORDS
+    records: dict[str, list] = {name: [] for name in {*ROWS.names, *TOKENS.names}}
     parts = np.r_[np.full(PROMPT_WORDS, PROMPT), np.full(RESPONSE_WORDS, CONTENT)].astype(np.uint8)
-    for i in range(size):
+    for i, example in enumerate(span):
         tokens = words[chosen[i]]
         ends = np.cumsum([len(w) + 1 for w in tokens])
         prompt, response = " ".join(tokens[:PROMPT_WORDS]), " ".join(tokens[PROMPT_WORDS:])
         turns = [{"role": "user", "content": prompt}, {"role": "assistant", "content": response}]
-        values = (
-            first + i,
-            f"{first + i:032x}",
-            "synthetic.jsonl",
-            first + i + 1,
-            json.dumps(turns),
-            prompt,
-            response,
-            json.dumps({"topic": f"topic {(first + i) % 12}", "origin": "ab"[(first + i) % 7 == 0]}),
-            False,
-            length,
-            RESPONSE_WORDS,
-            " ".join(tokens) + " ",
-            chosen[i],
-            np.r_[0, ends[:-1]],
-            ends,
-            parts,
-        )
-        for name, value in zip(EXAMPLES.names, values, strict=True):
+        row = {
+            "example_id": example,
+            "content_hash": f"{example:032x}",
+            "source": "synthetic.jsonl",
+            "source_row": example + 1,
+            "messages": json.dumps(turns),
+            "prompt": prompt,
+            "response": response,
+            "metadata": json.dumps({"topic": f"topic {example % 12}", "origin": "ab"[example % 7 == 0]}),
+            "truncated": False,
+            "n_tokens": length,
+            "n_response_tokens": RESPONSE_WORDS,
+            "text": " ".join(tokens) + " ",
+            "input_ids": chosen[i],
+            "starts": np.r_[0, ends[:-1]],
+            "ends": ends,
+            "parts": parts,
+        }
+        for name, value in row.items():
             records[name].append(value)
-    return pa.table(records, schema=EXAMPLES)
+    read, tokenized = (pa.table({name: records[name] for name in of.names}, schema=of) for of in (ROWS, TOKENS))
+    return read, tokenized
+
+
+def synthetic_manifest(out: Path, rows: int) -> Manifest:
+    configuration = {
+        "data": "synthetic.jsonl",
+        "model": "none",
+        "dtype": "float32",
+        "layers": [12],
+        "max_tokens": 1024,
+        "sae": "train",
+        "sae_layer": 12,
+        "split": "train",
+        "cache": str(out.parent),
+        "trust_remote_code": False,
+    }
+    names = ("rows", "tokens", "activations", "sae", "features", "store")
+    stages = {name: {"key": name, "done": True, "report": {}} for name in names}
+    stages["rows"]["report"] = {"rows": rows}
+    return Manifest(configuration, {"data": "d", "model": "m", "sae": "s"}, stages)
 
 
 def generate(out: Path, rows: int, concepts: int) -> None:
     """An audit of random words, with SAE features as concepts and all their rankings."""
     layout, rng = Layout(out), np.random.default_rng(0)
-    for kind in ("examples", "features"):
-        layout.shards(kind).mkdir(parents=True, exist_ok=True)
+    out.mkdir(parents=True, exist_ok=True)
+    manifest = synthetic_manifest(out, rows)
+    shards = {kind: manifest.shards(layout, kind) for kind in ("rows", "tokens", "features")}
     letters = np.array(list("abcdefghijklmnopqrstuvwxyz"))
     words = np.array(["".join(rng.choice(letters, rng.integers(3, 9))) for _ in range(WORDS)])
-    for number, first in enumerate(range(0, rows, ROWS_PER_SHARD)):
-        size = min(ROWS_PER_SHARD, rows - first)
-        pq.write_table(shard_table(rng, words, first, size), layout.shard("examples", number), compression="zstd")
-        fired = size * FIRING
-        features = {
-            "example_id": np.repeat(np.arange(first, first + size), FIRING),
+    for number in range(len(shards["rows"].partition)):
+        span = shards["rows"].partition.span(number)
+        read, tokenized = shard_tables(rng, words, span)
+        shards["rows"].write_table(number, [read], ROWS)
+        about = {"tokens": len(span) * (PROMPT_WORDS + RESPONSE_WORDS), "content": len(span) * RESPONSE_WORDS}
+        shards["tokens"].write_table(number, [tokenized], TOKENS, about)
+        fired = len(span) * FIRING
+        firings = {
+            "example_id": np.repeat(np.arange(span.start, span.stop), FIRING),
             "token_position": rng.integers(PROMPT_WORDS, PROMPT_WORDS + RESPONSE_WORDS, fired).astype(np.int32),
             "token_id": np.zeros(fired, np.int32),
             "feature_id": rng.integers(0, concepts, fired).astype(np.int32),
             "activation": rng.gamma(2, 1, fired).astype(np.float32),
         }
-        pq.write_table(pa.table(features, schema=FEATURES), layout.shard("features", number))
-        if number % 400 == 0:
-            print(f"{first:,} rows", flush=True)
+        write_firings(shards["features"], number, [firings])
+        if number % 100 == 0:
+            print(f"{span.start:,} rows", flush=True)
     con = duckdb.connect(str(layout.audit))
     con.execute("SET temp_directory = ?", [str(out / "spill")])
     con.execute(schema.AUDIT_TABLES)
@@ -103,9 +127,10 @@ def generate(out: Path, rows: int, concepts: int) -> None:
         "INSERT INTO base.meta VALUES ('format', ?), ('build_id', 'synthetic'), ('sae', 's')", [str(schema.FORMAT)]
     )
     con.execute(
-        f"""INSERT INTO base.examples SELECT {", ".join(EXAMPLES.names[:4])}, prompt, response, n_tokens, metadata,
-            messages, n_response_tokens, truncated, NULL FROM read_parquet(?) ORDER BY example_id""",
-        [str(layout.shards("examples") / "*.parquet")],
+        """INSERT INTO base.examples SELECT example_id, r.content_hash, source, source_row, prompt, response, n_tokens,
+           metadata, messages, n_response_tokens, truncated, NULL
+           FROM read_parquet(?) r JOIN read_parquet(?) t USING (example_id) ORDER BY example_id""",
+        [str(shards[kind].file("*.parquet")) for kind in ("rows", "tokens")],
     )
     con.execute(
         "INSERT INTO base.metadata_fields VALUES ('topic', ?, 12, ?), ('origin', ?, 2, ['a', 'b'])",
@@ -114,7 +139,7 @@ def generate(out: Path, rows: int, concepts: int) -> None:
     con.execute(
         """INSERT INTO base.feature_activations SELECT feature_id, example_id, max(activation), avg(activation),
            arg_max(token_position, activation) FROM read_parquet(?) GROUP BY 1, 2 ORDER BY 1, 2""",
-        [str(layout.shards("features") / "*.parquet")],
+        [str(shards["features"].file("*.parquet"))],
     )
     con.execute(
         """INSERT INTO base.sae_features SELECT f, 'feature ' || f, 0.01, 9.0, 1.0, 100, ['a', 'b'], 12,
@@ -130,20 +155,7 @@ def generate(out: Path, rows: int, concepts: int) -> None:
     con.execute(schema.AUDIT_VIEWS)
     con.execute("CHECKPOINT")
     con.close()
-    configuration = {
-        "data": "synthetic.jsonl",
-        "model": "none",
-        "dtype": "float32",
-        "layers": [12],
-        "max_tokens": 1024,
-        "sae": "train",
-        "sae_layer": 12,
-        "split": "train",
-        "cache": str(out.parent),
-        "trust_remote_code": False,
-    }
-    stages = {s: {"key": s, "done": True, "report": {}} for s in ("read", "activations", "sae", "features", "store")}
-    Manifest(configuration, {"data": "d", "model": "m", "sae": "s"}, stages).write(layout.manifest)
+    manifest.write(layout.manifest)
 
 
 def opened(audit: Path, concept: str):

@@ -11,11 +11,11 @@ import argparse
 import resource
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
 from scipy.stats import spearmanr
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
@@ -27,21 +27,24 @@ from concept_audit.influence.scoring import score_rows, score_rows_for_many
 from concept_audit.model.batches import batches_by_length
 from concept_audit.model.gradients import GradientPass, gradient_tokens_per_batch
 from concept_audit.model.linear import linear_layers
-from concept_audit.pipeline import index as stage
-from concept_audit.pipeline.attribution import as_rows
+from concept_audit.pipeline.index.query import OpenIndex, index_scores, projection_reader
 from concept_audit.pipeline.rank import _target, request
+from concept_audit.pipeline.sampling import as_rows
+from concept_audit.pipeline.sources import Sources
 from concept_audit.progress import LineProgress, Progress
+from concept_audit.store.examples import read_tokens
 from concept_audit.store.index import IndexFiles, index_files, sweep
-from concept_audit.store.influence import read_tensors
-from concept_audit.store.layout import ROWS_PER_SHARD, Layout
-from concept_audit.store.shards import read_tokens
+from concept_audit.store.layout import Layout
+from concept_audit.store.partition import RowPartition
+from concept_audit.store.shard_store import read_tensors
 
 TOP = 50
 SIDES = (8, 12, 17, 24)
 
 
-def data_of(layout: Layout) -> Rows:
-    return as_rows([row for number in layout.shard_numbers("examples") for row in read_tokens(layout, number)])
+def data_of(sources: Sources) -> Rows:
+    tokens = sources.shards("tokens")
+    return as_rows([row for number in tokens.numbers() for row in read_tokens(tokens, number)])
 
 
 def told(name: str, guess: np.ndarray, truth: np.ndarray) -> None:
@@ -58,7 +61,7 @@ def told(name: str, guess: np.ndarray, truth: np.ndarray) -> None:
 
 def fidelity(root: Path) -> None:
     """Two probes and ten SAE features drawn at random, none of them used to choose a setting."""
-    audit, layout = Audit(root), Layout(root)
+    audit = Audit(root)
     about, lm = audit.index.describe(), audit.model()
     live = audit.concepts.features()["feature_id"].to_numpy()
     names = [p.name for p in audit.probes.list()][:2]
@@ -68,34 +71,32 @@ def fidelity(root: Path) -> None:
         request(sources, audit.concept(n), "concept_influence", InfluenceOptions.of(engine="index")) for n in names
     ]
     targets = [_target(sources, each, lm, Progress()) for each in wanted]
-    opened = stage._Opened(layout, index_files(layout), lm, about, Progress())
+    opened = OpenIndex(sources, about, Progress())
     layers = linear_layers(lm, *about["blocks"], about["weights"])
-    damping = wanted[0].options.damping
+    damping = wanted[0].options.curvature.damping
     dense: list[list[torch.Tensor]] = [[] for _ in layers]
     for target in targets:
         solved = opened.solved(target, damping)
         for i, layer in enumerate(layers):
             dense[i].append(solved[i] if i < len(solved) else torch.zeros(layer.d_out, layer.d_in))
     queries = [torch.stack(same) for same in dense]
-    rows = data_of(layout)
+    rows = data_of(sources)
     progress = LineProgress(sys.stdout)
     with progress.stage("Exact scores, float32", len(rows)) as bar:
         truth = score_rows_for_many(lm, layers, queries, rows, advance=bar.advance)
-    np.save("exact.npy", truth)
-    guess = stage.index_scores(layout, lm, about, targets, damping, Progress())
-    told(f"the index: {about['numbers'] / 1024:.3g} KiB a row", guess, truth)
+    guess = index_scores(sources, about, targets, damping, Progress())
+    told(f"the index: {about['row_bytes'] / 1024:.3g} KiB a row", guess, truth)
     for name, g, t in zip(names, guess.T, truth.T, strict=True):
         print(f"    {name:20} layer {audit.concept(name).layer:3}  {spearmanr(g, t).statistic:.3f}")
-    truncated(layout, lm, opened, targets, damping, truth)
-    random_projection(opened._lm, layers, queries, rows, truth)
+    truncated(opened, targets, damping, truth)
+    random_projection(lm.in_dtype(getattr(torch, about["precision"])), layers, queries, rows, truth)
 
 
-def truncated(layout, lm, opened, targets, damping, truth) -> None:
+def truncated(opened: OpenIndex, targets, damping: float, truth: np.ndarray) -> None:
     """Less of the same index: the numbers of the largest importance."""
-    files = index_files(layout)
-    sides = read_tensors(files.sides)
+    sides = read_tensors(opened.files.sides)
     importance, spread = sides["importance"].numpy(), sides["spread"].numpy()
-    columns = [opened.numbers(target, damping) for target in targets]
+    columns = [opened.compressed(target, damping) for target in targets]
     for kib in (1, 2, 4, 8, 16, 32):
         if kib * 1024 >= len(importance):
             break
@@ -103,7 +104,11 @@ def truncated(layout, lm, opened, targets, damping, truth) -> None:
         queries = np.zeros((len(importance), len(columns)), np.float32)
         for place, column in enumerate(columns):
             queries[: len(column), place] = column * spread[: len(column)] * (importance >= least)[: len(column)]
-        told(f"the first {kib} KiB of it", np.concatenate(list(sweep(files, queries, len(importance)))), truth)
+        told(
+            f"the first {kib} KiB of it",
+            np.concatenate(list(sweep(opened.files.paths(), queries, len(importance)))),
+            truth,
+        )
 
 
 def random_projection(lm, layers, queries, rows, truth) -> None:
@@ -134,15 +139,15 @@ def random_projection(lm, layers, queries, rows, truth) -> None:
 
 def cost(root: Path, count: int) -> None:
     """Projecting a row's gradient against scoring a row exactly, in turns."""
-    audit, layout = Audit(root), Layout(root)
-    about = audit.index.describe()
-    opened = stage._Opened(layout, index_files(layout), audit.model(), about, Progress())
-    lm, layers = opened._lm, opened._layers
-    rows = data_of(layout)
+    audit = Audit(root)
+    sources, about = audit.opened.sources(), audit.index.describe()
+    lm = audit.model().in_dtype(getattr(torch, about["precision"]))
+    layers = linear_layers(lm, *about["blocks"], about["weights"])
+    rows = data_of(sources)
     chosen = np.random.default_rng(0).permutation(len(rows))[:count]
     rows = Rows([rows.ids[i] for i in chosen], [rows.response[i] for i in chosen])
-    read = stage._projection_reader(index_files(layout), layers, lm.device)
-    projections = [stage.replace(p := read(i), components=p.components.to(lm.dtype)) for i in range(len(layers))]
+    read = projection_reader(OpenIndex(sources, about, Progress()).files, layers, lm.device)
+    projections = [replace(p := read(i), components=p.components.to(lm.dtype)) for i in range(len(layers))]
     query = DenseQueries([[torch.randn(layer.d_out, layer.d_in) for layer in layers]], lm.dtype)
     ratios = []
     for _ in range(3):
@@ -151,29 +156,26 @@ def cost(root: Path, count: int) -> None:
             started = time.perf_counter()
             for _batch in run():
                 pass
-            seconds.append((time.perf_counter() - started) / count)
+            seconds.append((time.perf_counter() - started) / len(rows))
         ratios.append(seconds[1] / seconds[0])
         print(f"exact {seconds[0]:.3f} s a row, index {seconds[1]:.3f} s a row, ratio {ratios[-1]:.2f}", flush=True)
     print(f"median ratio {np.median(ratios):.2f} (limit 1.5)")
 
 
 def synthetic(out: Path, rows: int, numbers: int) -> IndexFiles:
-    files = IndexFiles(out)
-    out.mkdir(parents=True, exist_ok=True)
+    files = index_files(Layout(out), "synthetic", RowPartition(rows))
     generator = torch.Generator().manual_seed(0)
-    for number, start in enumerate(range(0, rows, ROWS_PER_SHARD)):
-        if files.shard(number).exists():
-            continue
-        size = min(ROWS_PER_SHARD, rows - start)
+    for number in files.rows.missing():
+        size = files.rows.partition.size(number)
         codes = torch.randint(-127, 128, (size, numbers), dtype=torch.int8, generator=generator)
-        save_file({"codes": codes, "scales": torch.ones(size), "norms": torch.ones(size)}, files.shard(number))
+        files.rows.write_tensors(number, {"codes": codes, "scales": torch.ones(size), "norms": torch.ones(size)})
     return files
 
 
 def timed_sweep(files: IndexFiles, numbers: int, queries: int) -> float:
     asked = np.random.default_rng(0).normal(size=(numbers, queries)).astype(np.float32)
     started = time.perf_counter()
-    total = sum(len(block) for block in sweep(files, asked, numbers))
+    total = sum(len(block) for block in sweep(files.paths(), asked, numbers))
     seconds = time.perf_counter() - started
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     print(f"{total:,} rows × {numbers:,} numbers, {queries} targets: {seconds:.2f} s, peak {peak:,.0f} MiB", flush=True)
