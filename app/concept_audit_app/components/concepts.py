@@ -42,10 +42,10 @@ def concept_title(kind: str, concept_id: str, name: str, label: str) -> str:
 
 def probe_quality(details: str | dict) -> str:
     """Held-out AUROC of a probe with its interval, in words."""
-    told = json.loads(details) if isinstance(details, str) else details
-    if "auroc" not in told:
+    values = json.loads(details) if isinstance(details, str) else details
+    if "auroc" not in values:
         return ""
-    return f"{told['auroc']:.2f} ({told['auroc_low']:.2f}–{told['auroc_high']:.2f})"
+    return f"{values['auroc']:.2f} ({values['auroc_low']:.2f}–{values['auroc_high']:.2f})"
 
 
 def probe_table(audit: Audit) -> pd.DataFrame:

@@ -44,8 +44,8 @@ def choose_target(audit: Audit, known: Evidence | None) -> tuple[str, str, str]:
         }
     default = next((name for name, (kind, *_) in targets.items() if kind == "metadata"), "flagged")
     if known is not None and known.about["positive"]:
-        told = f"{known.about['origin']} = {known.about['positive'][0]}"
-        default = told if told in targets else default
+        stated = f"{known.about['origin']} = {known.about['positive'][0]}"
+        default = stated if stated in targets else default
     words = {"flagged": "Flagged rows"} | {
         n: f"Positive labels of {t[1]}" for n, t in targets.items() if t[0] == "labelled"
     }
@@ -242,8 +242,8 @@ def _ranking_names(rankings: Sequence[tuple[str, str]]) -> list[str]:
     names: list[str] = []
     for (method, _), own in zip(rankings, parts, strict=True):
         alike = [p for (other, _), p in zip(rankings, parts, strict=True) if other == method]
-        told = [part for part in own if part == "index" or not all(part in p for p in alike)]
-        name = NAMES[method] + (f" ({', '.join(told)})" if told else "")
+        kept = [part for part in own if part == "index" or not all(part in p for p in alike)]
+        name = NAMES[method] + (f" ({', '.join(kept)})" if kept else "")
         same = sum(other == name or other.startswith(f"{name} no. ") for other in names)
         names.append(f"{name} no. {same + 1}" if same else name)
     return names

@@ -105,9 +105,9 @@ def undo_button(audit: Audit) -> None:
     """Undo the visitor's latest change that is not undone yet; printed with its key."""
     if read_only():
         return
-    told = st.session_state.pop("said", None)
-    if told:
-        st.toast(told)
+    message = st.session_state.pop("said", None)
+    if message:
+        st.toast(message)
     mine = audit.flags.undoable(person())
     last = next(iter(records(mine)), None)
     st.button(

@@ -135,5 +135,5 @@ def _segment(segment: Segment, colours: Ramp, look: Look) -> str:
 
 def _in_words(segments: Sequence[Segment], colours: Ramp) -> str:
     strongest = sorted(segments, key=lambda s: -abs(s.value - colours.centre))[:TOLD]
-    told = [f"{s.text.strip()} {s.value:+.3g}" for s in strongest if colours.level(s.value) and s.text.strip()]
-    return f'<span class="hidden-words">Strongest tokens: {text_html(", ".join(told))}</span>' if told else ""
+    words = [f"{s.text.strip()} {s.value:+.3g}" for s in strongest if colours.level(s.value) and s.text.strip()]
+    return f'<span class="hidden-words">Strongest tokens: {text_html(", ".join(words))}</span>' if words else ""

@@ -30,26 +30,26 @@ def index_state(audit: Audit) -> None:
 
 def fidelity_words(index: dict) -> str:
     """What was measured when the index was built."""
-    told = index["fidelity"]
+    fidelity = index["fidelity"]
     return (
         f"Gradient index: {index['row_bytes'] / 1024:.3g} KiB a row, blocks 1 to {index['blocks'][1]}. Against exact "
-        f"scores of {told['rows']} rows and {told['concepts']} new concepts: rank correlation "
-        f"{told['spearman']:.2f} (least {told['spearman_least']:.2f}), {told['overlap']:.0%} of the top "
-        f"{told['top']} the same."
+        f"scores of {fidelity['rows']} rows and {fidelity['concepts']} new concepts: rank correlation "
+        f"{fidelity['spearman']:.2f} (least {fidelity['spearman_least']:.2f}), {fidelity['overlap']:.0%} of the top "
+        f"{fidelity['top']} the same."
     )
 
 
 @st.fragment(run_every=SECONDS_BETWEEN_LOOKS)
 def _building() -> None:
     audit = current_audit()
-    told = audit.index.progress()
-    if told is None:
+    building = audit.index.progress()
+    if building is None:
         if audit.index.describe() is not None:
             st.rerun(scope="app")
         st.caption("The building of the gradient index has stopped; `concept-audit index` goes on where it was.")
         return
-    left = f", about {told['seconds_left'] / 60:.0f} min left of this step" if told["seconds_left"] else ""
-    st.progress(min(told["share"], 1.0), f"The gradient index is being built: {told['stage'].lower()}{left}")
+    left = f", about {building['seconds_left'] / 60:.0f} min left of this step" if building["seconds_left"] else ""
+    st.progress(min(building["share"], 1.0), f"The gradient index is being built: {building['stage'].lower()}{left}")
 
 
 @st.cache_resource(show_spinner=False)
@@ -73,13 +73,13 @@ def exact_check(audit: Audit, concept_id: str, method: str, options: InfluenceOp
         if not st.button("Score them exactly", type="primary", key="check"):
             return
         try:
-            rows, told = audit.check_exactly(concept_id, method, top, options, PageProgress())
+            rows, fidelity = audit.check_exactly(concept_id, method, top, options, PageProgress())
         except AuditError as error:
             st.error(str(error), icon=":material/error:")
             return
         st.markdown(
-            f"Rank correlation **{told['spearman']:.2f}** on these {told['rows']} rows; **{told['overlap']:.0%}** of "
-            f"the first {told['top']} are the same."
+            f"Rank correlation **{fidelity['spearman']:.2f}** on these {fidelity['rows']} rows; **{fidelity['overlap']:.0%}** of "
+            f"the first {fidelity['top']} are the same."
         )
         st.dataframe(
             rows,

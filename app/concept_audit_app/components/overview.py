@@ -206,21 +206,21 @@ def stages(audit: Audit) -> None:
     """How far the audit is, and what each missing part would cost."""
     st.subheader("Stages")
     manifest = audit.manifest
-    told = []
+    lines = []
     for stage in ("rows", "tokens", "activations", "sae", "features", "store"):
         if stage in manifest.stages:
             done = manifest.stages[stage]["done"]
-            told.append((NAMES[stage], "done" if done else "not finished", "" if done else COSTS.get(stage, "")))
+            lines.append((NAMES[stage], "done" if done else "not finished", "" if done else COSTS.get(stage, "")))
         elif stage in ("sae", "features"):
-            told.append((NAMES[stage], "left out (--sae none)", COSTS[stage]))
+            lines.append((NAMES[stage], "left out (--sae none)", COSTS[stage]))
     index, building = audit.index.describe(), audit.index.progress()
     state = (
         "done" if index else f"{building['share']:.0%} of “{building['stage'].lower()}”" if building else "not built"
     )
-    told.append((NAMES["index"], state, "" if index else COSTS["index"]))
+    lines.append((NAMES["index"], state, "" if index else COSTS["index"]))
     answers = audit.rows.answered()
     rows = audit.overview().n_rows
-    told.append(
+    lines.append(
         (
             NAMES["answers"],
             "done" if answers >= rows else f"{answers:,} of {rows:,} rows",
@@ -228,7 +228,9 @@ def stages(audit: Audit) -> None:
         )
     )
     st.dataframe(
-        pd.DataFrame(told, columns=["Stage", "State", "What it would cost"]), hide_index=True, alt="Stages of the audit"
+        pd.DataFrame(lines, columns=["Stage", "State", "What it would cost"]),
+        hide_index=True,
+        alt="Stages of the audit",
     )
 
 

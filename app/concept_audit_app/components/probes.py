@@ -71,15 +71,15 @@ def links(audit: Audit, name: str) -> None:
 
 def trained_figures(saved: SavedProbe) -> None:
     """What its training found."""
-    told = saved.details
+    details = saved.details
     st.metric(
         "Held-out AUROC",
-        f"{told['auroc']:.2f}",
+        f"{details['auroc']:.2f}",
         help="The probability that a held-out example that shows the behaviour scores above one that does not; "
         "0.5 is chance. By nested cross-validation: the layer and the fit are chosen anew within each fold.",
     )
     st.caption(
-        f"As trained (version {saved.version}): 95% interval {told['auroc_low']:.2f} to {told['auroc_high']:.2f} · "
+        f"As trained (version {saved.version}): 95% interval {details['auroc_low']:.2f} to {details['auroc_high']:.2f} · "
         f"layer {saved.layer} · {saved.fit.replace('_', ' ')}"
     )
 

@@ -138,10 +138,10 @@ def _legend_words(audit: Audit, concept: Concept, colour_by: str) -> str:
 
 def _elsewhere(audit: Audit, concept: Concept, method: str, ids: Sequence[int]) -> dict[int, str]:
     """Where the other methods that have been computed rank rows."""
-    found = audit.rankings.scores_elsewhere(concept.concept_id, ids)
-    told: dict[int, dict[str, str]] = {}
-    for row in records(found):
+    elsewhere = audit.rankings.scores_elsewhere(concept.concept_id, ids)
+    elsewhere: dict[int, dict[str, str]] = {}
+    for row in records(elsewhere):
         if row["method"] != method:
             words = f"{NAMES[row['method']]} #{row['rank']:,}"
-            told.setdefault(int(row["example_id"]), {})[row["method"]] = words
-    return {number: " · ".join(words.values()) for number, words in told.items()}
+            elsewhere.setdefault(int(row["example_id"]), {})[row["method"]] = words
+    return {number: " · ".join(words.values()) for number, words in elsewhere.items()}

@@ -57,8 +57,8 @@ class Validations:
             ConceptError: unknown concept, one without queries, or too few rows.
         """
         found = self._concepts.get(concept)
-        told = progress or self._opened.progress
-        return first_order(self._opened.sources(), found, told, subsets, size, pool)
+        progress = progress or self._opened.progress
+        return first_order(self._opened.sources(), found, progress, subsets, size, pool)
 
     def list(self) -> pd.DataFrame:
         """Validations that are kept, latest first: evidence_id, concept_id, version, number, current."""

@@ -79,15 +79,15 @@ class Exports:
 
         scored = SCORE_COLUMNS if ranking is not None else []
         columns = [*scored, *EXPORT_COLUMNS] if schema == "audit" else []
-        told = self._manifest(where, format, schema, concept, method, options, exact, by)
+        about = self._manifest(where, format, schema, concept, method, options, exact, by)
         if out is None:
-            told["rows"] = to_standard_output(records, format, exact, columns)
-            return told
-        told["rows"], told["sha256"] = write_file(records, format, out, exact, columns)
-        told["file"] = out.name
-        text = json.dumps(told, indent=2, ensure_ascii=False) + "\n"
+            about["rows"] = to_standard_output(records, format, exact, columns)
+            return about
+        about["rows"], about["sha256"] = write_file(records, format, out, exact, columns)
+        about["file"] = out.name
+        text = json.dumps(about, indent=2, ensure_ascii=False) + "\n"
         out.with_name(out.name + ".manifest.json").write_text(text, "utf-8")
-        return told
+        return about
 
     def to_bytes(self, format: Format = "csv", **how: Any) -> tuple[bytes, bytes]:
         """As `write`, for a download: the file and its manifest."""
@@ -149,7 +149,7 @@ class Exports:
         by: str,
     ) -> dict[str, Any]:
         made = self._opened.manifest
-        told: dict[str, Any] = {
+        about: dict[str, Any] = {
             "audit": self._opened.name,
             "data": Path(made.configuration["data"]).name,
             "model": made.configuration["model"],
@@ -163,18 +163,18 @@ class Exports:
         }
         if concept:
             found = self._concepts.get(concept)
-            told["concept"] = {
+            about["concept"] = {
                 "concept_id": found.concept_id,
                 "name": found.name,
                 "version": found.version,
                 "layer": found.layer,
             }
-            told["method"] = method
-            told["parameters"] = self._rankings.find(concept, method, options).request.parameters
+            about["method"] = method
+            about["parameters"] = self._rankings.find(concept, method, options).request.parameters
             saved = self._probes.find(found.name)
             if saved is not None and "threshold" in saved.details:
-                told["concept"]["threshold"] = saved.details["threshold"]
-        told["flags"] = self._opened.read(queries.flaggers)
-        told["exported_by"] = by or user_name()
-        told["exported_at"] = datetime.now(UTC).isoformat(timespec="seconds")
-        return told
+                about["concept"]["threshold"] = saved.details["threshold"]
+        about["flags"] = self._opened.read(queries.flaggers)
+        about["exported_by"] = by or user_name()
+        about["exported_at"] = datetime.now(UTC).isoformat(timespec="seconds")
+        return about

@@ -73,10 +73,8 @@ class Flags:
         """
         ranking = self._rankings.ensure(concept, method, options) if concept else None
         where = self._opened.searched(where)
-        who, told = by or user_name(), how or (f"first {top:,} that match" if top else "all that match")
-        return self._change(
-            lambda cursor: store_flags.flag_matching(cursor, ranking, where, flag, note, who, told, top)
-        )
+        who, how = by or user_name(), how or (f"first {top:,} that match" if top else "all that match")
+        return self._change(lambda cursor: store_flags.flag_matching(cursor, ranking, where, flag, note, who, how, top))
 
     def undo(self, event_id: int, by: str = "") -> FlagChange:
         """Undo a change of flags; texts that somebody has changed since keep what they have.

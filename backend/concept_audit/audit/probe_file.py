@@ -23,7 +23,7 @@ def probe_to_json(probe: SavedProbe, model: str, examples: Sequence[LabelledExam
     Args:
         model: the name of the model, for people; its fingerprint is what counts.
     """
-    told = {
+    values = {
         "kind": KIND,
         "name": probe.name,
         "layer": probe.layer,
@@ -34,7 +34,7 @@ def probe_to_json(probe: SavedProbe, model: str, examples: Sequence[LabelledExam
         "direction": [float(x) for x in probe.direction],
         "examples": [{"messages": json.loads(messages_json(e.messages)), "label": e.label} for e in examples],
     }
-    return json.dumps(told, ensure_ascii=False, indent=1) + "\n"
+    return json.dumps(values, ensure_ascii=False, indent=1) + "\n"
 
 
 def probe_from_json(content: str, name: str | None = None) -> tuple[SavedProbe, list[LabelledExample]]:
@@ -47,19 +47,19 @@ def probe_from_json(content: str, name: str | None = None) -> tuple[SavedProbe, 
         ConceptError: not such a file, or its name will not do.
     """
     try:
-        told = json.loads(content)
-        if told["kind"] != KIND:
+        values = json.loads(content)
+        if values["kind"] != KIND:
             raise KeyError("kind")
-        wanted = check_probe_name(name or told["name"])
-        direction = np.asarray(told["direction"], np.float32)
+        wanted = check_probe_name(name or values["name"])
+        direction = np.asarray(values["direction"], np.float32)
         examples = [
-            LabelledExample(messages_from_json(json.dumps(e["messages"])), int(e["label"])) for e in told["examples"]
+            LabelledExample(messages_from_json(json.dumps(e["messages"])), int(e["label"])) for e in values["examples"]
         ]
-        fit: ProbeFit = told["fit"]
+        fit: ProbeFit = values["fit"]
         if fit not in FITS:
             raise KeyError("fit")
-        fingerprint = str(told["model_fingerprint"])
-        saved = SavedProbe(wanted, 1, int(told["layer"]), fit, direction, dict(told["details"]), fingerprint)
+        fingerprint = str(values["model_fingerprint"])
+        saved = SavedProbe(wanted, 1, int(values["layer"]), fit, direction, dict(values["details"]), fingerprint)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConceptError(
             f"not a probe that was taken away from here ({error!r}); choose a file of `Export`"

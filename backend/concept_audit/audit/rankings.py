@@ -114,8 +114,8 @@ class Rankings:
             ConceptError, ModelError: as `ensure`.
         """
         missing: dict[int, Request] = {}
-        told = progress or self._opened.progress
-        with told.stage("Queries of the concepts", len(concepts), "concepts") as stage:
+        reported = progress or self._opened.progress
+        with reported.stage("Queries of the concepts", len(concepts), "concepts") as stage:
             for name in concepts:
                 found = self.find(name, method, options)
                 if not found.stored:
@@ -123,7 +123,7 @@ class Rankings:
                 stage.advance()
         indexed = [wanted for wanted in missing.values() if wanted.index is not None]
         if indexed:
-            self._save(indexed, scores_of_many(self._opened.sources(), indexed, told))
+            self._save(indexed, scores_of_many(self._opened.sources(), indexed, reported))
         for wanted in missing.values():
             if wanted.index is None:
                 self.ensure(wanted.concept.concept_id, method, options, progress)

@@ -217,12 +217,12 @@ class Rows:
         self, ranking: Ranking, texts: Mapping[int, TokenizedText], progress: Progress | None
     ) -> dict[int, np.ndarray]:
         """The influence of each token of rows, by example id; rows without a score are missing."""
-        told = progress or self._opened.progress
+        reported = progress or self._opened.progress
 
         def compute(missing: Mapping[str, int]) -> dict[str, np.ndarray]:
             rows = [TokenizedExample(i, h, texts[i].input_ids, texts[i].parts) for h, i in missing.items()]
-            keep_query(self._opened.sources(), ranking.request, ranking.id, told)
-            with told.stage("Exact influence of these rows"):
+            keep_query(self._opened.sources(), ranking.request, ranking.id, reported)
+            with reported.stage("Exact influence of these rows"):
                 found = token_influence(self._opened.sources(), ranking.id, rows)
             return {h: found[i] for h, i in missing.items() if i in found}
 

@@ -141,8 +141,8 @@ def read_examples(tokens: RowShards, example_ids: Sequence[int]) -> list[Tokeniz
 
 def token_counts(tokens: RowShards) -> dict[int, tuple[int, int]]:
     """Shard → tokens of all its rows, and those of response text, which an SAE reads."""
-    told = {number: read_about(tokens.path(number)) for number in tokens.numbers()}
-    return {number: (about["tokens"], about["content"]) for number, about in told.items()}
+    abouts = {number: read_about(tokens.path(number)) for number in tokens.numbers()}
+    return {number: (about["tokens"], about["content"]) for number, about in abouts.items()}
 
 
 def read_texts(tokens: RowShards, example_ids: Sequence[int]) -> dict[int, TokenizedText]:

@@ -158,14 +158,14 @@ def rows(
         rank, score, percentile (with a ranking only), then the columns of the row and its flag.
     """
     source, condition, parameters = matching(ranking, where)
-    told = "rank, score, percentile, " if ranking is not None else ""
+    columns = "rank, score, percentile, " if ranking is not None else ""
     wanted = "s.example_id, s.rank, s.score, s.percentile" if ranking is not None else "e.example_id"
     order = "s.rank" if ranking is not None else "e.example_id"
     # The rows of the page are picked first: their texts are read for them alone.
     return cursor.execute(
         f"""WITH page AS MATERIALIZED (
                 SELECT {wanted} FROM {source} WHERE {condition} ORDER BY {order} LIMIT ? OFFSET ?)
-            SELECT {told}{ROW_COLUMNS}
+            SELECT {columns}{ROW_COLUMNS}
             FROM page JOIN main.examples e USING (example_id) LEFT JOIN base.flags f USING (content_hash)
             ORDER BY {"page.rank" if ranking is not None else "e.example_id"}""",
         [*parameters, limit, offset],
@@ -177,11 +177,11 @@ def rows_after(cursor: Cursor, ranking: int | None, where: RowFilter, after: int
     source, condition, parameters = matching(ranking, where)
     wanted = "s.example_id, s.rank, s.score, s.percentile" if ranking is not None else "e.example_id"
     one = wanted.split(",")[0]
-    told = "rank, score, percentile, " if ranking is not None else ""
+    columns = "rank, score, percentile, " if ranking is not None else ""
     return cursor.execute(
         f"""WITH page AS MATERIALIZED (
                 SELECT {wanted} FROM {source} WHERE {condition} AND {one} > ? ORDER BY {one} LIMIT ?)
-            SELECT {told}{ROW_COLUMNS}
+            SELECT {columns}{ROW_COLUMNS}
             FROM page JOIN main.examples e USING (example_id) LEFT JOIN base.flags f USING (content_hash)
             ORDER BY e.example_id""",
         [*parameters, after, limit],
