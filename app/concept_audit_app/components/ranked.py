@@ -139,9 +139,9 @@ def _legend_words(audit: Audit, concept: Concept, colour_by: str) -> str:
 def _elsewhere(audit: Audit, concept: Concept, method: str, ids: Sequence[int]) -> dict[int, str]:
     """Where the other methods that have been computed rank rows."""
     elsewhere = audit.rankings.scores_elsewhere(concept.concept_id, ids)
-    elsewhere: dict[int, dict[str, str]] = {}
+    found: dict[int, dict[str, str]] = {}
     for row in records(elsewhere):
         if row["method"] != method:
             words = f"{NAMES[row['method']]} #{row['rank']:,}"
-            elsewhere.setdefault(int(row["example_id"]), {})[row["method"]] = words
-    return {number: " · ".join(words.values()) for number, words in elsewhere.items()}
+            found.setdefault(int(row["example_id"]), {})[row["method"]] = words
+    return {number: " · ".join(words.values()) for number, words in found.items()}
