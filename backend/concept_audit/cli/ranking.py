@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -143,7 +143,9 @@ class Flag(Opening):
             raise AuditError(
                 "which rows? Give --concept with --top, --above or --percentile, or --text, --where or --flagged"
             )
-        where = _filter(audit, self.text, self.where, self.flagged, self._scores(audit))
+        scores = None if self.above is None else (self.above, float("inf"))
+        where = _filter(audit, self.text, self.where, self.flagged)
+        where = replace(where, scores=scores, percentile=self.percentile)
         concept = self.concept if given else None
         if self.dry_run:
             rows = audit.rows.count(where, concept, self.method)
@@ -160,17 +162,6 @@ class Flag(Opening):
             how=how if given else "all that match",
         )
         self._tell({"event": found.event_id, "rows": found.n_texts}, "cleared" if self.clear else f"flagged {self.as_}")
-
-    def _scores(self, audit: Audit) -> tuple[float, float] | None:
-        """Lowest and highest score that are asked for."""
-        lowest = self.above
-        if self.percentile is not None and self.concept is not None:
-            ranked = audit.rank(self.concept, self.method)
-            there = ranked.loc[ranked["percentile"] >= self.percentile, "score"]
-            lowest = max(
-                lowest if lowest is not None else float("-inf"), float(there.min()) if len(there) else float("inf")
-            )
-        return None if lowest is None else (lowest, float("inf"))
 
     def _undo(self, audit: Audit) -> None:
         if self.undo == "last":
@@ -198,9 +189,7 @@ class Flag(Opening):
         )
 
 
-def _filter(
-    audit: Audit, text: str, where: tuple[str, ...], flag: str, scores: tuple[float, float] | None = None
-) -> RowFilter:
+def _filter(audit: Audit, text: str, where: tuple[str, ...], flag: str) -> RowFilter:
     """The rows that filters let through.
 
     Raises:
@@ -220,4 +209,4 @@ def _filter(
                 f"--where {name}=...: no such metadata field; there are {', '.join(sorted(known)) or 'none'}"
             )
         metadata[name] = (*metadata.get(name, ()), value)
-    return RowFilter(text=text, metadata=metadata, flag=flag, scores=scores)
+    return RowFilter(text=text, metadata=metadata, flag=flag)

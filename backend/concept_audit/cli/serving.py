@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -108,7 +107,9 @@ class Delete(Opening):
             audit.probes.delete(self.probe)
             return
         self._confirm(f"{root} with its labels, probes and flags")
-        shutil.rmtree(root)
+        from concept_audit.store.removal import remove_audit
+
+        remove_audit(root)
 
     def _confirm(self, what: str) -> None:
         if self.yes:

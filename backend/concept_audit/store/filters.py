@@ -20,6 +20,7 @@ class RowFilter:
         metadata: field → the values of it to keep, as text.
         flag: rows with any flag, with none, or with the flag of this name.
         scores: lowest and highest score, both included; for ranked rows only.
+        percentile: least percentile of the score, 0 to 100; for ranked rows only.
         example_ids: only these rows.
         sources: files or data sets that rows were read from; empty for all.
         tokens: least and most tokens of the row, both included.
@@ -31,6 +32,7 @@ class RowFilter:
     metadata: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     flag: Literal["", "any", "none"] | str = ""
     scores: tuple[float, float] | None = None
+    percentile: float | None = None
     example_ids: tuple[int, ...] | None = None
     sources: tuple[str, ...] = ()
     tokens: tuple[int, int] | None = None
@@ -73,6 +75,9 @@ class RowFilter:
         if self.scores is not None:
             conditions.append("s.score BETWEEN ? AND ?")
             parameters += [float(bound) for bound in self.scores]
+        if self.percentile is not None:
+            conditions.append("s.percentile >= ?")
+            parameters.append(float(self.percentile))
         if self.example_ids is not None:
             conditions.append(f"list_contains(?::BIGINT[], {row})")
             parameters.append(list(self.example_ids))

@@ -6,6 +6,7 @@ import json
 import shutil
 
 import duckdb
+import filelock
 import pytest
 
 from concept_audit import Audit, RowFilter
@@ -145,6 +146,11 @@ def test_an_audit_is_deleted_only_when_it_is_meant(audit_directory, capsys, tmp_
     thesis = tmp_path / "thesis"
     thesis.mkdir()
     assert main(["delete", str(thesis), "--yes"]) == 1 and thesis.exists()
+    (thesis / "manifest.json").write_text('{"name": "my thesis"}')
+    assert main(["delete", str(thesis), "--yes"]) == 1 and (thesis / "manifest.json").exists()
     copy = shutil.copytree(audit_directory, tmp_path / "copy")
+    with filelock.FileLock(copy / "build.lock"):
+        assert main(["delete", str(copy), "--yes"]) == 1
+        assert "another process is building it" in capsys.readouterr().err
     assert main(["delete", str(copy), "--yes"]) == 0
     assert not copy.exists()
