@@ -4,7 +4,7 @@ WORKDIR /opt/concept-audit
 COPY pyproject.toml README.md LICENSE ./
 COPY backend backend
 COPY app app
-RUN pip install --no-cache-dir -e .
+RUN pip install --no-cache-dir -e '.[app]'
 
 RUN useradd --create-home auditor && mkdir /cache && chown auditor /cache
 USER auditor

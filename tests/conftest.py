@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 from pathlib import Path
 
@@ -13,6 +14,10 @@ from concept_audit.concepts.options import SaeTraining
 from concept_audit.model.options import ModelOptions
 from concept_audit.pipeline.build import build
 from concept_audit.pipeline.options import BuildOptions
+
+# Tests run side by side: each keeps to one core, and so do the processes that tests start.
+torch.set_num_threads(1)
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 CHATML = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n"

@@ -11,7 +11,7 @@ audit.rank("flattery", top=50)
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from concept_audit.audit.audit import Audit
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from concept_audit.concepts.probe_report import ProbeReport
     from concept_audit.data.conversation import Columns
     from concept_audit.data.read import read_labelled, read_prompts, read_queries
-    from concept_audit.data.write import FORMATS
+    from concept_audit.data.write import FORMATS, Format
     from concept_audit.errors import AuditError, ConceptError, DataError, ModelError, StoreError
     from concept_audit.evidence.options import Recipe
     from concept_audit.influence.options import (
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from concept_audit.store.filters import RowFilter
     from concept_audit.store.flags import FlagChange
     from concept_audit.store.listing import audit_names
+    from concept_audit.store.workspace import SavedProbe
     from concept_audit.types import METHODS, Concept, Example, LabelledExample, Message
 
 # Loaded when first used: torch and transformers take seconds, and `--help` needs neither.
@@ -62,6 +63,7 @@ _HOME = {
     "Evidence": "store.evidence",
     "Example": "types",
     "FlagChange": "store.flags",
+    "Format": "data.write",
     "Heatmap": "concepts.heatmap",
     "IndexOptions": "influence.options",
     "InfluenceOptions": "influence.options",
@@ -75,6 +77,7 @@ _HOME = {
     "Recipe": "evidence.options",
     "RowFilter": "store.filters",
     "SaeTraining": "concepts.options",
+    "SavedProbe": "store.workspace",
     "ScoringOptions": "influence.options",
     "Segment": "concepts.heatmap",
     "Stage": "progress",
@@ -105,6 +108,7 @@ __all__ = [
     "Evidence",
     "Example",
     "FlagChange",
+    "Format",
     "Heatmap",
     "IndexOptions",
     "InfluenceOptions",
@@ -118,6 +122,7 @@ __all__ = [
     "Recipe",
     "RowFilter",
     "SaeTraining",
+    "SavedProbe",
     "ScoringOptions",
     "Segment",
     "Stage",
@@ -133,7 +138,7 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)

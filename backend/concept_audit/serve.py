@@ -28,8 +28,8 @@ def serve(
         Streamlit's exit status.
     """
     spec = importlib.util.find_spec("concept_audit_app")
-    if spec is None or not spec.submodule_search_locations:
-        raise AuditError("the dashboard is not installed; install the project again with `pip install -e .`")
+    if spec is None or not spec.submodule_search_locations or importlib.util.find_spec("streamlit") is None:
+        raise AuditError("the dashboard is not installed; bring it with `pip install 'concept-audit[app]'`")
     script = Path(spec.submodule_search_locations[0]) / "main.py"
     command = [sys.executable, "-m", "streamlit", "run", str(script), "--server.address", address]
     command += ["--browser.gatherUsageStats", "false", "--server.enableWebsocketCompression", "true"]

@@ -13,6 +13,8 @@ import numpy as np
 ROLES = ("system", "user", "assistant", "tool")
 
 ConceptKind = Literal["sae_feature", "probe"]
+ProbeFit = Literal["difference_of_means", "logistic_regression"]
+"""How a probe's direction is found from labelled examples."""
 Method = Literal[
     "vector_filter",
     "projection_difference",

@@ -54,3 +54,24 @@ def test_what_computes_does_not_write_to_a_database():
 def test_every_public_name_can_be_imported():
     for name in concept_audit.__all__:
         assert getattr(concept_audit, name) is not None
+
+
+def test_all_but_the_dashboard_does_without_streamlit(tmp_path):
+    code = (
+        "import sys, pkgutil, importlib, importlib.util, importlib.machinery\n"
+        "class Absent:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name.split('.')[0] in ('streamlit', 'plotly'): raise ModuleNotFoundError(name)\n"
+        "sys.meta_path.insert(0, Absent())\n"
+        "import concept_audit\n"
+        "for module in pkgutil.walk_packages(concept_audit.__path__, 'concept_audit.'):\n"
+        "    if not module.name.endswith('__main__'): importlib.import_module(module.name)\n"
+        "plain = importlib.util.find_spec\n"
+        "importlib.util.find_spec = lambda name, *more: None if name == 'streamlit' else plain(name, *more)\n"
+        "(__import__('pathlib').Path(sys.argv[1]) / 'small').mkdir()\n"
+        "(__import__('pathlib').Path(sys.argv[1]) / 'small' / 'manifest.json').write_text('{}')\n"
+        "sys.exit(concept_audit.cli.main(['serve', '--cache', sys.argv[1]]))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 1, done.stderr
+    assert "pip install 'concept-audit[app]'" in done.stderr

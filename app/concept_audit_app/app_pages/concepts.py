@@ -65,7 +65,7 @@ with table_side:
                 help="In the label, the tokens on which a feature fires, or the tokens that it makes more likely",
             )
             order = st.selectbox(
-                "Order", list(ORDERS), format_func=ORDERS.get, key="order", bind="query-params", width=160
+                "Order", list(ORDERS), format_func=ORDERS.__getitem__, key="order", bind="query-params", width=160
             )
         with st.container(horizontal=True, vertical_alignment="bottom"):
             shares = [0.0, 0.0001, 0.001, 0.01, 0.1, 1.0]

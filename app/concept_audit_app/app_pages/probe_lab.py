@@ -32,8 +32,8 @@ with st.container(horizontal=True, vertical_alignment="bottom"):
         placeholder="Type a name for a new probe",
         help="Choose one, or type a new name and press Enter",
     )
-    saved = audit.probes.find(name)
-    if name in names:
+    saved = audit.probes.find(name) if name else None
+    if name and name in names:
         probes.housekeeping(audit, name, saved)
     probes.import_box(audit)
 if problem := st.session_state.pop("lab_error", None):

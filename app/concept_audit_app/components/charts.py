@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
+
+from concept_audit_app.components.tables import records
 
 ALL, PASSING, HERE = "#7d9ba0", "#2b8a94", "#d66014"
 QUIET = {"displayModeBar": False}
@@ -14,7 +17,7 @@ QUIET = {"displayModeBar": False}
 NAME_LENGTH = 44
 
 
-def _figure(height: int, **layout) -> go.Figure:
+def _figure(height: int, **layout: Any) -> go.Figure:
     figure = go.Figure()
     figure.update_layout(height=height, margin=dict(l=8, r=8, t=8, b=8), showlegend=False, **layout)
     return figure
@@ -266,12 +269,12 @@ def recalls_chart(table: pd.DataFrame, base: float) -> go.Figure:
     """
     figure = _figure(320)
     figure.update_layout(showlegend=True, legend=dict(orientation="h", y=-0.35, x=0))
-    for place, row in enumerate(table.itertuples()):
+    for place, row in enumerate(records(table)):
         figure.add_scatter(
-            x=row.recall,
-            y=row.precision,
-            mode="lines+markers" if len(row.recall) < 3 else "lines",
-            name=row.name,
+            x=row["recall"],
+            y=row["precision"],
+            mode="lines+markers" if len(row["recall"]) < 3 else "lines",
+            name=row["name"],
             line=dict(color=LINES[place % len(LINES)], width=2, dash="solid" if place < len(LINES) else "dash"),
             hovertemplate="recall %{x:.0%}, precision %{y:.0%}",
         )

@@ -12,6 +12,7 @@ from concept_audit_app.components.charts import QUIET, overlap_chart, points_cha
 from concept_audit_app.components.methods import NAMES, influence_options, select_method
 from concept_audit_app.components.ranked import chosen_concept, ready
 from concept_audit_app.components.rows import RowCard
+from concept_audit_app.components.tables import records
 from concept_audit_app.components.url import in_url, put
 
 POINTS = 2000
@@ -149,7 +150,7 @@ def disagreements(audit: Audit, one: Side, other: Side, where: RowFilter) -> Non
         st.info("No row is in the box. Draw it around some points.", icon=":material/crop_free:")
         return
     lexical = _lexical(audit, one, rows["example_id"].tolist())
-    for row in rows.to_dict("records"):
+    for row in records(rows):
         number = int(row["example_id"])
         words = f"{one.name(other)} #{row['a_rank']:,} · {other.name(one)} #{row['b_rank']:,}"
         words += f" · words in common with the queries #{lexical[number]:,}" if number in lexical else ""
@@ -163,7 +164,7 @@ def _lexical(audit: Audit, side: Side, ids: list[int]) -> dict[int, int]:
         rows = audit.rank(side.concept.concept_id, "bm25", where=RowFilter(example_ids=tuple(int(i) for i in ids)))
     except AuditError:
         return {}
-    return {int(row.example_id): int(row.rank) for row in rows.itertuples()}
+    return {int(row["example_id"]): int(row["rank"]) for row in records(rows)}
 
 
 def _box() -> tuple[float, float, float, float] | None:

@@ -12,7 +12,7 @@ from concept_audit_app.components.session import read_only
 def cursor_of(ids: Sequence[int]) -> int:
     """The example under the cursor: where the visitor left it, or the first of the page."""
     kept = st.session_state.get("cursor")
-    return kept if kept in ids else int(ids[0])
+    return kept if isinstance(kept, int) and kept in ids else int(ids[0])
 
 
 def cursor_buttons(ids: Sequence[int], cursor: int) -> None:

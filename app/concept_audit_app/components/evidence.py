@@ -12,6 +12,7 @@ import streamlit as st
 from concept_audit import Audit, Concept, Evidence
 from concept_audit_app.components.charts import QUIET, curves_chart, interval_chart, matrix_chart, recalls_chart, short
 from concept_audit_app.components.methods import NAMES
+from concept_audit_app.components.tables import records
 from concept_audit_app.components.url import select_by_id
 
 MOST_VALUES = 30
@@ -37,8 +38,10 @@ def choose_target(audit: Audit, known: Evidence | None) -> tuple[str, str, str]:
     targets = {"flagged": ("flagged", "", "")}
     targets |= {f"label {p.name}": ("labelled", p.name, "") for p in audit.probes.list()}
     # A column that tells the origin has few values, and is the best witness there is.
-    for field in few.sort_values("n_values", kind="stable").itertuples():
-        targets |= {f"{field.field} = {value}": ("metadata", field.field, value) for value in sorted(field.top_values)}
+    for field in records(few.sort_values("n_values", kind="stable")):
+        targets |= {
+            f"{field['field']} = {value}": ("metadata", field["field"], value) for value in sorted(field["top_values"])
+        }
     default = next((name for name, (kind, *_) in targets.items() if kind == "metadata"), "flagged")
     if known is not None and known.about["positive"]:
         told = f"{known.about['origin']} = {known.about['positive'][0]}"
@@ -128,9 +131,9 @@ def choose_validation(audit: Audit, concept: Concept) -> Evidence | None:
         st.code(f"concept-audit validate {audit.name} --concept {concept.name!r} --quick", None)
         return None
     names = {
-        row.evidence_id: f"Validation {row.number}, version {row.version} of the concept"
-        + ("" if row.current else " (earlier)")
-        for row in mine.itertuples()
+        row["evidence_id"]: f"Validation {row['number']}, version {row['version']} of the concept"
+        + ("" if row["current"] else " (earlier)")
+        for row in records(mine)
     }
     chosen = select_by_id("Validation", list(names), names.__getitem__, "evidence", width=320)
     return audit.evidence.get(chosen)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 import streamlit as st
 
-from concept_audit import FORMATS, Audit, AuditError, InfluenceOptions, RowFilter
+from concept_audit import FORMATS, Audit, AuditError, Format, InfluenceOptions, RowFilter
 from concept_audit_app.components.concepts import concept_picker
 from concept_audit_app.components.filters import brush_chip, brushed, row_filter
 from concept_audit_app.components.methods import influence_options, method_picker
@@ -26,7 +26,7 @@ class Chosen:
     """What is to be taken away."""
 
     what: str
-    format: str
+    format: Format
     schema: str
     exact: bool
     where: RowFilter
@@ -39,7 +39,13 @@ def choose(audit: Audit) -> Chosen:
     """Widgets for the rows and their form."""
     with st.container(horizontal=True, vertical_alignment="bottom"):
         what = st.segmented_control(
-            "Rows", list(WHAT), format_func=WHAT.get, default="any", required=True, key="rows", bind="query-params"
+            "Rows",
+            list(WHAT),
+            format_func=WHAT.__getitem__,
+            default="any",
+            required=True,
+            key="rows",
+            bind="query-params",
         )
         format = st.segmented_control(
             "Format", FORMATS, format_func=str.upper, default="csv", required=True, key="format", bind="query-params"
@@ -47,7 +53,7 @@ def choose(audit: Audit) -> Chosen:
         schema = st.segmented_control(
             "Columns",
             list(SCHEMAS),
-            format_func=SCHEMAS.get,
+            format_func=SCHEMAS.__getitem__,
             default="audit",
             required=True,
             key="columns",
@@ -60,7 +66,7 @@ def choose(audit: Audit) -> Chosen:
             csv = st.segmented_control(
                 "CSV",
                 list(CSV),
-                format_func=CSV.get,
+                format_func=CSV.__getitem__,
                 default="safe",
                 required=True,
                 key="csv",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterable
 
 import numpy as np
 import pandas as pd
@@ -13,6 +14,7 @@ from concept_audit_app.components.charts import QUIET, counts_chart
 from concept_audit_app.components.heatmap import Look, legend_html, ramp, text_html
 from concept_audit_app.components.rows import RowCard
 from concept_audit_app.components.session import person, read_only
+from concept_audit_app.components.tables import records
 from concept_audit_app.components.url import choose
 
 ROWS_EACH = 3
@@ -106,13 +108,13 @@ def similar(audit: Audit, concept: str, feature: int) -> None:
     """Buttons to the features with the nearest directions."""
     near = audit.concepts.similar(audit.concept(concept).direction, SIMILAR, feature)
     with st.expander("Similar features"):
-        for other in near.itertuples():
+        for other in records(near):
             st.button(
-                f"{other.feature_id}: {_plain(other.label)} · cosine {other.cosine:.2f}",
-                key=f"near-{other.feature_id}",
+                f"{other['feature_id']}: {_plain(other['label'])} · cosine {other['cosine']:.2f}",
+                key=f"near-{other['feature_id']}",
                 type="tertiary",
                 on_click=choose,
-                args=("feature", str(other.feature_id)),
+                args=("feature", str(other["feature_id"])),
             )
 
 
@@ -129,10 +131,12 @@ def rows_by_quantile(audit: Audit, concept: str, feature: int) -> None:
     if rows.empty:
         return
     cards = []
-    for quantile, group in rows.groupby("quantile"):
+    for _, group in rows.groupby("quantile"):
         first = group.iloc[0]
-        st.caption(f"{QUANTILES[int(quantile)]}: {int(first.group_rows):,} rows, {first.low:.1f} to {first.high:.1f}")
-        cards += [(int(row["example_id"]), RowCard(row)) for row in group.to_dict("records")]
+        st.caption(
+            f"{QUANTILES[int(first['quantile'])]}: {int(first.group_rows):,} rows, {first.low:.1f} to {first.high:.1f}"
+        )
+        cards += [(int(row["example_id"]), RowCard(row)) for row in records(group)]
     heatmaps = audit.rows.heatmaps(concept, rows["example_id"].tolist())
     colours = ramp(heatmaps.values(), 0.0)
     legend.html(legend_html(colours))
@@ -140,7 +144,7 @@ def rows_by_quantile(audit: Audit, concept: str, feature: int) -> None:
         card.fill(heatmaps.get(number), colours, look=Look(newlines, short))
 
 
-def _tokens_html(title: str, tokens) -> str:
+def _tokens_html(title: str, tokens: Iterable[str]) -> str:
     shown = " ".join(
         f'<code style="padding:.05rem .3rem;border-radius:.3rem;background:rgba(128,128,128,.15)">{_visible(t)}</code>'
         for t in tokens

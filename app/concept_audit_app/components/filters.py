@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import streamlit as st
 
 from concept_audit import Audit, RowFilter
 from concept_audit_app.components.session import first_page
+from concept_audit_app.components.tables import records
 from concept_audit_app.components.url import in_url, put
 
 FEW_VALUES = 30
@@ -41,17 +44,17 @@ def row_filter(audit: Audit, flag: bool = True) -> RowFilter:
             chosen = st.selectbox(
                 "Flags",
                 list(FLAG_CHOICES),
-                format_func=FLAG_CHOICES.get,
+                format_func=FLAG_CHOICES.__getitem__,
                 key="flag",
                 bind="query-params",
                 on_change=first_page,
                 width=180,
             )
-        kept = {field.field: _values(field) for field in few.head(2).itertuples()}
+        kept = {field["field"]: _values(field) for field in records(few.head(2))}
         with st.popover("More filters", icon=":material/filter_alt:"):
-            kept |= {field.field: _values(field) for field in few.iloc[2:].itertuples()}
+            kept |= {field["field"]: _values(field) for field in records(few.iloc[2:])}
             sources = audit.rows.sources()["source"].tolist()
-            source = ()
+            source: tuple[str, ...] = ()
             if len(sources) > 1:
                 source = tuple(
                     st.multiselect(
@@ -67,11 +70,11 @@ def row_filter(audit: Audit, flag: bool = True) -> RowFilter:
     return RowFilter(text=text or "", metadata=metadata, flag=chosen or "", sources=source, tokens=span)
 
 
-def _values(field) -> list[str]:
+def _values(field: Mapping[str, Any]) -> list[str]:
     return st.multiselect(
-        str(field.field),
-        sorted(field.top_values),
-        key=f"where_{field.field}",
+        str(field["field"]),
+        sorted(field["top_values"]),
+        key=f"where_{field['field']}",
         bind="query-params",
         placeholder="any",
         on_change=first_page,

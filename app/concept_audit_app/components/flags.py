@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import streamlit as st
 
 from concept_audit import Audit, AuditError, InfluenceOptions, RowFilter
 from concept_audit_app.components.session import current_audit, person, read_only
+from concept_audit_app.components.tables import records
 
 LOG_SHOWN = 12
 SECONDS_BETWEEN_LOOKS = 3.0
@@ -106,7 +109,7 @@ def undo_button(audit: Audit) -> None:
     if told:
         st.toast(told)
     mine = audit.flags.undoable(person())
-    last = mine.iloc[0] if len(mine) else None
+    last = next(iter(records(mine)), None)
     st.button(
         "Undo",
         icon=":material/undo:",
@@ -114,7 +117,7 @@ def undo_button(audit: Audit) -> None:
         shortcut="U",
         disabled=last is None,
         on_click=_undo,
-        args=(None if last is None else int(last.event_id),),
+        args=(None if last is None else int(last["event_id"]),),
         help="Nothing to undo" if last is None else f"Undo: {_action(last)}",
     )
     opened = st.popover("Log", icon=":material/history:", key="flag-log", on_change="rerun")
@@ -125,26 +128,26 @@ def undo_button(audit: Audit) -> None:
         st.caption("Who flagged what and when. Any change can be undone; nothing is ever taken from the log.")
         if log.empty:
             st.caption("Nobody has flagged a row yet.")
-        for change in log.itertuples():
+        for change in records(log):
             with st.container(horizontal=True, vertical_alignment="center"):
-                st.text(f"{change.made_at:%d %b %H:%M} · {change.made_by} · {_action(change)}", width="stretch")
-                if change.undone:
+                st.text(f"{change['made_at']:%d %b %H:%M} · {change['made_by']} · {_action(change)}", width="stretch")
+                if change["undone"]:
                     st.caption("undone", width="content")
                 else:
                     st.button(
                         "Undo",
-                        key=f"undo-{change.event_id}",
+                        key=f"undo-{change['event_id']}",
                         type="tertiary",
                         on_click=_undo,
-                        args=(int(change.event_id),),
-                        help=f"Undo change {change.event_id}",
+                        args=(int(change["event_id"]),),
+                        help=f"Undo change {change['event_id']}",
                     )
 
 
-def _action(change) -> str:
-    note = f" ({change.note})" if change.note else ""
-    texts = "text" if change.n_texts == 1 else "texts"
-    return f"{change.action} {change.n_texts:,} {texts}, {change.how}{note}"
+def _action(change: Mapping[str, Any]) -> str:
+    note = f" ({change['note']})" if change["note"] else ""
+    texts = "text" if change["n_texts"] == 1 else "texts"
+    return f"{change['action']} {change['n_texts']:,} {texts}, {change['how']}{note}"
 
 
 def _undo(event_id: int) -> None:

@@ -11,6 +11,7 @@ import streamlit as st
 from concept_audit import Audit, AuditError, LabelledExample, Message, RowFilter, read_labelled
 from concept_audit_app.components.rows import conversation_html
 from concept_audit_app.components.session import current_audit
+from concept_audit_app.components.tables import records
 
 KINDS = {"likely": "Likely", "uncertain": "Uncertain", "unlikely": "Unlikely"}
 WHY = {
@@ -65,7 +66,7 @@ def queue(audit: Audit, name: str, trained: bool) -> None:
             kinds = st.segmented_control(
                 "Offer rows that are",
                 list(KINDS),
-                format_func=KINDS.get,
+                format_func=KINDS.__getitem__,
                 default=list(KINDS),
                 key="kinds",
                 selection_mode="multi",
@@ -153,7 +154,7 @@ def search_results(audit: Audit, name: str) -> None:
     rows = audit.rows.sample(where, name, FOUND_SHOWN)
     known = {example.content_hash: example.label for example in audit.labels.list(name)}
     st.caption(f"{audit.rows.count(where):,} rows; {len(rows)} of them")
-    for row in rows.to_dict("records"):
+    for row in records(rows):
         with st.container(border=True, key=f"found-{row['example_id']}"):
             messages, label = messages_of(row["messages"]), known.get(row["content_hash"])
             with st.container(horizontal=True, vertical_alignment="center"):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import streamlit as st
 
 from concept_audit import METHODS, Audit, AuditError, Concept, InfluenceOptions
@@ -59,7 +61,7 @@ def influence_options(audit: Audit, concept: Concept, method: str) -> InfluenceO
     """The options of a method that has any, in a popover; bound to the URL."""
     if method not in WITH_GRADIENTS:
         return InfluenceOptions()
-    chosen = {}
+    chosen: dict[str, Any] = {}
     with st.popover("Options", icon=":material/tune:"):
         if method == "concept_influence" and audit.index.describe() is not None:
             chosen["engine"] = st.segmented_control(

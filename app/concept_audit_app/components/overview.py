@@ -8,6 +8,7 @@ import streamlit as st
 from concept_audit import Audit
 from concept_audit_app.components.charts import QUIET, counts_chart, interval_chart
 from concept_audit_app.components.concepts import probe_table
+from concept_audit_app.components.tables import records
 from concept_audit_app.components.url import select_by_id
 
 FEATURES_SHOWN = 12
@@ -118,7 +119,7 @@ def data(audit: Audit) -> None:
     sources = audit.rows.sources()
     st.caption(
         "Sources: "
-        + ", ".join(f"{_plain(row.source)} ({row.n_rows:,} rows)" for row in sources.head(6).itertuples())
+        + ", ".join(f"{_plain(row['source'])} ({row['n_rows']:,} rows)" for row in records(sources.head(6)))
         + (f" and {len(sources) - 6:,} more" if len(sources) > 6 else "")
     )
     fields = audit.rows.metadata_fields()
@@ -176,8 +177,10 @@ def separating(audit: Audit) -> None:
         groups["Flagged rows"] = ("flagged", "", "")
     fields = audit.rows.metadata_fields()
     few = fields[(fields.n_values > 1) & (fields.n_values <= MOST_VALUES)].sort_values("n_values", kind="stable")
-    for field in few.itertuples():
-        groups |= {f"{field.field} = {value}": ("metadata", field.field, value) for value in sorted(field.top_values)}
+    for field in records(few):
+        groups |= {
+            f"{field['field']} = {value}": ("metadata", field["field"], value) for value in sorted(field["top_values"])
+        }
     groups |= {f"Positive labels of {p.name}": ("labelled", p.name, "") for p in audit.probes.list()}
     if not groups:
         return
@@ -187,7 +190,7 @@ def separating(audit: Audit) -> None:
     if table.empty:
         st.caption("No row of the data is in this group, or every row is.")
         return
-    shown = table.assign(name=[f"{row.feature_id} · {row.label}" for row in table.itertuples()])
+    shown = table.assign(name=[f"{row['feature_id']} · {row['label']}" for row in records(table)])
     st.plotly_chart(
         interval_chart(shown, "log-odds that a row in which it fires is one of them", "log_odds"),
         key="separating-chart",

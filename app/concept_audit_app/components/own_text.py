@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 import streamlit as st
 
-from concept_audit import Audit, AuditError, Heatmap, Segment
+from concept_audit import Audit, AuditError, Heatmap, Segment, TextFeatures
 from concept_audit_app.components.heatmap import ramp, text_html, turn_html
 from concept_audit_app.components.url import choose
 
@@ -13,7 +13,7 @@ SHOWN = 40
 
 
 @st.cache_data(show_spinner="Running the model on your text …", max_entries=64)
-def _found(_audit: Audit, root: str, text: str):
+def _found(_audit: Audit, root: str, text: str) -> TextFeatures:
     return _audit.concepts.of_text(text)
 
 

@@ -7,17 +7,18 @@ from collections.abc import Sequence
 import numpy as np
 import streamlit as st
 
-from concept_audit import MIN_EACH, Audit, AuditError, LabelledExample, ProbeReport
+from concept_audit import MIN_EACH, Audit, AuditError, LabelledExample, ProbeReport, SavedProbe
 from concept_audit_app.components.charts import QUIET, precision_recall_chart
 from concept_audit_app.components.progress import PageProgress
 from concept_audit_app.components.session import read_only
+from concept_audit_app.components.tables import records
 from concept_audit_app.components.url import put
 
 NEAREST = 5
 STEPS = 60
 
 
-def training(audit: Audit, name: str, labels: Sequence[LabelledExample], saved) -> None:
+def training(audit: Audit, name: str, labels: Sequence[LabelledExample], saved: SavedProbe | None) -> None:
     """Counts, what is missing, and the button."""
     positive = sum(example.label for example in labels)
     negative = len(labels) - positive
@@ -68,7 +69,7 @@ def links(audit: Audit, name: str) -> None:
         )
 
 
-def trained_figures(saved) -> None:
+def trained_figures(saved: SavedProbe) -> None:
     """What its training found."""
     told = saved.details
     st.metric(
@@ -88,7 +89,7 @@ def _report(_audit: Audit, root: str, name: str, labels: tuple[tuple[str, int], 
     return _audit.probes.report(name)
 
 
-def report(audit: Audit, name: str, labels: Sequence[LabelledExample], saved) -> None:
+def report(audit: Audit, name: str, labels: Sequence[LabelledExample], saved: SavedProbe | None) -> None:
     """Held-out evidence with the labels so far: told anew after every label."""
     identity = tuple(sorted((example.content_hash, example.label) for example in labels))
     try:
@@ -109,7 +110,7 @@ def report(audit: Audit, name: str, labels: Sequence[LabelledExample], saved) ->
     _threshold(audit, name, found, saved)
 
 
-def _threshold(audit: Audit, name: str, found: ProbeReport, saved) -> None:
+def _threshold(audit: Audit, name: str, found: ProbeReport, saved: SavedProbe | None) -> None:
     thresholds, precision, recall = found.precision_recall()
     low, high = float(thresholds.min()), float(thresholds.max())
     if not high > low:
@@ -152,7 +153,7 @@ def _threshold(audit: Audit, name: str, found: ProbeReport, saved) -> None:
             st.caption(f"Kept: scores of at least {kept:.4g}")
 
 
-def nearest(audit: Audit, saved) -> None:
+def nearest(audit: Audit, saved: SavedProbe) -> None:
     """SAE features whose directions are nearest to the probe's."""
     if not audit.overview().n_features:
         return
@@ -160,16 +161,16 @@ def nearest(audit: Audit, saved) -> None:
     with st.expander("Nearest SAE features"):
         if layer != saved.layer:
             st.caption(f"The SAE reads layer {layer} and the probe layer {saved.layer}: directions carry over in part.")
-        for feature in audit.concepts.similar(saved.direction, NEAREST).itertuples():
+        for feature in records(audit.concepts.similar(saved.direction, NEAREST)):
             st.page_link(
                 "app_pages/concepts.py",
-                query_params={"feature": str(feature.feature_id), "audit": audit.name},
-                label=f"{feature.feature_id} · cosine {feature.cosine:.2f}",
-                help=feature.label,
+                query_params={"feature": str(feature["feature_id"]), "audit": audit.name},
+                label=f"{feature['feature_id']} · cosine {feature['cosine']:.2f}",
+                help=feature["label"],
             )
 
 
-def housekeeping(audit: Audit, name: str, saved) -> None:
+def housekeeping(audit: Audit, name: str, saved: SavedProbe | None) -> None:
     """Rename, delete, earlier versions, and the probe as a file."""
     if saved:
         st.download_button(

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import streamlit as st
+from streamlit.delta_generator import DeltaGenerator
 
 from concept_audit import Progress, Stage
 
@@ -41,7 +42,7 @@ class PageProgress(Progress):
 
 
 class _PageStage(Stage):
-    def __init__(self, name: str, total: int | None, unit: str, bar):
+    def __init__(self, name: str, total: int | None, unit: str, bar: DeltaGenerator):
         super().__init__(name, total, unit)
         self._bar = bar
         self._shown = time.monotonic()

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import pandas as pd
 import streamlit as st
+from streamlit.delta_generator import DeltaGenerator
 
 from concept_audit import Audit, AuditError, Concept, Heatmap, InfluenceOptions
 from concept_audit_app.components.concepts import concept_picker, probe_quality
@@ -15,6 +16,7 @@ from concept_audit_app.components.methods import NAMES, SLOW, WITH_GRADIENTS, of
 from concept_audit_app.components.progress import PageProgress
 from concept_audit_app.components.rows import RowCard, answers_asked
 from concept_audit_app.components.session import read_only
+from concept_audit_app.components.tables import records
 
 COLOURS = {"influence": "Influence", "activation": "Activation"}
 
@@ -78,7 +80,7 @@ def cards(
     options: InfluenceOptions,
     colour_by: str,
     indexed: bool,
-    legend,
+    legend: DeltaGenerator,
     cursor: int | None = None,
 ) -> None:
     """The rows as cards: at once as text, then with their tokens coloured.
@@ -95,7 +97,7 @@ def cards(
     # The order is there before the colours are: people may read on meanwhile.
     drawn = [
         RowCard(row, own.get(number), number == cursor, elsewhere.get(number, ""), ask=not read_only())
-        for number, row in zip(ids, rows.to_dict("records"), strict=True)
+        for number, row in zip(ids, records(rows), strict=True)
     ]
     exact: dict[int, float] = {}
     try:
@@ -138,7 +140,8 @@ def _elsewhere(audit: Audit, concept: Concept, method: str, ids: Sequence[int]) 
     """Where the other methods that have been computed rank rows."""
     found = audit.rankings.scores_elsewhere(concept.concept_id, ids)
     told: dict[int, dict[str, str]] = {}
-    for row in found.itertuples():
-        if row.method != method:
-            told.setdefault(int(row.example_id), {})[row.method] = f"{NAMES[row.method]} #{row.rank:,}"
+    for row in records(found):
+        if row["method"] != method:
+            words = f"{NAMES[row['method']]} #{row['rank']:,}"
+            told.setdefault(int(row["example_id"]), {})[row["method"]] = words
     return {number: " · ".join(words.values()) for number, words in told.items()}

@@ -7,6 +7,7 @@ stays when a label changes. And a span that is brushed in a chart has no widget.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 import streamlit as st
 
@@ -41,7 +42,7 @@ def select_by_id(
     default: str | None = None,
     on_change: Callable[[], None] | None = None,
     help: str | None = None,
-    width: int | str = "stretch",
+    width: int | Literal["stretch"] = "stretch",
 ) -> str:
     """A select box of ids; `key` is the query parameter. An id in the URL that is not offered is ignored."""
     box, seen = f"{key}-box", f"{key}-seen"

@@ -9,6 +9,7 @@ import streamlit as st
 from streamlit.navigation.page import StreamlitPage
 
 from concept_audit_app.components.session import current_audit, person, read_only
+from concept_audit_app.components.tables import records
 
 
 def named_views(pages: Mapping[str, StreamlitPage], here: str) -> None:
@@ -27,23 +28,23 @@ def named_views(pages: Mapping[str, StreamlitPage], here: str) -> None:
             st.caption(
                 "A view is a page with its filters. Give the present one a name to find it again, and to show it to others."
             )
-        for view in views.itertuples():
-            if view.page not in pages:
+        for view in records(views):
+            if view["page"] not in pages:
                 continue
             with st.container(horizontal=True, vertical_alignment="center"):
-                params = {**dict(parse_qsl(view.query)), "audit": audit.name}
+                params = {**dict(parse_qsl(view["query"])), "audit": audit.name}
                 st.page_link(
-                    pages[view.page], label=view.name.replace("[", "\\["), query_params=params, width="stretch"
+                    pages[view["page"]], label=view["name"].replace("[", "\\["), query_params=params, width="stretch"
                 )
                 if not read_only():
                     st.button(
                         "",
                         icon=":material/delete:",
-                        key=f"forget-{view.name}",
+                        key=f"forget-{view['name']}",
                         type="tertiary",
-                        help=f"Forget the view {view.name}",
+                        help=f"Forget the view {view['name']}",
                         on_click=audit.views.delete,
-                        args=(view.name,),
+                        args=(view["name"],),
                     )
         if not read_only():
             with st.form("name-view", border=False, clear_on_submit=True):

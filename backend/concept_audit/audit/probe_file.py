@@ -7,10 +7,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from concept_audit.concepts.probe import FITS
 from concept_audit.errors import ConceptError
 from concept_audit.store.examples import messages_from_json, messages_json
 from concept_audit.store.workspace import SavedProbe, check_probe_name
-from concept_audit.types import LabelledExample
+from concept_audit.types import LabelledExample, ProbeFit
 
 KIND = "concept-audit probe"
 LENGTH_TOLERANCE = 1e-3
@@ -54,7 +55,10 @@ def probe_from_json(content: str, name: str | None = None) -> tuple[SavedProbe, 
         examples = [
             LabelledExample(messages_from_json(json.dumps(e["messages"])), int(e["label"])) for e in told["examples"]
         ]
-        fit, fingerprint = str(told["fit"]), str(told["model_fingerprint"])
+        fit: ProbeFit = told["fit"]
+        if fit not in FITS:
+            raise KeyError("fit")
+        fingerprint = str(told["model_fingerprint"])
         saved = SavedProbe(wanted, 1, int(told["layer"]), fit, direction, dict(told["details"]), fingerprint)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConceptError(

@@ -11,15 +11,16 @@ from concept_audit.audit.labels import Labels
 from concept_audit.audit.opened import OpenAudit
 from concept_audit.audit.probe_file import check_probe, probe_from_json, probe_to_json
 from concept_audit.concepts.examples import distinct
-from concept_audit.concepts.probe import FITS, Fit, TrainedProbe, boundary, check_counts, train_probe
+from concept_audit.concepts.probe import FITS, TrainedProbe, boundary, check_counts, train_probe
 from concept_audit.concepts.probe_report import ProbeReport, probe_report
 from concept_audit.errors import ConceptError
 from concept_audit.pipeline.attribution import forget_influence
 from concept_audit.pipeline.examples import example_activations
 from concept_audit.progress import Progress
 from concept_audit.store import queries, workspace
+from concept_audit.store.cursor import Cursor
 from concept_audit.store.workspace import SavedProbe
-from concept_audit.types import LabelledExample
+from concept_audit.types import LabelledExample, ProbeFit
 
 
 class Probes:
@@ -42,7 +43,7 @@ class Probes:
         name: str,
         examples: Sequence[LabelledExample] | None = None,
         layer: int | None = None,
-        fits: Sequence[Fit] = FITS,
+        fits: Sequence[ProbeFit] = FITS,
         progress: Progress | None = None,
     ) -> TrainedProbe:
         """Train a probe and save it under `name`; an earlier one of that name is replaced.
@@ -75,7 +76,7 @@ class Probes:
             "tried": [{"layer": k, "fit": f, "auroc": a} for (k, f), a in trained.tried.items()],
         }
 
-        def save(cursor) -> None:
+        def save(cursor: Cursor) -> None:
             if examples is not None:
                 workspace.unlabel(cursor, name)
                 workspace.label(cursor, name, given)

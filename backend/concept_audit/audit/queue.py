@@ -38,7 +38,11 @@ class Queue:
         if trained is None or not kinds:
             return self._first(probe, where, "shuffled")
         counts = self._labels.counts().set_index("probe")
-        done = int(counts.loc[probe, ["positives", "negatives", "skipped"]].sum()) if probe in counts.index else 0
+        done = (
+            int(counts.loc[[probe], ["positives", "negatives", "skipped"]].to_numpy().sum())
+            if probe in counts.index
+            else 0
+        )
         ranking = self._rankings.ensure(f"probe:{probe}")
         boundary = float(trained.details.get("boundary", 0.0))
         return self._first(probe, where, kinds[done % len(kinds)], ranking, boundary)

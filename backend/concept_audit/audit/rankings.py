@@ -16,6 +16,7 @@ from concept_audit.pipeline.groups import group_table
 from concept_audit.pipeline.rank import Request, finished, request, scores_of, scores_of_many
 from concept_audit.progress import Progress
 from concept_audit.store import compare, queries, workspace
+from concept_audit.store.cursor import Cursor
 from concept_audit.store.filters import RowFilter
 from concept_audit.store.rankings import ranking_id
 
@@ -218,7 +219,7 @@ class Rankings:
         """Keep scores, [rows, requests]."""
         build = self._opened.read(queries.build_id)
 
-        def save(cursor) -> None:
+        def save(cursor: Cursor) -> None:
             for place, each in enumerate(wanted):
                 workspace.save_ranking(cursor, build, each.concept, each.method, each.parameters, scores[:, place])
 

@@ -91,10 +91,11 @@ class Rows:
         ids = [int(i) for i in example_ids]
         if not ids:
             return {}
-        if found.kind == "probe":
+        feature = found.feature_id
+        if feature is None:
             return self.probe_heatmaps(found, ids)
         key = ("heatmaps", concept, tuple(ids))
-        return self._opened.remembered(key, lambda: self._feature_heatmaps(found, ids), of_build=True)
+        return self._opened.remembered(key, lambda: self._feature_heatmaps(feature, ids), of_build=True)
 
     def probe_heatmaps(self, concept: Concept, example_ids: Sequence[int]) -> dict[int, Heatmap]:
         """As `heatmaps`, of a direction that need not be saved."""
@@ -199,9 +200,9 @@ class Rows:
         """How many rows' prompts the model has answered itself, for projection difference."""
         return answered_rows(self._opened.sources().shards("answers"))
 
-    def _feature_heatmaps(self, concept: Concept, example_ids: Sequence[int]) -> dict[int, Heatmap]:
+    def _feature_heatmaps(self, feature: int, example_ids: Sequence[int]) -> dict[int, Heatmap]:
         texts = read_texts(self._tokens, example_ids)
-        firings = read_firings(self._opened.sources().shards("features"), concept.feature_id, example_ids)
+        firings = read_firings(self._opened.sources().shards("features"), feature, example_ids)
         return {i: feature_heatmap(i, row, firings[i]) for i, row in texts.items()}
 
     def _ranked(self, concept: str, method: str, options: InfluenceOptions) -> Ranking:

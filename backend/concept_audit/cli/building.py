@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import OmitArgPrefixes
 
@@ -21,23 +21,29 @@ from concept_audit.pipeline.options import BuildOptions
 from concept_audit.progress import for_this_terminal
 
 SAE_FLAGS = {"epochs": "sae-epochs", "expansion": "sae-features", "k": "sae-k"}
-BuildFlags = flags(
-    BuildOptions,
-    names={
-        "model.name": "model",
-        **{f"columns.{name}": f"{name}-column" for name in ("messages", "prompt", "response", "text")},
-        **{f"sae_training.{name}": flag for name, flag in SAE_FLAGS.items()},
-    },
-    without=(
-        "sae_disk",
-        "score_cells",
-        *(f"sae_training.{n}" for n in ("batch", "min_steps", "max_steps", "lr", "seed")),
-    ),
-    types={"out": Path | None},
-)
+if TYPE_CHECKING:
+    BuildFlags = Any
+else:
+    BuildFlags = flags(
+        BuildOptions,
+        names={
+            "model.name": "model",
+            **{f"columns.{name}": f"{name}-column" for name in ("messages", "prompt", "response", "text")},
+            **{f"sae_training.{name}": flag for name, flag in SAE_FLAGS.items()},
+        },
+        without=(
+            "sae_disk",
+            "score_cells",
+            *(f"sae_training.{n}" for n in ("batch", "min_steps", "max_steps", "lr", "seed")),
+        ),
+        types={"out": Path | None},
+    )
 
 
-IndexFlags = flags(IndexOptions, names={"row_bytes": "bytes"}, without=("curvature.curvature",))
+if TYPE_CHECKING:
+    IndexFlags = Any
+else:
+    IndexFlags = flags(IndexOptions, names={"row_bytes": "bytes"}, without=("curvature.curvature",))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,8 +83,8 @@ class Demo:
 
     server: Annotated[Server, OmitArgPrefixes] = Server()
     cache: CACHE = DEFAULT_CACHE
-    no_serve: switch("build it, but do not open it") = False
-    rebuild: switch("build it anew; labels, probes and flags stay") = False
+    no_serve: Annotated[bool, switch("build it, but do not open it")] = False
+    rebuild: Annotated[bool, switch("build it anew; labels, probes and flags stay")] = False
 
     def run(self) -> int | None:
         progress = for_this_terminal()

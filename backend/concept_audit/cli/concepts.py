@@ -22,7 +22,7 @@ class Probe(Opening):
         str, arg(metavar="FILE", help='JSONL rows with "messages" and "label" (1 shows the behaviour, 0 does not)')
     ]
     name: Annotated[str, arg(help="what to call it; an earlier probe of that name is replaced")]
-    layer: option(int | None, "layer (None: chosen by held-out AUROC)", "N") = None
+    layer: Annotated[int | None, option("layer (None: chosen by held-out AUROC)", "N")] = None
     fit: Annotated[
         Literal["auto", "difference_of_means", "logistic_regression"],
         arg(help="how to fit it; auto is chosen by held-out AUROC"),
@@ -62,7 +62,7 @@ class Probe(Opening):
 class Concepts(Opening):
     """list the concepts of an audit: its probes"""
 
-    all: switch("SAE features too") = False
+    all: Annotated[bool, switch("SAE features too")] = False
     json: JSON = False
 
     def run(self) -> None:
@@ -83,7 +83,7 @@ class Features(Opening):
         arg(help="which come first; telling ones are strong where they fire, and fire in few rows"),
     ] = "telling"
     top: Annotated[int, arg(help="how many")] = 20
-    dead: switch("those too that never fire on the data") = False
+    dead: Annotated[bool, switch("those too that never fire on the data")] = False
     json: JSON = False
 
     def run(self) -> None:

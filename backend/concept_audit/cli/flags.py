@@ -10,7 +10,9 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import MISSING
 from functools import cache
+from operator import getitem
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args, get_type_hints
 
@@ -46,22 +48,22 @@ FORMS: dict[Any, Any] = {
 }
 """Types of options → how they are typed."""
 
-METAVARS = {int: "N", float: "X", str: "TEXT", Path: "PATH"}
+METAVARS: dict[Any, str] = {int: "N", float: "X", str: "TEXT", Path: "PATH"}
 
 
-def option(kind: Any, text: str, metavar: str | None = None, name: str | None = None, *more: Any) -> Any:
+def option(text: str, metavar: str | None = None) -> Any:
     """An option that may be left out: its default is not worth telling, or its help tells it."""
-    return Annotated[kind, *more, arg(name=name, help=text, metavar=metavar, help_behavior_hint="")]
+    return arg(help=text, metavar=metavar, help_behavior_hint="")
 
 
 def switch(text: str) -> Any:
     """An option that is given or not."""
-    return Annotated[bool, arg(help=text, help_behavior_hint="")]
+    return arg(help=text, help_behavior_hint="")
 
 
 FILE = Path | None
 AUDIT = Annotated[str, Positional, arg(metavar="AUDIT", help="directory of the audit, or its name within the cache")]
-ANY_AUDIT = option(str | None, "directory of the audit, or its name within the cache", "AUDIT", None, Positional)
+ANY_AUDIT = Annotated[str | None, Positional, option("directory of the audit, or its name within the cache", "AUDIT")]
 REPEATED = UseAppendAction
 
 
@@ -80,32 +82,26 @@ def flags(
         types: field → type, where a value is typed in another form; such a field may be left out.
         optional: every flag may be left out, whatever its default.
     """
-    columns = []
+    columns: list[tuple[str, Any, dataclasses.Field[Any]]] = []
     for path, field, kind, text in _leaves(options):
         if path in without:
             continue
-        name = (names or {}).get(path, field.name)
-        default = field.default if field.default is not dataclasses.MISSING else dataclasses.MISSING
-        if field.default_factory is not dataclasses.MISSING:
-            default = field.default_factory()
+        default = _default(field)
         if types and path in types:
-            kind, default = types[path], None if default is dataclasses.MISSING else default
+            kind, default = types[path], None if default is MISSING else default
         elif optional:
             kind, default = kind | None, None
-        settings = [FORMS[kind]] if kind in FORMS else []
-        plain = [one for one in get_args(kind) if one is not type(None)] or [kind]
-        # A default of None or False is told by the help, or goes without saying.
-        shown = None if default not in (None, False) or default is dataclasses.MISSING or type(default) is int else ""
+        forms = [FORMS[kind]] if kind in FORMS else []
         described = arg(
-            name=name.replace("_", "-"),
+            name=(names or {}).get(path, field.name).replace("_", "-"),
             help=text,
-            metavar=None if settings else METAVARS.get(plain[0] if len(plain) == 1 else None),
-            help_behavior_hint=shown,
+            metavar=None if forms else _metavar(kind),
+            # A default of None or False is told by the help, or goes without saying.
+            help_behavior_hint="" if default is None or default is False else None,
         )
-        annotated = Annotated[kind, *settings, described]
-        kept = dataclasses.field() if default is dataclasses.MISSING else dataclasses.field(default=default)
-        columns.append((path.replace(".", "__"), annotated, kept))
-    columns.sort(key=lambda column: column[2].default is not dataclasses.MISSING)
+        kept = dataclasses.field() if default is MISSING else dataclasses.field(default=default)
+        columns.append((path.replace(".", "__"), getitem(Annotated, (kind, *forms, described)), kept))
+    columns.sort(key=lambda column: column[2].default is not MISSING)
     group = dataclasses.make_dataclass(options.__name__, columns, frozen=True)
     return Annotated[group, OmitArgPrefixes, arg(help=(options.__doc__ or "").splitlines()[0])]
 
@@ -131,6 +127,17 @@ def made(options: type[Made], typed: Any, **values: Any) -> Made:
         return kind(**found)
 
     return filled(options, "")
+
+
+def _default(field: dataclasses.Field[Any]) -> Any:
+    """A field's default; `MISSING` if it has none."""
+    return field.default if field.default_factory is MISSING else field.default_factory()
+
+
+def _metavar(kind: Any) -> str | None:
+    """What stands for a value of a plain type, or of one that may be None."""
+    plain = [one for one in get_args(kind) if one is not type(None)] or [kind]
+    return METAVARS.get(plain[0]) if len(plain) == 1 else None
 
 
 def _leaves(options: type, prefix: str = "") -> Iterator[tuple[str, dataclasses.Field, Any, str]]:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 DEFAULT_CACHE = Path("cache")
 CACHE = Annotated[Path, arg(metavar="DIR", help="where audits and built-in models are kept")]
-JSON = switch("write it as JSON")
+JSON = Annotated[bool, switch("write it as JSON")]
 DEVICE = Annotated[str, arg(help="where the model runs: cpu, cuda, cuda:1, mps; auto is the fastest there is")]
 
 

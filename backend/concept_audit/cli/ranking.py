@@ -23,14 +23,17 @@ if TYPE_CHECKING:
     from concept_audit.store.filters import RowFilter
 
 FORMAT = Annotated[Literal["csv", "jsonl", "parquet"], arg(help="of the output")]
-OUT = option(str | None, "write to this file (None: standard output)", "FILE")
+OUT = Annotated[str | None, option("write to this file (None: standard output)", "FILE")]
 WHERE = Annotated[
     tuple[str, ...], REPEATED, arg(metavar="FIELD=VALUE", help="only rows with this metadata value; may be repeated")
 ]
 TEXT = Annotated[str, arg(help="only rows with these words in prompt or response")]
 
 
-InfluenceFlags = flags(InfluenceOptions, types={"query.queries": FILE}, without=("scoring.engine",))
+if TYPE_CHECKING:
+    InfluenceFlags = Any
+else:
+    InfluenceFlags = flags(InfluenceOptions, types={"query.queries": FILE}, without=("scoring.engine",))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,11 +43,11 @@ class Rank(Opening):
     concept: CONCEPT
     influence: InfluenceFlags
     method: Annotated[str, arg(help=f"how to score rows: {', '.join(METHODS)}")] = "vector_filter"
-    top: option(int | None, "only the first so many rows (None: all)", "N") = None
+    top: Annotated[int | None, option("only the first so many rows (None: all)", "N")] = None
     format: FORMAT = "csv"
     out: OUT = None
-    exact: switch("differentiate every row, though there is a gradient index") = False
-    index: switch("read the gradient index, or say why that cannot be") = False
+    exact: Annotated[bool, switch("differentiate every row, though there is a gradient index")] = False
+    index: Annotated[bool, switch("read the gradient index, or say why that cannot be")] = False
     device: DEVICE = "auto"
 
     def run(self) -> None:
@@ -71,19 +74,22 @@ class Export(Opening):
     flag: Annotated[
         str, arg(metavar="any|none|NAME", help="rows with any flag, with none, or with the flag of this name")
     ] = "any"
-    all: switch("every row, flagged or not") = False
+    all: Annotated[bool, switch("every row, flagged or not")] = False
     text: TEXT = ""
     where: WHERE = ()
     schema: Annotated[
         Literal["audit", "own"],
         arg(help="columns: audit (prompt, response, flag, metadata) or own (those of the input, as they were)"),
     ] = "audit"
-    concept: option(str | None, "put the scores of this concept beside each row", "NAME") = None
+    concept: Annotated[str | None, option("put the scores of this concept beside each row", "NAME")] = None
     method: Annotated[Method, arg(help="of these scores")] = "vector_filter"
-    exact_csv: switch(
-        "CSV that reads back as it was; without it, cells that a spreadsheet would take for a formula begin "
-        "with an apostrophe"
-    ) = False
+    exact_csv: Annotated[
+        bool,
+        switch(
+            "CSV that reads back as it was; without it, cells that a spreadsheet would take for a formula begin "
+            "with an apostrophe"
+        ),
+    ] = False
     format: FORMAT = "csv"
     out: OUT = None
 
@@ -104,11 +110,11 @@ class Export(Opening):
 class Flag(Opening):
     """flag rows by score, percentile, rank or filter; or undo it"""
 
-    concept: option(str | None, "rows by their influence on this concept", "NAME") = None
+    concept: Annotated[str | None, option("rows by their influence on this concept", "NAME")] = None
     method: Annotated[Method, arg(help="of its ranking")] = "vector_filter"
-    top: option(int | None, "the first so many rows", "N") = None
-    above: option(float | None, "rows with at least this score", "SCORE") = None
-    percentile: option(float | None, "rows of at least this percentile, 0 to 100", "P") = None
+    top: Annotated[int | None, option("the first so many rows", "N")] = None
+    above: Annotated[float | None, option("rows with at least this score", "SCORE")] = None
+    percentile: Annotated[float | None, option("rows of at least this percentile, 0 to 100", "P")] = None
     text: TEXT = ""
     where: WHERE = ()
     flagged: Annotated[
@@ -116,9 +122,11 @@ class Flag(Opening):
     ] = ""
     as_: Annotated[str, arg(name="as", metavar="FLAG", help="remove, review, or a name of your own")] = "remove"
     note: Annotated[str, arg(help="why, for the log")] = ""
-    clear: switch("take the flags off instead") = False
-    undo: option(str | None, "undo the last change that you made, or the change of this number", "last|N") = None
-    dry_run: switch("say how many rows that is, and change nothing") = False
+    clear: Annotated[bool, switch("take the flags off instead")] = False
+    undo: Annotated[
+        str | None, option("undo the last change that you made, or the change of this number", "last|N")
+    ] = None
+    dry_run: Annotated[bool, switch("say how many rows that is, and change nothing")] = False
     device: DEVICE = "auto"
     json: JSON = False
 

@@ -21,12 +21,12 @@ from concept_audit.store.listing import audit_names
 class Server:
     """How the dashboard is served."""
 
-    port: option(int | None, "port of the dashboard (None: 8501, or the next free one)", "N") = None
+    port: Annotated[int | None, option("port of the dashboard (None: 8501, or the next free one)", "N")] = None
     address: Annotated[
         str, arg(help="address to listen on: this machine only, unless told otherwise; the dashboard has no password")
     ] = "127.0.0.1"
-    no_browser: switch("print the address instead of opening a browser") = False
-    read_only: switch("offer nothing that changes an audit: no flags, labels or names") = False
+    no_browser: Annotated[bool, switch("print the address instead of opening a browser")] = False
+    read_only: Annotated[bool, switch("offer nothing that changes an audit: no flags, labels or names")] = False
 
     def start(self, root: Path | None, cache: Path) -> int:
         """Serve until stopped; the exit status."""
@@ -95,8 +95,8 @@ class List:
 class Delete(Opening):
     """delete an audit, with its labels, probes and flags; or one probe of it"""
 
-    probe: option(str | None, "delete this probe and its labels, and nothing else", "NAME") = None
-    yes: switch("do not ask") = False
+    probe: Annotated[str | None, option("delete this probe and its labels, and nothing else", "NAME")] = None
+    yes: Annotated[bool, switch("do not ask")] = False
 
     def run(self) -> None:
         root = existing(self.audit, self.cache)
@@ -125,7 +125,7 @@ class Sql(Opening):
 
     query: Annotated[str, Positional, arg(metavar="QUERY", help='such as "SELECT * FROM scores WHERE rank <= 10"')]
     format: Annotated[Literal["table", "csv", "jsonl", "parquet"], arg(help="of the result")] = "table"
-    out: option(str | None, "write to this file (None: standard output)", "FILE") = None
+    out: Annotated[str | None, option("write to this file (None: standard output)", "FILE")] = None
 
     def run(self) -> None:
         found = self.open(Progress()).query(self.query)

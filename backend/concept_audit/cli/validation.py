@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from concept_audit.cli.concepts import CONCEPT
 from concept_audit.cli.flags import FILE, flags, made, option, switch
@@ -24,13 +24,19 @@ _VALUES = {"layer": int, "damping": float, "curvature": str, "target": str, "see
 LISTED = tuple[str, ...] | None
 
 
-ValidateFlags = flags(
-    ValidateOptions,
-    names={"shares": "share", "pool_rows": "rows"},
-    without=("recipe", "retention", "whole_seeds", "natural_rows", "positive"),
-    types={"methods": LISTED, "removed": LISTED, "held_out": FILE},
-)
-RecipeFlags = flags(Recipe, names={"weights": "train", "rank": "lora_rank"}, without=("precision",), optional=True)
+if TYPE_CHECKING:
+    ValidateFlags = Any
+else:
+    ValidateFlags = flags(
+        ValidateOptions,
+        names={"shares": "share", "pool_rows": "rows"},
+        without=("recipe", "retention", "whole_seeds", "natural_rows", "positive"),
+        types={"methods": LISTED, "removed": LISTED, "held_out": FILE},
+    )
+if TYPE_CHECKING:
+    RecipeFlags = Any
+else:
+    RecipeFlags = flags(Recipe, names={"weights": "train", "rank": "lora_rank"}, without=("precision",), optional=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,9 +46,9 @@ class Validate(Opening):
     concept: CONCEPT
     validation: ValidateFlags
     recipe: RecipeFlags
-    retention: switch("also train on the top rows alone, though --quick leaves that out") = False
-    no_retention: switch("do not train on the top rows alone") = False
-    report: option(Path | None, "write a report in Markdown, its figures beside it", "FILE") = None
+    retention: Annotated[bool, switch("also train on the top rows alone, though --quick leaves that out")] = False
+    no_retention: Annotated[bool, switch("do not train on the top rows alone")] = False
+    report: Annotated[Path | None, option("write a report in Markdown, its figures beside it", "FILE")] = None
     device: DEVICE = "auto"
     json: JSON = False
 

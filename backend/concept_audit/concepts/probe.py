@@ -9,15 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import get_args
 
 import numpy as np
 
 from concept_audit.errors import ConceptError
 from concept_audit.metrics import auroc, auroc_interval
+from concept_audit.types import ProbeFit
 
-Fit = Literal["difference_of_means", "logistic_regression"]
-FITS: tuple[Fit, ...] = ("difference_of_means", "logistic_regression")
+FITS: tuple[ProbeFit, ...] = get_args(ProbeFit)
 MIN_EACH = 4
 FOLDS, REPEATS = 4, 3
 TOO_CLOSE = 0.02
@@ -40,19 +40,19 @@ class TrainedProbe:
     """
 
     layer: int
-    fit: Fit
+    fit: ProbeFit
     direction: np.ndarray
     auroc: float
     auroc_interval: tuple[float, float]
     n_positive: int
     n_negative: int
-    tried: Mapping[tuple[int, Fit], float]
+    tried: Mapping[tuple[int, ProbeFit], float]
 
 
 def train_probe(
-    activations: Activations, labels: np.ndarray, spread: Activations, fits: Sequence[Fit] = FITS, seed: int = 0
+    activations: Activations, labels: np.ndarray, spread: Activations, fits: Sequence[ProbeFit] = FITS, seed: int = 0
 ) -> TrainedProbe:
-    """Fit a probe at the layer, and in the way, that tells held-out examples apart best.
+    """ProbeFit a probe at the layer, and in the way, that tells held-out examples apart best.
 
     Args:
         activations: layer → mean response activations, float32 [examples, d_model].
@@ -126,7 +126,7 @@ def logistic_regression(inputs: np.ndarray, labels: np.ndarray, spread: np.ndarr
     return _unit(basis.T @ model.coef_[0] / unit)
 
 
-def fit_direction(fit: Fit, inputs: np.ndarray, labels: np.ndarray, spread: np.ndarray) -> np.ndarray:
+def fit_direction(fit: ProbeFit, inputs: np.ndarray, labels: np.ndarray, spread: np.ndarray) -> np.ndarray:
     """A probe's unit direction at one layer: float32 [d_model].
 
     Args:
@@ -155,7 +155,7 @@ def _unit(vector: np.ndarray) -> np.ndarray:
     return (vector / length).astype(np.float32)
 
 
-def _best(tried: Mapping[tuple[int, Fit], float]) -> tuple[int, Fit]:
+def _best(tried: Mapping[tuple[int, ProbeFit], float]) -> tuple[int, ProbeFit]:
     """The highest AUROC; of those too close to tell, logistic regression at the highest, most central layer.
 
     Logistic regression is preferred because it carries over better to rows unlike the
@@ -169,8 +169,8 @@ def _best(tried: Mapping[tuple[int, Fit], float]) -> tuple[int, Fit]:
 
 
 def _cross_validate(
-    activations: Activations, labels: np.ndarray, spread: Activations, fits: Sequence[Fit], seed: int
-) -> dict[tuple[int, Fit], float]:
+    activations: Activations, labels: np.ndarray, spread: Activations, fits: Sequence[ProbeFit], seed: int
+) -> dict[tuple[int, ProbeFit], float]:
     """(layer, fit) → the mean AUROC of held-out folds."""
     folds = splits(labels, seed)
     return {
@@ -183,7 +183,7 @@ def _cross_validate(
 
 
 def _nested_auroc(
-    activations: Activations, labels: np.ndarray, spread: Activations, fits: Sequence[Fit], seed: int
+    activations: Activations, labels: np.ndarray, spread: Activations, fits: Sequence[ProbeFit], seed: int
 ) -> float:
     areas = []
     for train, test in splits(labels, seed + 1):
@@ -194,7 +194,7 @@ def _nested_auroc(
 
 
 def _fold_auroc(
-    fit: Fit, inputs: np.ndarray, labels: np.ndarray, spread: np.ndarray, train: np.ndarray, test: np.ndarray
+    fit: ProbeFit, inputs: np.ndarray, labels: np.ndarray, spread: np.ndarray, train: np.ndarray, test: np.ndarray
 ) -> float:
     direction = fit_direction(fit, inputs[train], labels[train], spread)
     return auroc(inputs[test] @ direction, labels[test])

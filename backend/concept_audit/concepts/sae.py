@@ -75,16 +75,15 @@ class SaeSource:
 
     Attributes:
         source: a directory, or ``RELEASE:ID``; see `load_sae`.
-        layer: where it reads; None for where its metadata say.
+        layer: where it reads.
     """
 
     source: str
-    layer: int | None = None
+    layer: int
 
     def load(self, device: torch.device) -> SparseAutoencoder:
         """The SAE, on a device; raises as `load_sae`."""
-        sae = load_sae(self.source, device)
-        return replace(sae, layer=self.layer or sae.layer)
+        return replace(load_sae(self.source, device), layer=self.layer)
 
 
 def load_sae(source: str, device: torch.device) -> SparseAutoencoder:

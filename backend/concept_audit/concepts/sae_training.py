@@ -198,7 +198,7 @@ def _describe(output: Any) -> str:
 
 
 def _measure(sae: SparseAutoencoder, feed: TokenFeed) -> SaeQuality:
-    total, squares, errors, firings, count = 0.0, 0.0, 0.0, 0, 0
+    total, squares, errors, firings, count = torch.zeros(()), 0.0, 0.0, 0, 0
     with torch.inference_mode():
         for tokens in feed.held_out():
             inputs = torch.from_numpy(tokens).to(sae.module.W_dec.device)

@@ -94,5 +94,6 @@ def changes(
             add_gradient(lm, LanguageModelHead(lm), rows, list(subset))
             with torch.no_grad():
                 for weight in weights:
-                    weight -= rate * weight.grad
+                    assert weight.grad is not None, "the gradient was added to every one of these weights"
+                    weight.sub_(rate * weight.grad)
             yield query.value(lm) - before

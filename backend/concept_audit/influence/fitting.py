@@ -200,7 +200,16 @@ def accumulate(
             advance(len(chosen))
 
 
-def _add_batch(gradients, into, rows, keys, fisher, chosen, device, say) -> None:
+def _add_batch(
+    gradients: GradientPass,
+    into: Accumulator,
+    rows: Rows,
+    keys: Sequence[str],
+    fisher: Fisher,
+    chosen: Sequence[int],
+    device: torch.device,
+    say: Callable[[str], None],
+) -> None:
     attempts: list[tuple[set[int], set[int]]] = []
 
     def attempt(part: Sequence[int]) -> None:

@@ -57,8 +57,8 @@ class Rows:
     def batch(self, chosen: Sequence[int], device: torch.device) -> Batch:
         """Some rows, cut at their spans."""
         spans = {i: response_span(self.response[i]) for i in chosen}
-        ids = {i: self.ids[i][: spans[i]] for i in chosen}
-        response = {i: self.response[i][: spans[i]] for i in chosen}
+        ids = {i: self.ids[i][:span] for i, span in spans.items()}
+        response = {i: self.response[i][:span] for i, span in spans.items()}
         return padded(chosen, ids, response, device, LENGTH_MULTIPLE)
 
 
@@ -124,7 +124,7 @@ def query_gradient(
             batch = rows.batch(chosen, lm.device)
             scale = torch.tensor([weights[i] for i in chosen], dtype=wide, device=lm.device)[:, None, None]
 
-            def add(index: int, a: torch.Tensor, delta: torch.Tensor, scale=scale) -> None:
+            def add(index: int, a: torch.Tensor, delta: torch.Tensor, scale: torch.Tensor = scale) -> None:
                 # Products in the model's own precision, as in its layers; sums over batches in a wide one.
                 scaled = (delta * scale.to(delta)).flatten(0, 1)
                 total[index] += scaled.T @ a.flatten(0, 1)

@@ -26,10 +26,12 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from concept_audit.influence.options import Mode
 from concept_audit.influence.queries import DenseQueries, Gradients, LowRankQueries, PreparedQueries, Rows
-from concept_audit.model.batches import batches_by_length, halving
+from concept_audit.model.batches import Batch, batches_by_length, halving
 from concept_audit.model.gradients import GradientPass, LanguageModelHead, gradient_tokens_per_batch, supervised
 from concept_audit.model.linear import LinearLayer, n_weights
 from concept_audit.model.load import LanguageModel
+
+ScoringMode = Literal["token_sum", "forward"]
 
 GRAPH_NUMBERS = 22
 """Numbers a token and block that a backward pass keeps, in widths of the residual stream.
@@ -66,9 +68,9 @@ class Plan:
         bytes: what each mode keeps of the longest row's (or batch's) activations.
     """
 
-    mode: Literal["token_sum", "forward"]
-    operations: dict[str, int]
-    bytes: dict[str, int]
+    mode: ScoringMode
+    operations: dict[ScoringMode, int]
+    bytes: dict[ScoringMode, int]
 
 
 def plan(
@@ -93,17 +95,18 @@ def plan(
     """
     blocks = [sum(p.numel() for p in block.parameters()) for block in lm.blocks]
     total, above = sum(blocks), sum(blocks[min(layer.block for layer in layers) - 1 :])
-    operations = {
+    operations: dict[ScoringMode, int] = {
         "token_sum": total + above + queries.operations(layers),
         "forward": total + queries.count * (above + n_weights(layers)),
     }
     width = lm.dtype.itemsize * lm.d_model * GRAPH_NUMBERS
     deep = len(lm.blocks) - min(layer.block for layer in layers) + 1
-    stored = {"token_sum": longest * width * deep, "forward": 2 * longest * width}
+    stored: dict[ScoringMode, int] = {"token_sum": longest * width * deep, "forward": 2 * longest * width}
     if mode == "auto":
-        fitting = [name for name in operations if stored[name] <= memory] or ["forward"]
+        fitting: list[ScoringMode] = [name for name in operations if stored[name] <= memory] or ["forward"]
         # Of equals the token sum: its kernels are faster, and tokens come for nothing.
-        mode = min(fitting, key=lambda name: operations[name])
+        cheapest = min(fitting, key=lambda name: operations[name])
+        return Plan(cheapest, operations, stored)
     return Plan(mode, operations, stored)
 
 
@@ -112,7 +115,7 @@ def score_rows(
     layers: Sequence[LinearLayer],
     queries: PreparedQueries,
     rows: Rows,
-    mode: Literal["token_sum", "forward"] = "token_sum",
+    mode: ScoringMode = "token_sum",
     unit_normalised: bool = False,
     budget: int | None = None,
     say: Callable[[str], None] = lambda text: None,
@@ -212,9 +215,9 @@ def _token_sum(
                 tokens /= norms.sqrt().clamp(min=torch.finfo(wide).tiny)[:, None, None]
             # Summed in float64, so that the order of the tokens leaves no trace.
             scores = tokens.double().sum(1).cpu().numpy()
-            values, losses = tokens.cpu().numpy(), losses.tolist()
+            values, finite = tokens.cpu().numpy(), losses.tolist()
             return [
-                _scored(i, losses[place], scores[place], values[place], len(rows.ids[i]))
+                _scored(i, finite[place], scores[place], values[place], len(rows.ids[i]))
                 for place, i in enumerate(chosen)
             ]
 
@@ -243,7 +246,9 @@ def _forward_mode(
     yield run
 
 
-def _slopes(lm: LanguageModel, head: LanguageModelHead, layers, tangents: Gradients, batch):
+def _slopes(
+    lm: LanguageModel, head: LanguageModelHead, layers: Sequence[LinearLayer], tangents: Gradients, batch: Batch
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Losses [rows] of a batch and their derivatives [rows] along the tangents of the tracked weights."""
     mask = supervised(batch)
     owners, counts = mask.nonzero()[:, 0], mask.sum(1)
@@ -261,7 +266,7 @@ def _dual_weights(layers: Sequence[LinearLayer], tangents: Gradients) -> Iterato
     """The tracked weights with their tangents, for the time being."""
     # Put into the modules' own tables, so that the order of the parameters stays as it was.
     tables = [layer.module._parameters for layer in layers]
-    own = [table["weight"] for table in tables]
+    own = [layer.module.get_parameter("weight") for layer in layers]
     try:
         for layer, table, weight, tangent in zip(layers, tables, own, tangents, strict=True):
             along = (tangent.T if layer.transposed else tangent).to(weight.dtype).contiguous()
@@ -298,7 +303,7 @@ def squared_norms(a: torch.Tensor, delta: torch.Tensor) -> torch.Tensor:
     return torch.stack([(d.T @ x).to(wide).square().sum() for x, d in zip(a, delta, strict=True)])
 
 
-def _scored(index: int, loss: float, scores: np.ndarray, tokens, length: int) -> RowScores:
+def _scored(index: int, loss: float, scores: np.ndarray, tokens: np.ndarray | None, length: int) -> RowScores:
     if not (np.isfinite(loss) and np.isfinite(scores).all()):
         return RowScores(index, float("nan"), np.full(len(scores), np.nan), None)
     if tokens is not None:

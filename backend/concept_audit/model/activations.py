@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import nn
 
 from concept_audit.model.batches import batches_by_length, padded
 from concept_audit.model.load import LanguageModel
@@ -54,8 +55,8 @@ def residual_stream(
     captured: dict[int, torch.Tensor] = {}
     deepest = max(layers)
 
-    def keep(layer: int):
-        def hook(_module, _inputs, output):
+    def keep(layer: int) -> Callable[[nn.Module, tuple, torch.Tensor | tuple[torch.Tensor, ...]], None]:
+        def hook(_module: nn.Module, _inputs: tuple, output: torch.Tensor | tuple[torch.Tensor, ...]) -> None:
             captured[layer] = output[0] if isinstance(output, tuple) else output
             if layer == deepest:
                 raise _DeepEnough

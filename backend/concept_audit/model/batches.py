@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -50,15 +50,15 @@ def batches_by_length(lengths: Sequence[int], budget: int) -> list[list[int]]:
 
 def padded(
     rows: Sequence[int],
-    ids: Sequence[np.ndarray],
-    response: Sequence[np.ndarray],
+    ids: Sequence[np.ndarray] | Mapping[int, np.ndarray],
+    response: Sequence[np.ndarray] | Mapping[int, np.ndarray],
     device: torch.device,
     multiple: int = 1,
 ) -> Batch:
     """The chosen rows as one batch.
 
     Args:
-        ids: one int array [tokens] a row.
+        ids: one int array [tokens] a row, by its place.
         response: one bool array [tokens] a row.
         multiple: the padded length is one of this. Matrix libraries prepare, and keep, a kernel for
             each shape that they meet; fewer shapes are faster and take less memory.

@@ -124,7 +124,7 @@ class ChatRenderer:
         encoded = self._tokenizer(text, add_special_tokens=self._template is not None, verbose=False)
         return np.asarray(encoded["input_ids"], np.int32)[: self._max_tokens]
 
-    def decode(self, token_ids: Sequence[int]) -> str:
+    def decode(self, token_ids: Sequence[int] | np.ndarray) -> str:
         """The text of tokens, without special ones."""
         return self._tokenizer.decode(token_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
@@ -17,6 +18,13 @@ PROMPT_TOKENS_PER_BATCH_ACCELERATOR = 65536
 
 TEMPERATURE = 0.7
 """Of answers that are drawn."""
+
+
+class _Generates(Protocol):
+    """What every causal model does, though the class that they share does not say so."""
+
+    def generate(self, **settings: Any) -> torch.Tensor:
+        """Token ids [prompts, tokens], the prompts' own first."""
 
 
 class _Drawn(LogitsProcessor):
@@ -52,9 +60,7 @@ def answers(
         place of each prompt of a batch → its answer, int32 [new tokens], with the token that ends it.
     """
     budget = PROMPT_TOKENS_PER_BATCH_CPU if lm.device.type == "cpu" else PROMPT_TOKENS_PER_BATCH_ACCELERATOR
-    settings = lm.model.generation_config
-    ends = settings.eos_token_id if settings.eos_token_id is not None else lm.tokenizer.eos_token_id
-    ends = [ends] if isinstance(ends, int) else list(ends or [])
+    ends = _ends(lm)
     padding = lm.tokenizer.pad_token_id
     padding = padding if padding is not None else (ends[0] if ends else 0)
     # A prompt grows by its answer, and the cache with it.
@@ -67,7 +73,7 @@ def answers(
             mask[place, longest - len(prompts[i]) :] = 1
         drawn = [] if seeds is None else [_Drawn([seeds[i] for i in batch])]
         with lm.lock, torch.inference_mode():
-            out = lm.model.generate(
+            out = cast(_Generates, lm.model).generate(
                 input_ids=torch.from_numpy(ids).to(lm.device),
                 attention_mask=torch.from_numpy(mask).to(lm.device),
                 max_new_tokens=max_new_tokens,
@@ -82,6 +88,15 @@ def answers(
             )
         found = out[:, longest:].cpu().numpy().astype(np.int32)
         yield {i: _until_end(found[place], ends) for place, i in enumerate(batch)}
+
+
+def _ends(lm: LanguageModel) -> list[int]:
+    """The tokens that end an answer."""
+    settings = lm.model.generation_config
+    ends = settings.eos_token_id if settings is not None else None
+    if ends is None:
+        ends = lm.tokenizer.eos_token_id
+    return [ends] if isinstance(ends, int) else list(ends or [])
 
 
 def _until_end(tokens: np.ndarray, ends: Sequence[int]) -> np.ndarray:

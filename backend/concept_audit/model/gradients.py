@@ -13,7 +13,10 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+from torch import nn
+from torch.autograd.function import FunctionCtx
 from torch.nn import functional as F
+from torch.utils.hooks import RemovableHandle
 
 from concept_audit.errors import ModelError
 from concept_audit.model.activations import residual_stream
@@ -37,7 +40,8 @@ class ResidualTarget(Protocol):
         layer: how many blocks have run where it is read.
     """
 
-    layer: int
+    @property
+    def layer(self) -> int: ...
 
     def __call__(self, stream: torch.Tensor) -> torch.Tensor:
         """From h [rows, tokens, d_model] to a value a token [rows, tokens]."""
@@ -74,18 +78,19 @@ class LanguageModelHead:
     and their own code does it.
     """
 
-    def __init__(self, lm: LanguageModel):
+    def __init__(self, lm: LanguageModel) -> None:
         self._lm = lm
-        self.module = lm.model.get_output_embeddings()
-        if self.module is None:
+        head = lm.model.get_output_embeddings()
+        if head is None:
             raise ModelError(f"{lm.name}: has no language-model head, so rows have no loss")
+        self.module = head
         self._plain = self._is_plain()
 
     def inputs(self, batch: Batch) -> torch.Tensor:
         """The head's input at supervised positions, row by row: [positions, d_model]."""
-        hidden = []
+        hidden: list[torch.Tensor] = []
 
-        def hook(_module, arguments):
+        def hook(_module: nn.Module, arguments: tuple[torch.Tensor, ...]) -> None:
             hidden.append(arguments[0])
             raise _HeadReached
 
@@ -153,8 +158,8 @@ class GradientPass:
         self._lm = lm
         self._layers = layers
         self._visit: Visit | None = None
-        self._handles: list[Any] = []
-        self._trainable: list[torch.nn.Parameter] = []
+        self._handles: list[RemovableHandle] = []
+        self._trainable: list[nn.Parameter] = []
         self._head: LanguageModelHead | None = None
 
     def __enter__(self) -> GradientPass:
@@ -234,8 +239,10 @@ class GradientPass:
         finally:
             self._visit = None
 
-    def _hook(self, index: int):
-        def forward(_module, arguments, output):
+    def _hook(self, index: int) -> Callable[[nn.Module, tuple[torch.Tensor, ...], torch.Tensor], torch.Tensor | None]:
+        def forward(
+            _module: nn.Module, arguments: tuple[torch.Tensor, ...], output: torch.Tensor
+        ) -> torch.Tensor | None:
             if not torch.is_grad_enabled():
                 return None
             inputs = arguments[0].detach()
@@ -244,7 +251,7 @@ class GradientPass:
                 # The first tracked layers: the graph begins at what they put out.
                 output = replaced = output.detach().requires_grad_()
 
-            def backward(gradient):
+            def backward(gradient: torch.Tensor) -> None:
                 if self._visit is not None:
                     with torch.no_grad():
                         self._visit(index, inputs, gradient)
@@ -271,7 +278,14 @@ class _HeadLoss(torch.autograd.Function):
     """nll_t = −log softmax(W h_t + b)[label_t], with ∂nll_t/∂h_t found on the way."""
 
     @staticmethod
-    def forward(ctx, hidden, weight, bias, labels, draw):
+    def forward(
+        ctx: FunctionCtx,
+        hidden: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        labels: torch.Tensor,
+        draw: torch.Tensor | None,
+    ) -> torch.Tensor:
         wide = torch.promote_types(hidden.dtype, torch.float32)
         losses = torch.empty(len(hidden), dtype=wide, device=hidden.device)
         gradient = torch.empty_like(hidden)
@@ -291,6 +305,6 @@ class _HeadLoss(torch.autograd.Function):
         return losses
 
     @staticmethod
-    def backward(ctx, upstream):
+    def backward(ctx: Any, upstream: torch.Tensor) -> tuple[torch.Tensor, None, None, None, None]:
         (gradient,) = ctx.saved_tensors
         return gradient * upstream[:, None].to(gradient.dtype), None, None, None, None

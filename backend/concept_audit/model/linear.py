@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -12,6 +12,8 @@ from torch import nn
 from concept_audit.errors import ModelError
 from concept_audit.model.load import LanguageModel
 
+Layers = Literal["linear", "lora"]
+"""Which weights count: every linear layer's, or the low-rank matrices of an adapter alone."""
 _LORA = ("lora_A", "lora_B")
 
 
@@ -41,7 +43,7 @@ class LinearLayer:
         return not isinstance(self.module, nn.Linear)
 
 
-def resolve_weights(lm: LanguageModel, weights: str) -> Literal["linear", "lora"]:
+def resolve_weights(lm: LanguageModel, weights: Literal["auto", "linear", "lora"]) -> Layers:
     """``auto`` is what fine-tuning would train: the LoRA weights of an adapter, else every linear layer.
 
     Raises:
@@ -55,9 +57,7 @@ def resolve_weights(lm: LanguageModel, weights: str) -> Literal["linear", "lora"
     return weights
 
 
-def linear_layers(
-    lm: LanguageModel, first: int, last: int, weights: Literal["linear", "lora"] = "linear"
-) -> list[LinearLayer]:
+def linear_layers(lm: LanguageModel, first: int, last: int, weights: Layers = "linear") -> list[LinearLayer]:
     """The linear layers of blocks `first` to `last`, counted from 1, in the order of the model.
 
     Args:
@@ -104,7 +104,7 @@ def _is_lora(name: str) -> bool:
 
 
 def _widths(module: nn.Module) -> tuple[int, int]:
-    rows, columns = module.weight.shape
+    rows, columns = module.get_parameter("weight").shape
     return (columns, rows) if isinstance(module, nn.Linear) else (rows, columns)
 
 
@@ -112,8 +112,8 @@ def _sources(lm: LanguageModel, modules: Sequence[nn.Module], names: Sequence[st
     """Which layers read the same tensor, seen on two rows of two tokens."""
     inputs: dict[int, torch.Tensor] = {}
 
-    def keep(index: int):
-        def hook(_module, arguments):
+    def keep(index: int) -> Callable[[nn.Module, tuple[torch.Tensor, ...]], None]:
+        def hook(_module: nn.Module, arguments: tuple[torch.Tensor, ...]) -> None:
             inputs[index] = arguments[0]
 
         return hook
@@ -131,5 +131,5 @@ def _sources(lm: LanguageModel, modules: Sequence[nn.Module], names: Sequence[st
                 f"{lm.name}: the linear layer {name} does not see whole rows (a mixture of experts?), so its "
                 "influence cannot be told apart by row; use vector_filter or projection_difference"
             )
-    first = {}
+    first: dict[int, int] = {}
     return [first.setdefault(id(inputs[index]), index) for index in range(len(modules))]

@@ -13,7 +13,7 @@ import json
 import threading
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import nn
@@ -22,6 +22,9 @@ from concept_audit.errors import ModelError, first_line
 from concept_audit.model.builtin import BUILTIN_MODELS, builtin_directory
 from concept_audit.model.options import ModelOptions
 from concept_audit.progress import Progress
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 @dataclass(frozen=True)
@@ -38,13 +41,13 @@ class LanguageModel:
     """
 
     name: str
-    model: nn.Module
+    model: PreTrainedModel
     tokenizer: Any
     blocks: nn.ModuleList
     d_model: int
     context: int
     fingerprint: str
-    lock: Any = field(default_factory=threading.RLock, repr=False, compare=False)
+    lock: threading.RLock = field(default_factory=threading.RLock, repr=False, compare=False)
     copies: dict[torch.dtype, LanguageModel] = field(default_factory=dict, repr=False, compare=False)
 
     @property
@@ -128,7 +131,7 @@ def load_model(options: ModelOptions, cache: Path, progress: Progress) -> Langua
     return as_language_model(options.name, model, tokenizer)
 
 
-def as_language_model(name: str, model: nn.Module, tokenizer: Any) -> LanguageModel:
+def as_language_model(name: str, model: PreTrainedModel, tokenizer: Any) -> LanguageModel:
     """Wrap a model that is already in memory.
 
     Raises:
@@ -152,7 +155,7 @@ def as_language_model(name: str, model: nn.Module, tokenizer: Any) -> LanguageMo
     )
 
 
-def find_blocks(model: nn.Module) -> nn.ModuleList:
+def find_blocks(model: PreTrainedModel) -> nn.ModuleList:
     """The transformer blocks of any causal model, without knowing its architecture.
 
     They are the outermost list of modules that is as long as the configuration
@@ -227,7 +230,7 @@ def _adapter_config(location: str, options: ModelOptions) -> Any | None:
     return PeftConfig.from_pretrained(location)
 
 
-def _load_causal(location: str, dtype: torch.dtype, options: ModelOptions) -> nn.Module:
+def _load_causal(location: str, dtype: torch.dtype, options: ModelOptions) -> PreTrainedModel:
     from transformers import AutoModelForCausalLM
 
     try:
@@ -251,11 +254,12 @@ def _load_tokenizer(locations: tuple[str, ...], options: ModelOptions) -> Any:
     ) from last
 
 
-def _put_adapter(model: nn.Module, location: str, name: str) -> nn.Module:
+def _put_adapter(model: PreTrainedModel, location: str, name: str) -> PreTrainedModel:
     from peft import PeftModel
 
     try:
-        return PeftModel.from_pretrained(model, location)
+        # A PEFT model answers for the one that it wraps, attribute by attribute.
+        return cast("PreTrainedModel", PeftModel.from_pretrained(model, location))
     except (OSError, ValueError, RuntimeError) as error:
         raise ModelError(f"--model {name}: the adapter does not fit its base model ({first_line(error)})") from error
 

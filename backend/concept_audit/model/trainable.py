@@ -20,7 +20,7 @@ _ADAPTER = "evidence"
 
 def private_copy(lm: LanguageModel, dtype: torch.dtype) -> LanguageModel:
     """A copy that no other thread sees, so that it may be trained while the model itself is in use."""
-    converted: dict[int, nn.Module] = {
+    converted: dict[int, object] = {
         id(weight): nn.Parameter(weight.detach().to(dtype, copy=True), requires_grad=False)
         for weight in lm.model.parameters()
     }
@@ -55,7 +55,7 @@ def trainable(lm: LanguageModel, what: Trained, rank: int, seed: int) -> Iterato
 @contextmanager
 def weights_of(layers: Sequence[LinearLayer]) -> Iterator[list[nn.Parameter]]:
     """The weights of chosen layers, open for training; put back at the end."""
-    parameters = [layer.module.weight for layer in layers]
+    parameters = [layer.module.get_parameter("weight") for layer in layers]
     before = [parameter.detach().clone() for parameter in parameters]
     try:
         for parameter in parameters:

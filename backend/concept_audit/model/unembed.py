@@ -38,7 +38,7 @@ def logit_effects(
     if head is None:
         stage.advance(len(directions))
         return empty, [list(none) for none in empty]
-    weight = head.weight.detach()
+    weight = head.get_parameter("weight").detach()
     gain = _final_gain(lm).to(weight.device)
     promoted, suppressed = [], []
     step = max(1, CELLS_AT_ONCE // weight.shape[0])

@@ -46,7 +46,7 @@ class TokenSample:
 
 @dataclass(frozen=True)
 class Opened:
-    """What the shards of an activation stage need."""
+    """What the shards of a pass over the model need."""
 
     lm: LanguageModel
     sae: SparseAutoencoder | None
@@ -107,7 +107,7 @@ class RunningModel:
     ) -> Iterator[Firings]:
         """Run the model on one unit of rows after the other; yields the features that fire in each."""
         sae, sample = opened.sae, self.sample
-        deep = sorted({part.layer for part in (sample, sae) if part is not None})
+        deep = sorted({part.layer for part in (sample, self.sae) if part is not None})
         started, done = time.monotonic(), 0
         for unit in self.tokens.partition.units(number):
             fired: dict[int, Firings] = {}
@@ -120,8 +120,8 @@ class RunningModel:
                         means[layer][place] = mean
                     if sample is not None and sample.takes(row):
                         kept[place] = found.streams[sample.layer][content]
-                    if sae is not None:
-                        fired[place] = _features(sae, row, found.streams[sae.layer][content])
+                    if sae is not None and self.sae is not None:
+                        fired[place] = _features(sae, row, found.streams[self.sae.layer][content])
                 size = sum(len(rows[unit.start + found.index].input_ids) for found in batch)
                 done += size
                 pace = done / max(time.monotonic() - started, 1e-3)
@@ -149,16 +149,15 @@ class FindingFeatures:
     def outputs(self) -> tuple[RowShards, ...]:
         return (self.features,)
 
-    def open(self, worker: Worker) -> Opened:
+    def open(self, worker: Worker) -> tuple[LanguageModel, SparseAutoencoder, Worker]:
         lm = worker.model(self.model)
-        return Opened(lm, self.sae.load(lm.device), worker)
+        return lm, self.sae.load(lm.device), worker
 
-    def run(self, opened: Opened, number: int) -> None:
-        write_firings(self.features, number, self._units(opened, number))
+    def run(self, opened: tuple[LanguageModel, SparseAutoencoder, Worker], number: int) -> None:
+        write_firings(self.features, number, self._units(*opened, number))
 
-    def _units(self, opened: Opened, number: int) -> Iterator[Firings]:
-        rows = read_tokens(self.tokens, number)
-        sae = opened.sae
+    def _units(self, lm: LanguageModel, sae: SparseAutoencoder, worker: Worker, number: int) -> Iterator[Firings]:
+        rows, layer = read_tokens(self.tokens, number), self.sae.layer
         activations, owners = np.empty((0, 0), np.float32), np.empty(0, np.int64)
         if self.token_activations is not None and self.token_activations.path(number).exists():
             activations, owners = read_token_activations(self.token_activations.path(number))
@@ -168,14 +167,14 @@ class FindingFeatures:
                 mine = owners == row.example_id
                 if mine.any():
                     fired[place] = _features(sae, row, activations[mine])
-                    opened.worker.advance()
+                    worker.advance()
             rest = [place for place in range(len(rows[unit])) if place not in fired]
-            for batch in _activations(opened.lm, [rows[unit][place] for place in rest], (), [sae.layer]):
+            for batch in _activations(lm, [rows[unit][place] for place in rest], (), [layer]):
                 for found in batch:
                     row = rows[unit][rest[found.index]]
-                    stream = found.streams[sae.layer][row.parts == CONTENT]
+                    stream = found.streams[layer][row.parts == CONTENT]
                     fired[rest[found.index]] = _features(sae, row, stream)
-                    opened.worker.advance()
+                    worker.advance()
             yield _joined([fired[place] for place in sorted(fired)])
 
 

@@ -28,7 +28,7 @@ from concept_audit.influence.queries import (
     query_gradient,
 )
 from concept_audit.influence.scoring import plan, score_rows
-from concept_audit.model.linear import LinearLayer, linear_layers
+from concept_audit.model.linear import LinearLayer, linear_layers, resolve_weights
 from concept_audit.model.load import LanguageModel
 from concept_audit.model.options import ModelSource
 from concept_audit.pipeline.curvature import CurvatureFit, curvature_of, fit_curvature
@@ -241,7 +241,8 @@ def open_query(path: Path, lm: LanguageModel) -> Opened:
     """A query that was kept, with the model and the layers that it was prepared for."""
     about = read_about(path)
     scorer = lm.in_dtype(getattr(torch, about["precision"]))
-    layers = linear_layers(scorer, *about["blocks"], about["weights"])
+    first, last = about["blocks"]
+    layers = linear_layers(scorer, first, last, about["weights"])
     tensors = {name: tensor.to(scorer.dtype) for name, tensor in read_tensors(path, scorer.device).items()}
     queries: PreparedQueries
     if "dense.0" in tensors:
@@ -285,12 +286,13 @@ def _blocks(run: Attribution) -> tuple[int, int]:
 def _prepare_query(path: Path, sources: Sources, run: Attribution, progress: Progress) -> None:
     """Differentiate the queries, apply the inverse curvature, reduce the rank, and keep the result."""
     curvature_options, scoring = run.options.curvature, run.options.scoring
-    lm, blocks = sources.model(), _blocks(run)
-    layers = linear_layers(lm, *blocks, scoring.weights)
+    lm, (first, last) = sources.model(), _blocks(run)
+    weights = resolve_weights(lm, scoring.weights)
+    layers = linear_layers(lm, first, last, weights)
     curvature: Callable | None = None
     if curvature_options.curvature != "identity":
-        fit = CurvatureFit.of(curvature_options, scoring.weights, scoring.precision)
-        files = fit_curvature(sources, lm, fit, range(blocks[0], blocks[1] + 1), progress)
+        fit = CurvatureFit.of(curvature_options, weights, scoring.precision)
+        files = fit_curvature(sources, lm, fit, range(first, last + 1), progress)
         curvature = curvature_of(files, layers, curvature_options.curvature, lm.device)
     with progress.stage("Gradient of the concept on the queries", len(run.queries), "queries") as stage:
         gradients = query_gradient(lm, layers, run.quantity, run.queries, run.weights, advance=stage.advance)
@@ -310,8 +312,8 @@ def _prepare_query(path: Path, sources: Sources, run: Attribution, progress: Pro
             "concept_id": run.concept_id,
             "retained": float(prepared.retained[0]),
             "precision": scoring.precision,
-            "blocks": blocks,
-            "weights": scoring.weights,
+            "blocks": (first, last),
+            "weights": weights,
             "unit_normalised": scoring.unit_normalised,
         }
         sources.layout.shards.write_tensors(path, tensors, about)

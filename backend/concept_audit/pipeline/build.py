@@ -161,7 +161,7 @@ class _Build:
             self._layers,
             sample if kept else None,
             self._shards("token_activations") if kept else None,
-            self._sae_source(known) if known else None,
+            self._sae_source() if known else None,
             self._shards("features") if known else None,
         )
         if opened or missing_of(work):
@@ -199,7 +199,7 @@ class _Build:
     def _features(self, sae: SparseAutoencoder) -> None:
         opened = self._begin("features", self._manifest.key("tokens"), self._sae_key(sae))
         kept = self._shards("token_activations") if self._options.sae == "train" else None
-        source = self._sae_source(sae)
+        source = self._sae_source()
         work = FindingFeatures(self._shards("tokens"), self._shards("features"), self._model, source, kept)
         if opened or missing_of(work):
             self._driver.finish(work, "Finding the SAE features of every token", self._shards("rows").partition.sizes())
@@ -288,8 +288,8 @@ class _Build:
     def _begin(self, stage: str, *depends: object) -> bool:
         """Whether a stage has work left; what is left of earlier configurations goes."""
         wanted = key(*depends)
-        entry = self._manifest.stages.get(stage)
-        changed = entry is None or entry["key"] != wanted
+        entry = self._manifest.stages.get(stage, {})
+        changed = entry.get("key") != wanted
         if not changed and entry["done"]:
             return False
         # Until this stage is done the store speaks of shards that are not there any more.
@@ -313,8 +313,8 @@ class _Build:
     def _shards(self, kind: str) -> RowShards:
         return self._manifest.shards(self._layout, kind)
 
-    def _sae_source(self, sae: SparseAutoencoder) -> SaeSource:
-        return SaeSource(str(self._layout.sae) if self._options.sae == "train" else self._options.sae, sae.layer)
+    def _sae_source(self) -> SaeSource:
+        return SaeSource(str(self._layout.sae) if self._options.sae == "train" else self._options.sae, self._sae_layer)
 
     def _sae_key(self, sae: SparseAutoencoder) -> str:
         return model_fingerprint(sae.module)

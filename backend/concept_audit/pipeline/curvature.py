@@ -18,7 +18,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Literal
 
 import torch
 from safetensors import safe_open
@@ -26,7 +25,7 @@ from safetensors import safe_open
 from concept_audit.influence.curvature import Eigenbasis, LayerCurvature, eigenbasis, kfac_eigenvalues
 from concept_audit.influence.fitting import Accumulator, Covariances, Fisher, SquaredGradients, accumulate
 from concept_audit.influence.options import CurvatureKind, CurvatureOptions
-from concept_audit.model.linear import LinearLayer, linear_layers
+from concept_audit.model.linear import Layers, LinearLayer, linear_layers
 from concept_audit.model.load import LanguageModel
 from concept_audit.model.options import ModelSource
 from concept_audit.pipeline.engine import Driver, Worker
@@ -58,11 +57,11 @@ class CurvatureFit:
 
     fisher: Fisher
     tokens: int
-    weights: Literal["linear", "lora"]
+    weights: Layers
     precision: str
 
     @classmethod
-    def of(cls, options: CurvatureOptions, weights: Literal["linear", "lora"], precision: str) -> CurvatureFit:
+    def of(cls, options: CurvatureOptions, weights: Layers, precision: str) -> CurvatureFit:
         """The fit that options ask for, with weights and precision resolved."""
         return cls(Fisher(options.fisher, options.seed), options.curvature_tokens, weights, precision)
 
@@ -270,7 +269,7 @@ def _parts(tokens: RowShards, total: int) -> tuple[tuple[int, ...], ...]:
     return tuple(map(tuple, parts))
 
 
-def _groups(lm: LanguageModel, blocks: Sequence[int], weights: Literal["linear", "lora"]) -> list[list[int]]:
+def _groups(lm: LanguageModel, blocks: Sequence[int], weights: Layers) -> list[list[int]]:
     """Runs of consecutive blocks whose statistics fit into memory together."""
     room = GROUP_BYTES_CPU if lm.device.type == "cpu" else GROUP_BYTES_ACCELERATOR
     size = lm.wide_dtype.itemsize

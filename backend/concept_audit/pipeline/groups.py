@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 
@@ -16,6 +18,7 @@ from concept_audit.metrics import (
 )
 from concept_audit.store import compare
 from concept_audit.store import groups as store_groups
+from concept_audit.store.cursor import Cursor
 
 LARGE = 2_000
 """From this many rows on, the bootstrap distribution of a mean is normal to all digits that are shown."""
@@ -23,7 +26,7 @@ CURVE_POINTS = 200
 """Of a precision-recall curve; more would not be seen."""
 
 
-def group_table(cursor, ranking: int, by: str, beside: int | None = None) -> pd.DataFrame:
+def group_table(cursor: Cursor, ranking: int, by: str, beside: int | None = None) -> pd.DataFrame:
     """Mean scores of groups; see `Audit.groups`."""
     table = _means(store_groups.summaries(cursor, ranking, by, LARGE))
     mean, deviation = store_groups.moments(cursor, ranking)
@@ -37,19 +40,19 @@ def group_table(cursor, ranking: int, by: str, beside: int | None = None) -> pd.
 def _means(groups: pd.DataFrame) -> pd.DataFrame:
     """The summaries with intervals instead of scores."""
     intervals = []
-    for group in groups.itertuples():
-        if group.n_rows < LARGE:
-            intervals.append(mean_interval(np.asarray(group.scores, np.float64)))
+    for group in groups.to_dict("records"):
+        if group["n_rows"] < LARGE:
+            intervals.append(mean_interval(np.asarray(group["scores"], np.float64)))
         else:
-            half = NORMAL_95 * group.deviation / group.n_rows**0.5
-            intervals.append((group.mean - half, group.mean + half))
+            half = NORMAL_95 * group["deviation"] / group["n_rows"] ** 0.5
+            intervals.append((group["mean"] - half, group["mean"] + half))
     table = groups.drop(columns=["deviation", "scores"])
     table["low"] = [low for low, _ in intervals]
     table["high"] = [high for _, high in intervals]
     return table
 
 
-def against_group(cursor, concept_id: str, group: str, parameters: list, k: int) -> pd.DataFrame:
+def against_group(cursor: Cursor, concept_id: str, group: str, parameters: list[Any], k: int) -> pd.DataFrame:
     """How well the stored rankings of a concept put a group of rows first.
 
     Returns:

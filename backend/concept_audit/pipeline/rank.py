@@ -96,7 +96,7 @@ def request(sources: Sources, concept: Concept, method: str, options: InfluenceO
         if method == "gradient_dot":
             options = options.changed(curvature="identity")
         index = _index(sources, at, method, options)
-        asked = {"contrast": options.query.contrast, "own_answers": options.query.own_answers}
+        asked: dict[str, Any] = {"contrast": options.query.contrast, "own_answers": options.query.own_answers}
         if method == "concept_influence" and concept.kind == "sae_feature":
             asked["target"] = options.query.target
         parameters |= asked
@@ -167,6 +167,7 @@ def scores_of_many(sources: Sources, wanted: Sequence[Request], progress: Progre
     normalised = [place for place, each in enumerate(wanted) if each.options.scoring.unit_normalised]
     if normalised:
         files = present_index(sources.layout, sources.shards("tokens").partition)
+        assert files is not None, "an index that answers has files"
         norms = np.maximum(files.norms().astype(np.float64), np.finfo(np.float32).tiny)
         scores[:, normalised] /= norms[:, None]
     return scores
@@ -273,7 +274,7 @@ def _quantity(sources: Sources, wanted: Request, lm: LanguageModel) -> Quantity:
     concept = wanted.concept
     if wanted.method != "concept_influence":
         return Loss()
-    if concept.kind == "sae_feature" and wanted.options.query.target == "activation":
+    if concept.feature_id is not None and wanted.options.query.target == "activation":
         # The key of the features is a hash over the SAE's weights.
         sae = _sae(sources.sae_source, lm.device, sources.manifest.key("features"))
         return NegatedConcept(FeatureActivation(concept.layer, sae.module, concept.feature_id))
@@ -296,12 +297,12 @@ def _weights(queries: Sequence[LabelledExample]) -> list[float]:
 def _queries(
     sources: Sources, concept: Concept, options: InfluenceOptions, contrast: bool
 ) -> tuple[LabelledExample, ...]:
-    given = options.query.queries
-    if given is None and concept.kind == "probe":
-        given = tuple(sources.read(lambda cursor: workspace.labels(cursor, concept.name)))
-    elif given is None:
-        rows = sources.read(lambda cursor: store_queries.strongest_rows(cursor, concept.feature_id, STRONGEST_ROWS))
+    given, feature = options.query.queries, concept.feature_id
+    if given is None and feature is not None:
+        rows = sources.read(lambda cursor: store_queries.strongest_rows(cursor, feature, STRONGEST_ROWS))
         given = tuple(LabelledExample(messages_from_json(text), 1) for text in rows["messages"])
+    elif given is None:
+        given = tuple(sources.read(lambda cursor: workspace.labels(cursor, concept.name)))
     positive = tuple(example for example in given if example.label == 1)
     negative = tuple(example for example in given if example.label == 0)
     if not positive or (contrast and not negative):

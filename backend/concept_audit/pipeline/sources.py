@@ -12,7 +12,8 @@ from concept_audit.model.load import LanguageModel
 from concept_audit.model.options import ModelOptions, ModelSource
 from concept_audit.pipeline.engine import Driver, Engine
 from concept_audit.progress import Progress
-from concept_audit.store.database import Cursor, Database
+from concept_audit.store.cursor import Cursor
+from concept_audit.store.database import Database
 from concept_audit.store.layout import Layout
 from concept_audit.store.manifest import Manifest
 from concept_audit.store.shard_store import RowShards

@@ -8,7 +8,6 @@ that a killed validation goes on where it was.
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from typing import Any
 
 import pandas as pd
@@ -19,7 +18,7 @@ from concept_audit.pipeline.options import key
 from concept_audit.pipeline.sources import Sources
 from concept_audit.pipeline.validation.findings import findings, run_frame, score_frame, stability_findings
 from concept_audit.pipeline.validation.first_order import first_order
-from concept_audit.pipeline.validation.options import VERSION, Candidate, ValidateOptions, resolved
+from concept_audit.pipeline.validation.options import VERSION, Candidate, ResolvedOptions, ValidateOptions, resolved
 from concept_audit.pipeline.validation.runs import done_runs, plan, precision_of, shared_by_runs
 from concept_audit.pipeline.validation.scores import all_scores
 from concept_audit.pipeline.validation.setting import Setting, setting_of
@@ -64,7 +63,7 @@ def validate(sources: Sources, concept: Concept, options: ValidateOptions, progr
 
 
 def _about(
-    sources: Sources, concept: Concept, setting: Setting, options: ValidateOptions, lm: LanguageModel
+    sources: Sources, concept: Concept, setting: Setting, options: ResolvedOptions, lm: LanguageModel
 ) -> dict[str, Any]:
     """What the evidence is about, as JSON values."""
     names = (
@@ -111,7 +110,7 @@ def _candidate_about(candidate: Candidate) -> dict[str, Any]:
     given = {
         name: value
         for usual, part in pairs
-        for name, value in asdict(part).items()
+        for name, value in vars(part).items()
         if value != getattr(usual, name) and name != "queries"
     }
     queries = candidate.options.query.queries

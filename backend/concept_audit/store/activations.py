@@ -107,7 +107,7 @@ def read_token_activations(path: Path) -> tuple[np.ndarray, np.ndarray]:
 
 def token_blocks(shards: RowShards) -> list[tuple[int, Callable[[], np.ndarray]]]:
     """All token activations in blocks of at most `TOKENS_PER_BLOCK`: size, and a function that reads them."""
-    blocks = []
+    blocks: list[tuple[int, Callable[[], np.ndarray]]] = []
     for number in shards.numbers():
         with safe_open(shards.path(number), "numpy") as file:
             total = file.get_slice("example_id").get_shape()[0]

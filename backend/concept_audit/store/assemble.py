@@ -20,6 +20,7 @@ from concept_audit.files import atomic_write
 from concept_audit.progress import Progress, Stage
 from concept_audit.store import schema
 from concept_audit.store.activations import read_means
+from concept_audit.store.cursor import Cursor, only_row
 from concept_audit.store.layout import Layout
 from concept_audit.store.manifest import Manifest
 from concept_audit.store.rankings import insert_scores, ranking_id
@@ -105,7 +106,7 @@ def assemble(
                 leftover.unlink(missing_ok=True)
 
 
-def _insert_examples(con: duckdb.DuckDBPyConnection, rows: RowShards, tokens: RowShards, stage: Stage) -> None:
+def _insert_examples(con: Cursor, rows: RowShards, tokens: RowShards, stage: Stage) -> None:
     fields: dict[str, Counter[str]] = {}
     rows_with: Counter[str] = Counter()
     for number in rows.numbers():
@@ -144,10 +145,11 @@ def _count_values(metadata: Mapping[str, object], fields: dict[str, Counter[str]
             counted[text] += 1
 
 
-def _insert_layers(con: duckdb.DuckDBPyConnection, means: RowShards, layers: Sequence[int]) -> None:
+def _insert_layers(con: Cursor, means: RowShards, layers: Sequence[int]) -> None:
     """Mean and standard deviation of each dimension over the rows, at each layer."""
     for layer in layers:
-        count, total, squares = 0, 0.0, 0.0
+        count = 0
+        total = squares = np.zeros(())
         for block in read_means(means, layer):
             scored = block[~np.isnan(block).any(1)].astype(np.float64)
             count, total, squares = count + len(scored), total + scored.sum(0), squares + (scored**2).sum(0)
@@ -157,9 +159,7 @@ def _insert_layers(con: duckdb.DuckDBPyConnection, means: RowShards, layers: Seq
             con.execute("INSERT INTO base.layers VALUES (?, ?, ?)", [layer, mean.tolist(), spread.tolist()])
 
 
-def _insert_features(
-    con: duckdb.DuckDBPyConnection, features: RowShards, tokens: RowShards, sae: SaeDirections, stage: Stage
-) -> None:
+def _insert_features(con: Cursor, features: RowShards, tokens: RowShards, sae: SaeDirections, stage: Stage) -> None:
     con.execute("CREATE TEMP TABLE totals (feature_id INTEGER, token_id INTEGER, total DOUBLE, firings BIGINT)")
     # Activations on a logarithmic scale, since a feature's highest is known only at the end.
     con.execute("CREATE TEMP TABLE levels (feature_id INTEGER, level BIGINT, firings BIGINT)")
@@ -196,7 +196,7 @@ def _insert_features(
     _insert_feature_table(con, sae)
 
 
-def _insert_feature_table(con: duckdb.DuckDBPyConnection, sae: SaeDirections) -> None:
+def _insert_feature_table(con: Cursor, sae: SaeDirections) -> None:
     # A token stands for a feature if the feature fires strongly whenever the token
     # comes: the mean over its occurrences, shrunk so that a single one counts little.
     top = con.execute(
@@ -215,7 +215,7 @@ def _insert_feature_table(con: duckdb.DuckDBPyConnection, sae: SaeDirections) ->
     n_examples = dict(
         con.execute("SELECT feature_id, count(*) FROM base.feature_activations GROUP BY feature_id").fetchall()
     )
-    n_tokens = con.execute("SELECT coalesce(sum(occurrences), 0) FROM tokens").fetchone()[0] or 1
+    n_tokens = only_row(con.execute("SELECT coalesce(sum(occurrences), 0) FROM tokens"))[0] or 1
     tokens_of = dict(top)
     fired = {feature: values for feature, *values in firing}
     histograms = _histograms(con)
@@ -251,7 +251,7 @@ def _label(tokens: Sequence[str], promoted: Sequence[str]) -> str:
     return " · ".join(token.strip() for token in chosen) or "never fires on this data"
 
 
-def _histograms(con: duckdb.DuckDBPyConnection) -> dict[int, list[tuple[int, int]]]:
+def _histograms(con: Cursor) -> dict[int, list[tuple[int, int]]]:
     """Feature → (bin, tokens) of its activations, in `HISTOGRAM_BINS` equal bins up to its highest."""
     found = con.execute(
         """SELECT feature_id, list((bin, n)) FROM (
@@ -273,8 +273,8 @@ def _distinct_texts(texts: Sequence[str]) -> list[str]:
     return list(kept.values())[:TOP_TOKENS]
 
 
-def _insert_rankings(con: duckdb.DuckDBPyConnection, build_id: str, sae: SaeDirections, progress: Progress) -> None:
-    n_rows = con.execute("SELECT count(*) FROM base.examples").fetchone()[0]
+def _insert_rankings(con: Cursor, build_id: str, sae: SaeDirections, progress: Progress) -> None:
+    n_rows = only_row(con.execute("SELECT count(*) FROM base.examples"))[0]
     live = [
         f for (f,) in con.execute("SELECT feature_id FROM base.sae_features WHERE density > 0 ORDER BY 1").fetchall()
     ]

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import duckdb
 import numpy as np
 import pandas as pd
 
 from concept_audit.metrics import spearman_interval
+from concept_audit.store.cursor import Cursor, only_row
 from concept_audit.store.filters import RowFilter
 from concept_audit.store.queries import ROW_COLUMNS, matching
-
-Cursor = duckdb.DuckDBPyConnection
 
 DEPTHS = 40
 ROUND_DEPTHS = (10, 20, 50, 100, 200, 500, 1000)
@@ -55,7 +53,7 @@ def agreement(cursor: Cursor, one: int, other: int, where: RowFilter) -> Agreeme
     """Rank correlation and overlap of the first rows, of two rankings."""
     both, parameters = _both(one, other, where)
     cursor.execute(f"CREATE OR REPLACE TEMP TABLE compared AS SELECT a_place, b_place FROM ({both})", parameters)
-    count, correlation = cursor.execute("SELECT count(*), corr(a_place, b_place) FROM temp.compared").fetchone()
+    count, correlation = only_row(cursor.execute("SELECT count(*), corr(a_place, b_place) FROM temp.compared"))
     correlation = float("nan") if correlation is None else float(correlation)
     scale = np.geomspace(1, max(count, 1), DEPTHS).round().astype(np.int64)
     depths = np.unique([*(d for d in ROUND_DEPTHS if d <= count), *scale]) if count else np.array([], np.int64)

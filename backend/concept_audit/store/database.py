@@ -23,10 +23,9 @@ import duckdb
 from concept_audit.errors import StoreError
 from concept_audit.files import as_store_error
 from concept_audit.store import schema
+from concept_audit.store.cursor import Cursor, only_row
 from concept_audit.store.filters import RowFilter
 from concept_audit.store.layout import Layout
-
-Cursor = duckdb.DuckDBPyConnection
 
 LOCK_PATIENCE_SECONDS = 8.0
 SEARCHES_KEPT = 32
@@ -76,7 +75,7 @@ class Database:
         self._instance.close()
 
     @contextmanager
-    def reading(self) -> Iterator[duckdb.DuckDBPyConnection]:
+    def reading(self) -> Iterator[Cursor]:
         """A cursor for queries.
 
         Raises:
@@ -101,7 +100,7 @@ class Database:
                 self._turn.notify_all()
 
     @contextmanager
-    def writing(self) -> Iterator[duckdb.DuckDBPyConnection]:
+    def writing(self) -> Iterator[Cursor]:
         """A cursor in a transaction on the workspace: committed at the end, undone by an error.
 
         Raises:
@@ -156,7 +155,7 @@ class Database:
             raise RuntimeError("this thread holds a lease on the database already")
 
     @contextmanager
-    def _cursor(self) -> Iterator[duckdb.DuckDBPyConnection]:
+    def _cursor(self) -> Iterator[Cursor]:
         cursor = self._instance.cursor()
         try:
             cursor.execute("USE workspace")
@@ -165,7 +164,7 @@ class Database:
             cursor.close()
 
     @contextmanager
-    def _transaction(self, cursor: duckdb.DuckDBPyConnection) -> Iterator[None]:
+    def _transaction(self, cursor: Cursor) -> Iterator[None]:
         cursor.execute("BEGIN")
         try:
             yield
@@ -231,7 +230,7 @@ class Database:
             self._instance.execute("DETACH audit")
             self._attached_audit = None
         self._attach_file("audit", self._layout.audit, read_only=True)
-        (found,) = self._instance.execute("SELECT value FROM audit.base.meta WHERE key = 'format'").fetchone()
+        (found,) = only_row(self._instance.execute("SELECT value FROM audit.base.meta WHERE key = 'format'"))
         if int(found) != schema.FORMAT:
             self._instance.execute("DETACH audit")
             raise StoreError(
@@ -265,7 +264,7 @@ class Database:
         self._instance.execute("DETACH workspace")
 
 
-def _roll_back(cursor: duckdb.DuckDBPyConnection) -> None:
+def _roll_back(cursor: Cursor) -> None:
     # The failed statement may have ended the transaction already.
     with suppress(duckdb.Error):
         cursor.execute("ROLLBACK")

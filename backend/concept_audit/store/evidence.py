@@ -13,16 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import duckdb
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 
 from concept_audit.errors import ConceptError
+from concept_audit.store.cursor import Cursor, only_row
 from concept_audit.store.filters import json_pointer
 from concept_audit.store.layout import Layout
-
-Cursor = duckdb.DuckDBPyConnection
 
 EVIDENCE_TABLES = """
 CREATE TABLE IF NOT EXISTS base.evidence (
@@ -105,7 +103,7 @@ def save_evidence(cursor: Cursor, build: str, version: int, evidence: Evidence) 
     """Keep what a validation found; an earlier one with the same identity is replaced."""
     for table in ("evidence", *_PARTS):
         cursor.execute(f"DELETE FROM base.{table} WHERE evidence_id = ?", [evidence.evidence_id])
-    (number,) = cursor.execute("SELECT coalesce(max(number), 0) + 1 FROM base.evidence").fetchone()
+    (number,) = only_row(cursor.execute("SELECT coalesce(max(number), 0) + 1 FROM base.evidence"))
     cursor.execute(
         "INSERT INTO base.evidence VALUES (?, ?, ?, ?, ?, ?)",
         [

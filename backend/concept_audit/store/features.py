@@ -5,15 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import duckdb
 import numpy as np
 import pandas as pd
 
 from concept_audit.metrics import NORMAL_95
+from concept_audit.store.cursor import Cursor, only_row
 from concept_audit.store.filters import json_pointer
 from concept_audit.store.queries import ROW_COLUMNS
-
-Cursor = duckdb.DuckDBPyConnection
 
 QUANTILE_GROUPS = 4
 LEAST_FIRING = 3
@@ -78,8 +76,8 @@ def separating(cursor: Cursor, group: str, parameters: Sequence[Any], limit: int
         interval is farthest from 0.
     """
     cursor.execute(f"CREATE OR REPLACE TEMP TABLE members AS {group}", list(parameters))
-    n_in = cursor.execute("SELECT count(*) FROM temp.members").fetchone()[0]
-    n_all = cursor.execute("SELECT count(*) FROM main.examples").fetchone()[0]
+    n_in = only_row(cursor.execute("SELECT count(*) FROM temp.members"))[0]
+    n_all = only_row(cursor.execute("SELECT count(*) FROM main.examples"))[0]
     if not 0 < n_in < n_all:
         return pd.DataFrame(columns=["feature_id", "label", "inside", "outside", "log_odds", "low", "high"])
     return cursor.execute(
@@ -129,7 +127,7 @@ def lengths(cursor: Cursor, bins: int) -> tuple[np.ndarray, np.ndarray]:
 
 def longest(cursor: Cursor) -> int:
     """Tokens of the longest row."""
-    return cursor.execute("SELECT coalesce(max(n_tokens), 0) FROM main.examples").fetchone()[0]
+    return only_row(cursor.execute("SELECT coalesce(max(n_tokens), 0) FROM main.examples"))[0]
 
 
 def sources(cursor: Cursor) -> pd.DataFrame:

@@ -7,14 +7,12 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-import duckdb
 import pandas as pd
 
 from concept_audit.errors import StoreError
 from concept_audit.store import queries
+from concept_audit.store.cursor import Cursor, only_row
 from concept_audit.store.filters import RowFilter
-
-Cursor = duckdb.DuckDBPyConnection
 
 STATE = "{'flag': f.flag, 'note': f.note, 'flagged_by': f.flagged_by, 'flagged_at': f.flagged_at}"
 
@@ -142,10 +140,10 @@ def latest(cursor: Cursor) -> tuple[int, str]:
 
 
 def _log(cursor: Cursor, action: str, note: str, how: str, undoes: int | None, by: str, now: datetime) -> FlagChange:
-    count = cursor.execute("SELECT count(*) FROM temp.changes").fetchone()[0]
+    count = only_row(cursor.execute("SELECT count(*) FROM temp.changes"))[0]
     if not count:
         return FlagChange(None, 0)
-    event_id = cursor.execute("SELECT nextval('base.flag_events')").fetchone()[0]
+    event_id = only_row(cursor.execute("SELECT nextval('base.flag_events')"))[0]
     cursor.execute(
         "INSERT INTO base.flag_log VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
         [event_id, action, note, count, how, undoes, by, now],

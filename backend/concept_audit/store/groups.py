@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import duckdb
 import pandas as pd
 
 from concept_audit.errors import ConceptError
+from concept_audit.store.cursor import Cursor, only_row
 from concept_audit.store.filters import json_pointer
-
-Cursor = duckdb.DuckDBPyConnection
 
 FEATURE, SOURCE, FLAG = "sae_feature", "source", "flag"
 LEAST_ROWS = 3
@@ -35,6 +33,7 @@ def summaries(cursor: Cursor, ranking: int, by: str, large: int) -> pd.DataFrame
                      FROM {scored} JOIN main.feature_activations a USING (example_id)
                      JOIN main.sae_features f ON f.feature_id = a.feature_id WHERE f.n_examples >= $3"""
         return _summarised(cursor, joined, [ranking, large, LEAST_ROWS])
+    more: list[str]
     if by == SOURCE:
         value, more = "e.source", []
     elif by == FLAG:
@@ -63,11 +62,14 @@ def _summarised(cursor: Cursor, joined: str, parameters: list) -> pd.DataFrame:
 
 def moments(cursor: Cursor, ranking: int) -> tuple[float, float]:
     """Mean and standard deviation of a ranking's scores."""
-    return cursor.execute(
-        """SELECT coalesce(avg(score), 0), coalesce(stddev_pop(score), 0)
-           FROM main.ranking_scores WHERE ranking_id = ?""",
-        [ranking],
-    ).fetchone()
+    mean, deviation = only_row(
+        cursor.execute(
+            """SELECT coalesce(avg(score), 0), coalesce(stddev_pop(score), 0)
+               FROM main.ranking_scores WHERE ranking_id = ?""",
+            [ranking],
+        )
+    )
+    return mean, deviation
 
 
 def spread_features(cursor: Cursor, limit: int) -> list[str]:

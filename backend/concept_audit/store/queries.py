@@ -6,15 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import duckdb
 import numpy as np
 import pandas as pd
 
 from concept_audit.errors import ConceptError
+from concept_audit.store.cursor import Cursor, only_row
 from concept_audit.store.filters import RowFilter
 from concept_audit.types import Concept
-
-Cursor = duckdb.DuckDBPyConnection
 
 ROW_COLUMNS = """
     e.example_id, e.content_hash, e.source, e.source_row, e.prompt, e.response, e.metadata, e.messages,
@@ -47,14 +45,16 @@ class Overview:
 
 def overview(cursor: Cursor) -> Overview:
     """Count rows, tokens, concepts and flags."""
-    counted = cursor.execute(
-        """SELECT count(*), coalesce(sum(n_tokens), 0), coalesce(sum(n_response_tokens), 0),
+    counted = only_row(
+        cursor.execute(
+            """SELECT count(*), coalesce(sum(n_tokens), 0), coalesce(sum(n_response_tokens), 0),
                   count(duplicate_of), count(*) FILTER (truncated), count(*) FILTER (n_response_tokens = 0),
                   (SELECT count(*) FROM main.sae_features WHERE density > 0),
                   (SELECT count(*) FROM base.probes),
                   (SELECT count(*) FROM main.flags WHERE example_id IS NOT NULL)
            FROM main.examples"""
-    ).fetchone()
+        )
+    )
     return Overview(*map(int, counted))
 
 
@@ -65,7 +65,7 @@ def metadata_fields(cursor: Cursor) -> pd.DataFrame:
 
 def build_id(cursor: Cursor) -> str:
     """What identifies the present build."""
-    return cursor.execute("SELECT value FROM audit.base.meta WHERE key = 'build_id'").fetchone()[0]
+    return only_row(cursor.execute("SELECT value FROM audit.base.meta WHERE key = 'build_id'"))[0]
 
 
 def spreads(cursor: Cursor) -> dict[int, np.ndarray]:
@@ -97,7 +97,7 @@ def concept(cursor: Cursor, wanted: str) -> Concept:
     ).fetchone()
     if found is None:
         probes = [name for (name,) in cursor.execute("SELECT name FROM base.probes ORDER BY name").fetchall()]
-        features = cursor.execute("SELECT count(*) FROM main.sae_features").fetchone()[0]
+        features = only_row(cursor.execute("SELECT count(*) FROM main.sae_features"))[0]
         known = [f"probes {', '.join(probes)}"] if probes else []
         known += [f"SAE features sae:0 to sae:{features - 1}"] if features else []
         raise ConceptError(
@@ -146,7 +146,7 @@ def strongest_rows(cursor: Cursor, feature: int, limit: int) -> pd.DataFrame:
 
 def ranking_stored(cursor: Cursor, ranking: int) -> bool:
     """Whether the scores of a ranking are in either database."""
-    return bool(cursor.execute("SELECT count(*) FROM main.rankings WHERE ranking_id = ?", [ranking]).fetchone()[0])
+    return bool(only_row(cursor.execute("SELECT count(*) FROM main.rankings WHERE ranking_id = ?", [ranking]))[0])
 
 
 def rows(
@@ -227,6 +227,7 @@ def unlabelled(
     """
     condition, parameters = where.sql()
     source = "main.examples e LEFT JOIN base.flags f USING (content_hash)"
+    more: list[Any]
     order, more = "md5(e.content_hash || ?)", [probe]
     if ranking is not None:
         source += " JOIN (SELECT * FROM main.ranking_scores WHERE ranking_id = ?) s ON s.example_id = e.example_id"
@@ -247,7 +248,7 @@ def unlabelled(
 def count_rows(cursor: Cursor, ranking: int | None, where: RowFilter) -> int:
     """How many rows pass a filter."""
     source, condition, parameters = matching(ranking, where)
-    return cursor.execute(f"SELECT count(*) FROM {source} WHERE {condition}", parameters).fetchone()[0]
+    return only_row(cursor.execute(f"SELECT count(*) FROM {source} WHERE {condition}", parameters))[0]
 
 
 def histogram(cursor: Cursor, ranking: int, where: RowFilter, bins: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -256,9 +257,9 @@ def histogram(cursor: Cursor, ranking: int, where: RowFilter, bins: int) -> tupl
     Returns:
         edges float64 [bins + 1]; counts int64 [bins] of all rows; counts int64 [bins] of rows that pass.
     """
-    low, high = cursor.execute(
-        "SELECT min(score), max(score) FROM main.ranking_scores WHERE ranking_id = ?", [ranking]
-    ).fetchone()
+    low, high = only_row(
+        cursor.execute("SELECT min(score), max(score) FROM main.ranking_scores WHERE ranking_id = ?", [ranking])
+    )
     if low is None:
         return np.linspace(0, 1, bins + 1), np.zeros(bins, np.int64), np.zeros(bins, np.int64)
     width = (high - low) / bins or 1.0
@@ -277,11 +278,13 @@ def histogram(cursor: Cursor, ranking: int, where: RowFilter, bins: int) -> tupl
 
 def score_summary(cursor: Cursor, ranking: int) -> dict[str, float]:
     """Mean, standard deviation and number of the scores of a ranking."""
-    mean, deviation, count = cursor.execute(
-        """SELECT avg(score), coalesce(stddev_pop(score), 0), count(*)
+    mean, deviation, count = only_row(
+        cursor.execute(
+            """SELECT avg(score), coalesce(stddev_pop(score), 0), count(*)
            FROM main.ranking_scores WHERE ranking_id = ?""",
-        [ranking],
-    ).fetchone()
+            [ranking],
+        )
+    )
     return {"mean": mean or 0.0, "deviation": deviation, "count": count}
 
 

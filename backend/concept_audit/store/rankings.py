@@ -7,9 +7,10 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-import duckdb
 import numpy as np
 import pyarrow as pa
+
+from concept_audit.store.cursor import Cursor
 
 
 def ranking_id(build_id: str, concept_id: str, version: int, method: str, parameters: Mapping[str, Any]) -> int:
@@ -23,7 +24,7 @@ def ranking_id(build_id: str, concept_id: str, version: int, method: str, parame
     return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "big") >> 1
 
 
-def insert_scores(cursor: duckdb.DuckDBPyConnection, ranking_ids: np.ndarray, scores: np.ndarray) -> None:
+def insert_scores(cursor: Cursor, ranking_ids: np.ndarray, scores: np.ndarray) -> None:
     """Append scores to ``base.ranking_scores``: rank 1 is the largest, ties go by example id.
 
     The percentile of a row is the share of scored rows, in per cent, whose score is at most its own.

@@ -8,16 +8,14 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-import duckdb
 import numpy as np
 import pandas as pd
 
 from concept_audit.errors import ConceptError
+from concept_audit.store.cursor import Cursor, only_row
 from concept_audit.store.examples import messages_from_json, messages_json
 from concept_audit.store.rankings import insert_scores, ranking_id
-from concept_audit.types import PROBE_NAME, Concept, LabelledExample
-
-Cursor = duckdb.DuckDBPyConnection
+from concept_audit.types import PROBE_NAME, Concept, LabelledExample, ProbeFit
 
 
 @dataclass(frozen=True)
@@ -34,7 +32,7 @@ class SavedProbe:
     name: str
     version: int
     layer: int
-    fit: str
+    fit: ProbeFit
     direction: np.ndarray = field(repr=False)
     details: Mapping[str, Any]
     model_fingerprint: str
@@ -61,10 +59,11 @@ def probes(cursor: Cursor) -> list[SavedProbe]:
         """SELECT name, version, layer, fit, direction, details, model_fingerprint
            FROM base.probes ORDER BY name"""
     ).fetchall()
-    return [_saved(*values) for values in found]
+    return [_saved(row) for row in found]
 
 
-def _saved(name, version, layer, fit, direction, details, model) -> SavedProbe:
+def _saved(row: tuple[Any, ...]) -> SavedProbe:
+    name, version, layer, fit, direction, details, model = row
     return SavedProbe(name, version, layer, fit, np.asarray(direction, np.float32), json.loads(details), model)
 
 
@@ -82,12 +81,14 @@ def save_probe(
     Returns:
         the probe's version, counting its trainings from 1.
     """
-    version = cursor.execute(
-        """SELECT coalesce(max(version), 0) + 1 FROM (
+    version = only_row(
+        cursor.execute(
+            """SELECT coalesce(max(version), 0) + 1 FROM (
                SELECT version FROM base.probes WHERE name = $1
                UNION ALL SELECT version FROM base.probe_versions WHERE name = $1)""",
-        [name],
-    ).fetchone()[0]
+            [name],
+        )
+    )[0]
     cursor.execute("INSERT OR REPLACE INTO base.probe_versions SELECT * FROM base.probes WHERE name = ?", [name])
     _drop_rankings(cursor, f"probe:{name}")
     cursor.execute(
@@ -134,12 +135,12 @@ def probe_versions(cursor: Cursor, name: str) -> list[SavedProbe]:
            FROM base.probe_versions WHERE name = ? ORDER BY version DESC""",
         [name],
     ).fetchall()
-    return [_saved(*values) for values in found]
+    return [_saved(row) for row in found]
 
 
 def set_threshold(cursor: Cursor, name: str, threshold: float) -> None:
     """Keep, with a trained probe, the score from which on a row counts as showing the behaviour."""
-    (details,) = cursor.execute("SELECT details FROM base.probes WHERE name = ?", [name]).fetchone()
+    (details,) = only_row(cursor.execute("SELECT details FROM base.probes WHERE name = ?", [name]))
     kept = json.dumps({**json.loads(details), "threshold": threshold})
     cursor.execute("UPDATE base.probes SET details = ? WHERE name = ?", [kept, name])
 
@@ -281,7 +282,7 @@ def delete_view(cursor: Cursor, name: str) -> None:
 
 def label_feature(cursor: Cursor, feature: int, label: str | None, by: str) -> None:
     """Give an SAE feature a label of one's own; None takes it off, and the automatic one shows again."""
-    (sae,) = cursor.execute("SELECT value FROM audit.base.meta WHERE key = 'sae'").fetchone()
+    (sae,) = only_row(cursor.execute("SELECT value FROM audit.base.meta WHERE key = 'sae'"))
     if label is None:
         cursor.execute("DELETE FROM base.feature_labels WHERE sae = ? AND feature_id = ?", [sae, feature])
     else:

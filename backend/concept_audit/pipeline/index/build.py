@@ -106,7 +106,8 @@ class CompressingRows:
         self, worker: Worker
     ) -> tuple[LanguageModel, list[LinearLayer], list[LayerProjection], np.ndarray, Worker]:
         lm = worker.model(self.model).in_dtype(getattr(torch, self.about["precision"]))
-        layers = linear_layers(lm, *self.about["blocks"], self.about["weights"])
+        first, last = self.about["blocks"]
+        layers = linear_layers(lm, first, last, self.about["weights"])
         read = projection_reader(self.index, layers, lm.device)
         projections = [replace(read(i), components=read(i).components.to(lm.dtype)) for i in range(len(layers))]
         return lm, layers, projections, read_tensors(self.index.sides)["spread"].numpy(), worker

@@ -138,12 +138,12 @@ class OpenIndex:
         assert files is not None, "an index that has a description has files"
         self.files = files
         self._lm = lm.in_dtype(getattr(torch, about["precision"]))
-        self._layers = linear_layers(self._lm, *about["blocks"], about["weights"])
+        first, last = about["blocks"]
+        self._layers = linear_layers(self._lm, first, last, about["weights"])
         fit = CurvatureFit(
             Fisher(about["fisher"], about["seed"]), about["curvature_tokens"], about["weights"], about["precision"]
         )
-        blocks = range(about["blocks"][0], about["blocks"][1] + 1)
-        curvature = fit_curvature(sources, lm, fit, blocks, progress)
+        curvature = fit_curvature(sources, lm, fit, range(first, last + 1), progress)
         self._curvatures = curvature_of(curvature, self._layers, "ekfac", lm.device)
 
     def gradients(self, target: Target) -> tuple[list[LinearLayer], Gradients]:

@@ -12,7 +12,7 @@ from concept_audit.evidence import statistics
 from concept_audit.evidence.measures import QUANTITIES
 from concept_audit.metrics import NAN, Estimate, correlation, paired
 from concept_audit.pipeline.sources import Sources
-from concept_audit.pipeline.validation.options import RANDOM, Candidate, ValidateOptions
+from concept_audit.pipeline.validation.options import RANDOM, Candidate, ResolvedOptions
 from concept_audit.pipeline.validation.runs import Run
 from concept_audit.pipeline.validation.scores import redrawn_scores
 from concept_audit.pipeline.validation.setting import Setting
@@ -42,7 +42,7 @@ def _mean(values: Sequence[float] | None) -> float:
 
 
 def findings(
-    frame: pd.DataFrame, runs: Sequence[Run], scores: dict[str, np.ndarray], setting: Setting, options: ValidateOptions
+    frame: pd.DataFrame, runs: Sequence[Run], scores: dict[str, np.ndarray], setting: Setting, options: ResolvedOptions
 ) -> list[list[Any]]:
     """Lines of `RESULT_COLUMNS`."""
     found: list[list[Any]] = []
@@ -96,7 +96,7 @@ def findings(
 
 
 def stability_findings(
-    sources: Sources, setting: Setting, scores: dict[str, np.ndarray], options: ValidateOptions, progress: Progress
+    sources: Sources, setting: Setting, scores: dict[str, np.ndarray], options: ResolvedOptions, progress: Progress
 ) -> dict[str, Any]:
     """How far rankings depend on what was drawn: queries, labelled examples, samples of the Fisher matrix.
 
@@ -121,7 +121,7 @@ def stability_findings(
             reseeded = other.options.changed(seed=seeds[0])
             if seeds[0] < seeds[1] and candidate.method == other.method and reseeded == candidate.options:
                 matrix = statistics.rank_correlations({name: scores[name] for name in (candidate.name, other.name)})
-                add("fisher", candidate, other.name, Estimate(float(matrix.iloc[0, 1]), n=len(setting.rows)))
+                add("fisher", candidate, other.name, Estimate(matrix.to_numpy(float)[0, 1].item(), n=len(setting.rows)))
     return {"results": results, "intervals": intervals}
 
 
@@ -130,7 +130,8 @@ def score_frame(
 ) -> pd.DataFrame:
     n_rows = len(setting.rows)
     nothing = np.full(n_rows, NAN)
-    label = pd.array(np.where(setting.labels < 0, None, setting.labels), "Int8")
+    label = pd.array(setting.labels, "Int8")
+    label[setting.labels < 0] = pd.NA
     parts = []
     for method, worth in scores.items():
         low, high = intervals.get(method, (nothing, nothing))

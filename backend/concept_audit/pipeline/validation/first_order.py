@@ -94,4 +94,4 @@ def first_order(
                 stage.skip(1)
             actual.append(done["change"])
     table = pd.DataFrame({"predicted": rate * predicted, "actual": actual})
-    return correlation(table["predicted"], table["actual"], "pearson"), table
+    return correlation(rate * predicted, np.array(actual), "pearson"), table

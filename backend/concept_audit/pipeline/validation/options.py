@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from concept_audit.errors import ConceptError
@@ -95,6 +95,24 @@ class ValidateOptions:
     quick: bool = False
 
 
+@dataclass(frozen=True, kw_only=True)
+class ResolvedOptions(ValidateOptions):
+    """`ValidateOptions` that leave nothing open, and that make sense; see there for what they mean."""
+
+    methods: tuple[Candidate, ...]
+    removed: tuple[str, ...]
+    retention: bool
+    seeds: int
+    whole_seeds: int
+    subsets: int
+    subset_seeds: int
+    subset_share: float
+    recipe: Recipe
+    answer_tokens: int
+    draws: int
+    natural_rows: int
+
+
 FULL: dict[str, Any] = {
     "methods": METHODS,
     "retention": True,
@@ -126,20 +144,23 @@ QUICK: dict[str, Any] = {
 LDS: as few subsets as fit would tell nothing."""
 
 
-def resolved(options: ValidateOptions) -> ValidateOptions:
+def resolved(options: ValidateOptions) -> ResolvedOptions:
     """The options with every value that was left open filled in, checked.
 
     Raises:
         ConceptError: a value is out of range, or a method is unknown.
     """
     usual = QUICK if options.quick else FULL
-    filled = {name: value for name, value in usual.items() if getattr(options, name) is None}
-    if options.methods is not None:
-        filled.pop("removed", None)
-    made = replace(options, **filled)
-    made = replace(made, whole_seeds=min(made.seeds if made.whole_seeds is None else made.whole_seeds, made.seeds))
-    candidates = tuple(m if isinstance(m, Candidate) else Candidate(m, m) for m in made.methods)
+    given = {f.name: getattr(options, f.name) for f in fields(options)}
+    filled: dict[str, Any] = {name: usual.get(name) if value is None else value for name, value in given.items()}
+    candidates = tuple(m if isinstance(m, Candidate) else Candidate(m, m) for m in filled["methods"])
     names = [candidate.name for candidate in candidates]
+    if given["removed"] is None and (options.methods is not None or filled["removed"] is None):
+        filled["removed"] = tuple(names)
+    seeds = filled["seeds"]
+    filled["whole_seeds"] = seeds if filled["whole_seeds"] is None else min(filled["whole_seeds"], seeds)
+    filled["methods"] = candidates
+    made = ResolvedOptions(**filled)
     wrong = []
     unknown = [c.method for c in candidates if c.method not in (*METHODS, RANDOM)]
     if unknown:
@@ -158,8 +179,7 @@ def resolved(options: ValidateOptions) -> ValidateOptions:
         wrong.append("--judge-url and --judge-model go together: give both, or neither")
     if bool(made.origin) != bool(made.positive):
         wrong.append("--origin and --positive go together: the field, and its values for the behaviour")
-    removed = names if made.removed is None else made.removed
-    lost = [name for name in removed if name not in names]
+    lost = [name for name in made.removed if name not in names]
     if lost:
         wrong.append(f"removed: {', '.join(lost)} is not among the methods {', '.join(names)}")
     if wrong:
@@ -167,5 +187,4 @@ def resolved(options: ValidateOptions) -> ValidateOptions:
     made.recipe.check()
     if RANDOM not in names:
         candidates = (*candidates, Candidate(RANDOM, RANDOM))
-    removed = tuple(name for name in removed if name != RANDOM)
-    return replace(made, methods=candidates, removed=removed)
+    return replace(made, methods=candidates, removed=tuple(name for name in made.removed if name != RANDOM))

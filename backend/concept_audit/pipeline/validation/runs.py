@@ -20,7 +20,7 @@ from concept_audit.model.load import LanguageModel, native_bfloat16
 from concept_audit.model.trainable import private_copy
 from concept_audit.pipeline.options import key
 from concept_audit.pipeline.sources import Sources
-from concept_audit.pipeline.validation.options import RANDOM, VERSION, ValidateOptions
+from concept_audit.pipeline.validation.options import RANDOM, VERSION, ResolvedOptions
 from concept_audit.pipeline.validation.setting import Setting, digest
 from concept_audit.progress import Progress
 from concept_audit.sampling import shuffled
@@ -48,7 +48,7 @@ class Run:
     rows: tuple[int, ...]
 
 
-def plan(setting: Setting, scores: dict[str, np.ndarray], options: ValidateOptions) -> list[Run]:
+def plan(setting: Setting, scores: dict[str, np.ndarray], options: ResolvedOptions) -> list[Run]:
     """Every run of a validation, the cheapest to learn from first.
 
     Args:
@@ -86,7 +86,7 @@ def done_runs(
     sources: Sources,
     setting: Setting,
     runs: Sequence[Run],
-    options: ValidateOptions,
+    options: ResolvedOptions,
     lm: LanguageModel,
     progress: Progress,
 ) -> list[dict[str, Any]]:
@@ -108,12 +108,13 @@ def done_runs(
             else:
                 stage.skip(1)
             found[name] = unit
-    if options.judge_url:
-        _judge(sources, setting, units, found, options, lm, progress)
+    if options.judge_url and options.judge_model:
+        judge = Judge(options.judge_url, options.judge_model, options.judge_behaviour or setting.concept.name)
+        _judge(sources, setting, units, found, judge, options.draws, progress)
     return [found[name] for name in units]
 
 
-def one_run(lm: LanguageModel, setting: Setting, run: Run, options: ValidateOptions) -> dict[str, Any]:
+def one_run(lm: LanguageModel, setting: Setting, run: Run, options: ResolvedOptions) -> dict[str, Any]:
     """Train on a run's rows, measure, and put the model back."""
     if not run.rows:
         training, measured = None, measure(lm, setting.held_out, options.answer_tokens, options.draws)
@@ -142,19 +143,17 @@ def _judge(
     setting: Setting,
     units: Sequence[str],
     found: dict[Any, dict[str, Any]],
-    options: ValidateOptions,
-    lm: LanguageModel,
+    judge: Judge,
+    draws: int,
     progress: Progress,
 ) -> None:
     """Add the judge's scores to the units; each unit's are kept once they are complete."""
-    behaviour = options.judge_behaviour or setting.concept.name
-    judge = Judge(options.judge_url, options.judge_model, behaviour)
     with progress.stage("Judging the answers", len(found), "runs") as stage:
         for name in dict.fromkeys(units):
-            kept = f"judge-{key(judge.url, judge.model, behaviour, found[name]['answers'])}"
+            kept = f"judge-{key(judge.url, judge.model, judge.behaviour, found[name]['answers'])}"
             judged = read_unit(sources.layout, kept)
             if judged is None:
-                pairs = zip(setting.prompts * options.draws, found[name]["answers"], strict=True)
+                pairs = zip(setting.prompts * draws, found[name]["answers"], strict=True)
                 judged = {"judge": [judge.score(prompt, answer) for prompt, answer in pairs]}
                 write_unit(sources.layout, kept, judged)
                 stage.advance()
@@ -174,7 +173,7 @@ def precision_of(lm: LanguageModel, recipe: Recipe) -> torch.dtype:
 
 
 def shared_by_runs(
-    sources: Sources, setting: Setting, options: ValidateOptions, lm: LanguageModel, dtype: torch.dtype
+    sources: Sources, setting: Setting, options: ResolvedOptions, lm: LanguageModel, dtype: torch.dtype
 ) -> dict[str, Any]:
     """What every run depends on, beside its rows and its seed."""
     held = setting.held_out

@@ -14,7 +14,7 @@ from concept_audit.pipeline.examples import example_activations
 from concept_audit.pipeline.options import key
 from concept_audit.pipeline.rank import Request, request, scores_of, scores_of_many
 from concept_audit.pipeline.sources import Sources
-from concept_audit.pipeline.validation.options import RANDOM, Candidate, ValidateOptions
+from concept_audit.pipeline.validation.options import RANDOM, Candidate, ResolvedOptions
 from concept_audit.pipeline.validation.setting import Setting, digest, fit_of
 from concept_audit.progress import Progress
 from concept_audit.sampling import uniform
@@ -28,7 +28,7 @@ QUERY_DRAWS, PROBE_DRAWS = 200, 50
 
 
 def all_scores(
-    sources: Sources, setting: Setting, options: ValidateOptions, progress: Progress
+    sources: Sources, setting: Setting, options: ResolvedOptions, progress: Progress
 ) -> dict[str, np.ndarray]:
     """Candidate → float64 [rows]."""
     found = {}
@@ -121,4 +121,6 @@ def _per_query(sources: Sources, wanted: Request, progress: Progress) -> np.ndar
 
 def _json(scores: np.ndarray) -> list:
     """Scores as JSON has them: null where a row has none, which NumPy reads as NaN."""
-    return np.where(np.isfinite(scores), scores, None).tolist()
+    values = scores.astype(object)
+    values[~np.isfinite(scores)] = None
+    return values.tolist()

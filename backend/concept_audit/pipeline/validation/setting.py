@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from concept_audit.concepts.examples import distinct
-from concept_audit.concepts.probe import MIN_EACH, Fit, fit_direction
+from concept_audit.concepts.probe import MIN_EACH, fit_direction
 from concept_audit.errors import ConceptError
 from concept_audit.evidence.measures import HeldOut
 from concept_audit.evidence.training import shorter
@@ -25,14 +25,14 @@ from concept_audit.model.load import LanguageModel
 from concept_audit.pipeline.examples import example_activations
 from concept_audit.pipeline.sampling import as_rows
 from concept_audit.pipeline.sources import Sources
-from concept_audit.pipeline.validation.options import ValidateOptions
+from concept_audit.pipeline.validation.options import ResolvedOptions
 from concept_audit.progress import Progress
 from concept_audit.sampling import shuffled
 from concept_audit.store import queries as store_queries
 from concept_audit.store import workspace
 from concept_audit.store.evidence import metadata_values
 from concept_audit.store.examples import TokenizedExample, has_loss, read_tokens
-from concept_audit.types import Concept, LabelledExample
+from concept_audit.types import Concept, LabelledExample, ProbeFit
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class Setting:
 
 
 def setting_of(
-    sources: Sources, concept: Concept, options: ValidateOptions, lm: LanguageModel, progress: Progress
+    sources: Sources, concept: Concept, options: ResolvedOptions, lm: LanguageModel, progress: Progress
 ) -> Setting:
     ranking, held = _halves(sources, concept, options)
     spread = sources.read(store_queries.spreads)
@@ -84,12 +84,13 @@ def setting_of(
     hashes = {example.content_hash for example in held}
     usable = [row.example_id for row in tokens if has_loss(row) and row.content_hash not in hashes]
     labels = np.full(len(tokens), -1)
-    if options.origin:
-        values = sources.read(lambda cursor: metadata_values(cursor, options.origin))
+    origin = options.origin
+    if origin:
+        values = sources.read(lambda cursor: metadata_values(cursor, origin))
         unknown = sorted(set(options.positive) - {str(v) for v in values})
         if unknown:
             raise ConceptError(
-                f"--positive {', '.join(unknown)}: no row has this {options.origin}; there are "
+                f"--positive {', '.join(unknown)}: no row has this {origin}; there are "
                 f"{', '.join(sorted({str(v) for v in values})[:12])}"
             )
         labels = np.array([int(value in options.positive) for value in values])
@@ -147,9 +148,10 @@ def split(examples: Sequence[LabelledExample]) -> tuple[list[LabelledExample], l
 
 
 def _halves(
-    sources: Sources, concept: Concept, options: ValidateOptions
+    sources: Sources, concept: Concept, options: ResolvedOptions
 ) -> tuple[list[LabelledExample], list[LabelledExample]]:
     """The examples that rank, and those that measure."""
+    ranking: list[LabelledExample]
     if options.held_out is not None:
         ranking, held = [], distinct(options.held_out)
     elif concept.kind == "probe":
@@ -203,10 +205,11 @@ def rendered(sources: Sources, lm: LanguageModel, examples: Iterable[LabelledExa
     return Rows([row.input_ids for row in made], [row.response for row in made])
 
 
-def _topics(sources: Sources, options: ValidateOptions) -> list[str] | None:
-    if options.topic is None:
+def _topics(sources: Sources, options: ResolvedOptions) -> list[str] | None:
+    topic = options.topic
+    if topic is None:
         return None
-    return [str(v) for v in sources.read(lambda cursor: metadata_values(cursor, options.topic))]
+    return [str(v) for v in sources.read(lambda cursor: metadata_values(cursor, topic))]
 
 
 def tokens_of(sources: Sources) -> list[TokenizedExample]:
@@ -214,7 +217,7 @@ def tokens_of(sources: Sources) -> list[TokenizedExample]:
     return [row for number in tokens.numbers() for row in read_tokens(tokens, number)]
 
 
-def fit_of(sources: Sources, concept: Concept) -> Fit:
+def fit_of(sources: Sources, concept: Concept) -> ProbeFit:
     """How the concept's probe was fitted; what probes are usually fitted with, for an SAE feature."""
     saved = {probe.name: probe.fit for probe in sources.read(workspace.probes)}
     return saved[concept.name] if concept.kind == "probe" else "logistic_regression"
