@@ -8,7 +8,7 @@ import re
 import pandas as pd
 import pytest
 
-from concept_audit import Audit, IndexOptions, LabelledExample, Message
+from concept_audit import Audit, CurvatureOptions, IndexOptions, LabelledExample, Message
 from tests.app.browser import PATIENCE, cards, coloured_tokens, settle
 from tests.app.conftest import FORMULA
 
@@ -160,7 +160,7 @@ def test_a_new_probe_is_ranked_by_influence_at_once(page, address, cache_copy):
             for i, text in enumerate(rows["messages"])
         ],
     )
-    audit.build_index(IndexOptions(numbers=1024, samples=40, curvature_tokens=2_000, precision="float32"))
+    audit.build_index(IndexOptions(1024, 40, curvature=CurvatureOptions(curvature_tokens=2_000), precision="float32"))
     page.goto(f"{address}/probe_lab?probe=tone")
     settle(page)
     page.get_by_role("button", name="Train").click()
