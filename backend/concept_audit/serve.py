@@ -15,6 +15,19 @@ AUDIT_VARIABLE = "CONCEPT_AUDIT_NAME"
 READ_ONLY_VARIABLE = "CONCEPT_AUDIT_READ_ONLY"
 
 
+def dashboard() -> Path:
+    """The script of the dashboard.
+
+    Raises:
+        AuditError: it is not installed, or what it needs is not.
+    """
+    spec = importlib.util.find_spec("concept_audit_app")
+    lacking = any(importlib.util.find_spec(name) is None for name in ("streamlit", "plotly"))
+    if spec is None or not spec.submodule_search_locations or lacking:
+        raise AuditError("the dashboard is not installed; bring it with `pip install 'concept-audit[app]'`")
+    return Path(spec.submodule_search_locations[0]) / "main.py"
+
+
 def serve(
     root: Path | None, cache: Path, address: str, port: int | None, headless: bool, read_only: bool = False
 ) -> int:
@@ -27,11 +40,7 @@ def serve(
     Returns:
         Streamlit's exit status.
     """
-    spec = importlib.util.find_spec("concept_audit_app")
-    if spec is None or not spec.submodule_search_locations or importlib.util.find_spec("streamlit") is None:
-        raise AuditError("the dashboard is not installed; bring it with `pip install 'concept-audit[app]'`")
-    script = Path(spec.submodule_search_locations[0]) / "main.py"
-    command = [sys.executable, "-m", "streamlit", "run", str(script), "--server.address", address]
+    command = [sys.executable, "-m", "streamlit", "run", str(dashboard()), "--server.address", address]
     command += ["--browser.gatherUsageStats", "false", "--server.enableWebsocketCompression", "true"]
     if port is not None:
         command += ["--server.port", str(port)]

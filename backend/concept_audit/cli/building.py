@@ -88,6 +88,10 @@ class Demo:
 
     def run(self) -> int | None:
         progress = for_this_terminal()
+        if not self.no_serve:
+            from concept_audit.serve import dashboard
+
+            dashboard()  # says what is missing before anything is built
         with progress.stage("Starting PyTorch and Transformers"):
             from concept_audit.audit.demo import build_demo, finish_demo
         audit = build_demo(self.cache, progress, self.rebuild)
