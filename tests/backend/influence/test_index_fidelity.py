@@ -16,13 +16,10 @@ from concept_audit.model.load import LanguageModel
 from concept_audit.pipeline.index import fidelity as stage
 from concept_audit.pipeline.index import query as index_query
 from concept_audit.progress import Progress
-from tests.backend.influence.test_attribution import labelled
 from tests.conftest import chat_rows, write_jsonl
 
 # More concepts to learn from than rows that may teach: each of these does.
-SMALL = IndexOptions(
-    row_bytes=1024, samples=240, curvature=CurvatureOptions(curvature_tokens=2_000), precision="bfloat16"
-)
+SMALL = IndexOptions(row_bytes=512, samples=240, curvature=CurvatureOptions(curvature_tokens=500), precision="bfloat16")
 
 
 FEW = IndexOptions(row_bytes=512, samples=48, curvature=CurvatureOptions(curvature_tokens=500), precision="float32")
@@ -143,8 +140,6 @@ def test_of_too_few_rows_nothing_is_claimed(without_sae):
     told = audit.build_index(FEW)["fidelity"]
     assert told["held_out"] == 0 and told["spearman"] is None
     assert "not measured" in audit.index.agreement()
-    audit.train_probe("tone", labelled(), layer=2)
-    assert len(audit.rank("tone", "concept_influence")) == 12
 
 
 def test_an_index_of_an_earlier_version_does_not_claim_unseen_rows(watched, monkeypatch):
