@@ -14,7 +14,7 @@ from concept_audit_app.components.exporting import WHAT
 from concept_audit_app.components.filters import brush, brush_chip, brushed, row_filter
 from concept_audit_app.components.flags import View, bulk_flags, undo_button
 from concept_audit_app.components.heatmap import style_sheet
-from concept_audit_app.components.index import fidelity_words
+from concept_audit_app.components.index import index_in_words
 from concept_audit_app.components.methods import influence_options, method_picker
 from concept_audit_app.components.ranked import cards, chosen_concept, colour_choice, ready
 from concept_audit_app.components.rows import page_problem
@@ -77,7 +77,7 @@ with histogram_place:
         alt=f"Histogram of the scores of all rows, from {edges[0]:.3g} to {edges[-1]:.3g}; {total:,} rows pass the filter",
     )
 if indexed and (index := audit.index.describe()):
-    st.caption(fidelity_words(index))
+    st.caption(index_in_words(audit, index))
 if rows.empty:
     narrowed = where.flag and audit.rows.count(replace(where, flag=""), *ranked, options)
     hint = "Choose “Flagged or not” above." if narrowed else "Widen the filters above."

@@ -175,7 +175,10 @@ def validation(audit: Audit, evidence: Evidence) -> None:
                 figure, key=f"{measure}-chart", config=QUIET, alt=f"{title}; the table below has the numbers"
             )
     if len(paired):
-        st.caption("Paired by seed: below 0 is what a removal should do, and above 0 what the top rows alone should")
+        st.caption(
+            "Paired by seed: below 0 is what a removal should do, and above 0 what the top rows alone should. An interval "
+            "that includes 0 shows neither; p is not corrected for the number of comparisons."
+        )
         st.dataframe(
             paired.assign(method=paired["method"].map(_told))[
                 ["measure", "method", "share", "estimate", "low", "high", "p", "n"]

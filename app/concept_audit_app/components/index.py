@@ -18,7 +18,7 @@ def index_state(audit: Audit) -> None:
     """Say what the index is good for, how far its building is, or how to build it."""
     index = audit.index.describe()
     if index is not None:
-        st.caption(fidelity_words(index))
+        st.caption(index_in_words(audit, index))
     elif audit.index.progress() is not None:
         _building()
     else:
@@ -28,15 +28,10 @@ def index_state(audit: Audit) -> None:
         )
 
 
-def fidelity_words(index: dict) -> str:
-    """What was measured when the index was built."""
-    fidelity = index["fidelity"]
-    return (
-        f"Gradient index: {index['row_bytes'] / 1024:.3g} KiB a row, blocks 1 to {index['blocks'][1]}. Against exact "
-        f"scores of {fidelity['rows']} rows and {fidelity['concepts']} new concepts: rank correlation "
-        f"{fidelity['spearman']:.2f} (least {fidelity['spearman_least']:.2f}), {fidelity['overlap']:.0%} of the top "
-        f"{fidelity['top']} the same."
-    )
+def index_in_words(audit: Audit, index: dict) -> str:
+    """What the index holds, and what was measured when it was built."""
+    held = f"Gradient index: {index['row_bytes'] / 1024:.3g} KiB a row, blocks 1 to {index['blocks'][1]}."
+    return f"{held} {audit.index.agreement()}"
 
 
 @st.fragment(run_every=SECONDS_BETWEEN_LOOKS)

@@ -73,8 +73,8 @@ def influence_options(audit: Audit, concept: Concept, method: str) -> InfluenceO
                 key="engine",
                 bind="query-params",
                 on_change=first_page,
-                help="The gradient index answers in seconds, nearly as an exact computation would; the overview says "
-                "how nearly. Exact scores take a pass over every row.",
+                help="The gradient index answers in seconds and approximates; the overview says how its ranks agreed with "
+                "exact ones when it was built. Exact scores take a pass over every row.",
             )
         if method != "gradient_dot":
             chosen["curvature"] = st.segmented_control(
@@ -86,8 +86,8 @@ def influence_options(audit: Audit, concept: Concept, method: str) -> InfluenceO
                 key="curvature",
                 bind="query-params",
                 on_change=first_page,
-                help="What training has to overcome to move a weight. EK-FAC is the most faithful; its factors are "
-                "fitted once and serve every concept.",
+                help="What training has to overcome to move a weight. Of the three EK-FAC is the closest to the Fisher "
+                "matrix; its factors are fitted once and serve every concept.",
             )
         if method == "concept_influence" and concept.kind == "probe":
             layer = st.segmented_control(

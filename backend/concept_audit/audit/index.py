@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from typing import Any
 
 from concept_audit.audit.opened import OpenAudit
@@ -34,6 +35,11 @@ class Index:
         """Its description, if there is one that fits this audit."""
         return self._opened.remembered("index", self._describe)
 
+    def agreement(self) -> str | None:
+        """How well it agrees with exact scores, and what that was measured on, in words; None if there is none."""
+        about = self.describe()
+        return agreement_in_words(about["fidelity"]) if about else None
+
     def progress(self) -> dict[str, Any] | None:
         """How far the building is: stage, share, seconds_left; None if none is being built."""
         files = present_index(self._opened.layout, self._opened.made.shards(self._opened.layout, "tokens").partition)
@@ -52,3 +58,28 @@ class Index:
             return open_index(self._opened.sources())
         except StoreError:
             return None
+
+
+def agreement_in_words(fidelity: Mapping[str, Any]) -> str:
+    """A sentence on the agreement of an index with exact scores: its figures, on which rows, with which concepts."""
+    if not fidelity["concepts"]:
+        return (
+            "Its agreement with exact scores was not measured: too few rows differ for any to be held out of what its "
+            "projection learns from."
+        )
+    if "held_out" not in fidelity:
+        rows = f"{fidelity['rows']} rows that its projection may have learned from (an earlier version measured it)"
+        concepts, precision = f"{fidelity['concepts']} directions drawn at random", ""
+    else:
+        rows = f"{fidelity['rows']} rows that the projection has not learned from, though the curvature may have"
+        kinds = {
+            "SAE directions": fidelity["sae_directions"],
+            "differences of row means": fidelity["row_mean_differences"],
+        }
+        concepts = " and ".join(f"{count} {kind}" for kind, count in kinds.items() if count)
+        precision = f" in {fidelity['precision']}"
+    return (
+        f"Against exact scores{precision} of {rows}, for {concepts}: Spearman's rank correlation {fidelity['spearman']:.2f} (least "
+        f"{fidelity['spearman_least']:.2f}), {fidelity['overlap']:.0%} of the top {fidelity['top']} the same (least "
+        f"{fidelity['overlap_least']:.0%})."
+    )

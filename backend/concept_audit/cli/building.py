@@ -128,13 +128,9 @@ class Index(Opening):
 
     def run(self) -> None:
         progress = for_this_terminal()
-        found = self.open(progress, self.device).build_index(made(IndexOptions, self.index))
+        audit = self.open(progress, self.device)
+        found = audit.build_index(made(IndexOptions, self.index))
         if self.json:
             print_json(found)
             return
-        fidelity = found["fidelity"]
-        progress.say(
-            f"The gradient index is ready. Against exact scores of {fidelity['rows']} rows and {fidelity['concepts']} "
-            f"new concepts: Spearman {fidelity['spearman']:.3f} (least {fidelity['spearman_least']:.3f}), overlap of "
-            f"the top {fidelity['top']} rows {fidelity['overlap']:.0%} (least {fidelity['overlap_least']:.0%})"
-        )
+        progress.say(f"The gradient index is ready. {audit.index.agreement()}")

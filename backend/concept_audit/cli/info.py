@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from concept_audit.audit.audit import Audit
+from concept_audit.audit.index import agreement_in_words
 from concept_audit.errors import StoreError
 from concept_audit.store.layout import Layout
 from concept_audit.store.manifest import read_manifest
@@ -57,12 +58,10 @@ def words(found: dict[str, Any]) -> str:
     if not found["probes"]:
         lines.append("  probes   none yet; train one with `concept-audit probe` or in the dashboard")
     if index := found["index"]:
-        fidelity = index["fidelity"]
-        lines.append(
-            f"  index    {index['row_bytes'] / 1024:.3g} KiB a row, blocks 1 to {index['blocks'][1]}; against exact "
-            f"scores of {fidelity['rows']} rows and {fidelity['concepts']} concepts: Spearman {fidelity['spearman']:.2f} "
-            f"(least {fidelity['spearman_least']:.2f}), overlap of the top {fidelity['top']} {fidelity['overlap']:.0%}"
-        )
+        lines += [
+            f"  index    {index['row_bytes'] / 1024:.3g} KiB a row, blocks 1 to {index['blocks'][1]}",
+            f"           {agreement_in_words(index['fidelity'])}",
+        ]
     else:
         lines.append("  index    none; `concept-audit index` makes influence of a new concept a matter of seconds")
     lines.append(f"  flags    {counts['n_flagged']:,} rows")

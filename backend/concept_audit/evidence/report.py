@@ -39,8 +39,8 @@ def report(evidence: Evidence) -> tuple[str, dict[str, str]]:
         _method(evidence),
         "## Removing and keeping the top rows",
         "“Against random” is the difference from what the same share of rows drawn at random does, seed by "
-        "seed, with Student's interval and paired test. A removal works if it is negative, and the loss does "
-        "not rise.",
+        "seed, with Student's interval and paired test; p is not corrected for the number of comparisons. A removal "
+        "works if it is negative, and the loss does not rise.",
         _markdown(_changes(evidence)),
     ]
     for kind in ("removal", "retention"):
@@ -126,29 +126,48 @@ def table(evidence: Evidence) -> str:
 
 
 def _verdict(evidence: Evidence) -> str:
-    """The verdict in words, one sentence a method that was removed."""
+    """The verdict in words, one sentence a method that was removed, each figure with its interval."""
     sentences = []
     versus = evidence.results.query("measure == 'removal' and other == @RANDOM")
     for (method, share), lines_ in versus.groupby(["method", "share"], sort=False):
         by = {line["quantity"]: line for line in lines_.to_dict("records")}
         own, loss = by["own"], by.get("loss")
-        sure = "significantly" if own["p"] < SIGNIFICANT else "not significantly"
         way = "lowers" if own["estimate"] < 0 else "raises"
-        text = (
-            f"**Removing the top {share:.0%} by {method} {way} the {QUANTITY['own']} {sure} more than removing as "
-            f"many at random**: by {number(abs(own['estimate']))} (95% interval {number(own['low'])} to "
-            f"{number(own['high'])}, p = {_p(own['p'])}, {own['n']} seeds)"
-        )
+        what = f"the {QUANTITY['own']}"
+        if not math.isfinite(own["p"]):
+            claim = f"{way} {what} compared with removing as many at random, in too few seeds to test"
+        elif own["p"] < SIGNIFICANT:
+            claim = f"{way} {what} significantly, compared with removing as many at random"
+        else:
+            claim = f"does not change {what} significantly, compared with removing as many at random"
+        text = f"**Removing the top {share:.0%} by {method} {claim}**: by {_figure(own)}"
         if (preference := by.get("preference")) is not None:
-            text += f"; the {QUANTITY['preference']} changes by {number(preference['estimate'])} (p = {_p(preference['p'])})"
+            text += f"; the {QUANTITY['preference']} changes by {_figure(preference)}"
         if loss is not None:
-            costly = loss["p"] < SIGNIFICANT and loss["estimate"] > 0
-            text += (
-                f"; {'at a' if costly else 'at no significant'} cost in the loss on natural rows "
-                f"({number(loss['estimate'])} nats, p = {_p(loss['p'])})"
-            )
+            text += f"; the {QUANTITY['loss']} {_course(loss)}, by {_figure(loss)}"
         sentences.append(text + ".")
+    if sentences:
+        sentences.append("No p value here is corrected for the number of comparisons.")
     return "\n\n".join(sentences)
+
+
+def _course(line: dict) -> str:
+    """Whether a quantity rises or falls, as far as the test can say."""
+    if not math.isfinite(line["p"]):
+        return "was not tested"
+    if line["p"] >= SIGNIFICANT:
+        return "does not change significantly"
+    return "rises significantly" if line["estimate"] > 0 else "falls significantly"
+
+
+def _figure(line: dict) -> str:
+    """An estimate with its interval, p value and number of seeds."""
+    seeds = f"{line['n']} seed" + ("s" if line["n"] != 1 else "")
+    if not math.isfinite(line["low"]):
+        return f"{number(line['estimate'])} ({seeds})"
+    interval = f"95% interval {number(line['low'])} to {number(line['high'])}"
+    p = _p(line["p"])
+    return f"{number(line['estimate'])} ({interval}, p {p if p.startswith('<') else f'= {p}'}, {seeds})"
 
 
 def _method(evidence: Evidence) -> str:

@@ -1,4 +1,4 @@
-"""Compressed gradients: a few thousand numbers a row, from which any concept's influence follows.
+"""Compressed gradients: some ten thousand numbers a row, from which any concept's influence follows.
 
 The influence of row z on a query with gradient q is ⟨G_z, (H + λI)⁻¹ q⟩. In a layer
 with EK-FAC eigenvectors Q_A, Q_S and Kronecker eigenvalues a, s it is ⟨X, Y⟩ for any

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from itertools import accumulate
 from typing import Any
 
@@ -13,13 +13,30 @@ from concept_audit.store.shard_store import RowShards
 from concept_audit.types import PROMPT
 
 
-def drawn_rows(tokens: RowShards, count: int, salt: str, seed: int) -> list[TokenizedExample]:
-    """At most `count` of the rows that have a loss, drawn with a salt and a seed."""
+def drawn_rows(
+    tokens: RowShards, count: int, salt: str, seed: int, without: Collection[str] = ()
+) -> list[TokenizedExample]:
+    """At most `count` of the rows that have a loss, drawn with a salt and a seed.
+
+    Args:
+        without: content hashes of rows that are left out, and so are their copies.
+    """
     return _least(
         tokens,
-        lambda row: float(uniform(row.content_hash + salt, seed, 1)[0]) if has_loss(row) else None,
+        lambda row: _draw(row, salt, seed) if has_loss(row) and row.content_hash not in without else None,
         lambda rows: count,
     )
+
+
+def drawn_contents(tokens: RowShards, count: int, salt: str, seed: int) -> list[TokenizedExample]:
+    """As `drawn_rows`, but of rows with the same content one alone."""
+    kept: dict[str, tuple[float, TokenizedExample]] = {}
+    for number in tokens.numbers():
+        for row in read_tokens(tokens, number):
+            if has_loss(row) and row.content_hash not in kept:
+                kept[row.content_hash] = (_draw(row, salt, seed), row)
+        kept = dict(sorted(kept.items(), key=lambda item: item[1][0])[:count])
+    return [row for _, row in kept.values()]
 
 
 def rows_with_tokens(tokens: RowShards, total: int) -> list[TokenizedExample]:
@@ -37,6 +54,10 @@ def rows_with_tokens(tokens: RowShards, total: int) -> list[TokenizedExample]:
 def as_rows(rows: list[TokenizedExample]) -> Rows:
     """Rows of a shard as the influence engine takes them."""
     return Rows([row.input_ids for row in rows], [row.parts != PROMPT for row in rows])
+
+
+def _draw(row: TokenizedExample, salt: str, seed: int) -> float:
+    return float(uniform(row.content_hash + salt, seed, 1)[0])
 
 
 def _least(

@@ -34,6 +34,18 @@ def similar_features(cursor: Cursor, direction: np.ndarray, limit: int, besides:
     ).df()
 
 
+def firings_in(cursor: Cursor, example_ids: Sequence[int]) -> dict[int, list[int]]:
+    """SAE features that fire in chosen rows: feature id → of these rows, those in which it fires, highest first."""
+    found: dict[int, list[int]] = {}
+    for feature, example_id in cursor.execute(
+        """SELECT feature_id, example_id FROM main.feature_activations
+           WHERE example_id IN (SELECT unnest(?::BIGINT[])) ORDER BY feature_id, max_activation DESC, example_id""",
+        [list(example_ids)],
+    ).fetchall():
+        found.setdefault(feature, []).append(example_id)
+    return found
+
+
 def rows_by_quantile(cursor: Cursor, feature: int, each: int) -> pd.DataFrame:
     """Rows in which a feature fires, in quantile groups of its highest activation there; copies left out.
 

@@ -1,9 +1,9 @@
 """Stage: the gradient index, from which the influence of a new concept follows in seconds.
 
 The curvature is fitted, the projection is learned on a sample of the rows, one pass
-over the data projects the gradient of every row, and a sample of rows and concepts is
-scored exactly to see how faithful the index is. Each step's files are complete or
-absent, and a second run does only what is missing.
+over the data projects the gradient of every row, and rows that were held out of the
+learning are scored exactly to see how faithful the index is. Each step's files are
+complete or absent, and a second run does only what is missing.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from concept_audit.model.load import LanguageModel, resolve_precision
 from concept_audit.model.options import ModelSource
 from concept_audit.pipeline.curvature import CurvatureFit, curvature_of, fit_curvature
 from concept_audit.pipeline.engine import Worker
-from concept_audit.pipeline.index.fidelity import FIDELITY_ROWS, measure_fidelity
+from concept_audit.pipeline.index.fidelity import SCORED_ROWS, HeldOut, hold_out, measure_fidelity
 from concept_audit.pipeline.index.query import projection_reader
 from concept_audit.pipeline.index.reporting import reporting
 from concept_audit.pipeline.options import key
@@ -40,8 +40,13 @@ from concept_audit.store.index import INDEX, IndexFiles, index_files
 from concept_audit.store.shard_store import RowShards, read_tensors
 
 SIDE_ROWS = 48
-COST = {"curvature": 3.5, "sides": 2.5, "samples": 0.7, "rows": 1.0, "exact": 2.5}
-"""What a token of each step takes, in gradient passes over a token: measured with SmolLM2 on a CPU."""
+COST = {"curvature": 3.5, "sides": 2.5, "samples": 0.7, "rows": 1.0, "exact": 5.0}
+"""What a token of each step takes, in gradient passes over a token: measured with SmolLM2 on a CPU.
+
+Exact scores are of float32, where the other steps are of bfloat16.
+"""
+LEARNING = "held out rows apart"
+"""What the projection learns from; an index of a version that learned from all rows is another one."""
 
 
 def build_index(sources: Sources, options: IndexOptions, progress: Progress) -> dict[str, Any]:
@@ -65,6 +70,7 @@ def build_index(sources: Sources, options: IndexOptions, progress: Progress) -> 
         "blocks": [1, layers[-1]],
         "row_bytes": options.row_bytes,
         "samples": options.samples,
+        "learning": LEARNING,
         **{name: value for name, value in asdict(options.curvature).items() if name != "curvature"},
         "weights": resolve_weights(lm, options.weights),
         "precision": resolve_precision(options.precision, lm.dtype, lm.device),
@@ -158,11 +164,12 @@ class _Building:
         fit = CurvatureFit.of(self._options.curvature, made["weights"], made["precision"])
         curvature = fit_curvature(self._sources, self._sources.model(), fit, self._blocks, self._progress)
         self._curvatures = curvature_of(curvature, self._layers, "ekfac", self._lm.device)
-        self._learn()
+        held = hold_out(self._tokens, made["seed"])
+        self._learn(held)
         work = CompressingRows(self._tokens, self._files, self._sources.model_source, made)
         self._sources.driver(self._progress).finish(work, "Gradient of every row", self._tokens.partition.sizes())
         about = {**made, "done": True, "rows": rows}
-        fidelity = measure_fidelity(self._sources, about, self._lm, self._layers, self._progress)
+        fidelity = measure_fidelity(self._sources, about, held, self._progress)
         finished = {**about, "fidelity": fidelity, "kept": read_tensors(self._files.sides)["ends"].tolist()}
         self._files.write_description(finished)
         return finished
@@ -180,7 +187,7 @@ class _Building:
         pace = (time.monotonic() - started) / batch.ids.shape[1]
         mean, total = float(np.mean(lengths)), sum(lengths)
         sampled = SIDE_ROWS * COST["sides"] + self._options.samples * COST["samples"]
-        sampled += SIDE_ROWS * COST["rows"] + FIDELITY_ROWS * COST["exact"]
+        sampled += SIDE_ROWS * COST["rows"] + SCORED_ROWS * COST["exact"]
         fitted = min(self._made_of["curvature_tokens"], total) * COST["curvature"]
         return pace * (fitted + sampled * mean + total * COST["rows"]) / 60
 
@@ -195,8 +202,8 @@ class _Building:
             size += 4 * layer.d_in**2 * (self._layers[layer.source] is layer)
         return int(size)
 
-    def _learn(self) -> None:
-        """Learn the projection from a sample of the rows, and keep it."""
+    def _learn(self, held: HeldOut) -> None:
+        """Learn the projection from a sample of the rows that are not held out, and keep it."""
         if self._files.sides.exists() and all(self._files.projection(b).exists() for b in self._blocks):
             return
         seed, wanted = self._made_of["seed"], self._options.samples
@@ -209,9 +216,10 @@ class _Building:
             seed,
             self._progress,
         )
-        sides = learner.sides(as_rows(drawn_rows(self._tokens, SIDE_ROWS, "sides", seed)))
+        apart = held.content_hashes
+        sides = learner.sides(as_rows(drawn_rows(self._tokens, SIDE_ROWS, "sides", seed, apart)))
         count = most_samples(sides, wanted)
-        rows = drawn_rows(self._tokens, count, "samples", seed)
+        rows = drawn_rows(self._tokens, count, "samples", seed, apart)
         rows = (rows * -(-wanted // max(len(rows), 1)))[:count]
         components = learner.components(sides, as_rows(rows), as_rows(rows[:SIDE_ROWS]), self._options.row_bytes)
         self._keep(sides, components)

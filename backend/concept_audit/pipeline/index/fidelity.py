@@ -1,70 +1,185 @@
-"""How faithful an index is: its scores against exact ones, for rows and concepts that it was not learned from."""
+"""How faithful an index is: its scores against exact ones, for rows and concepts that its projection has not seen.
+
+Some rows are held out: the projection learns from none of them, nor from a copy of one.
+Half of them are scored; the other half are what the concepts come from, so that no row
+is scored on a concept of its own. The concepts are of the kinds that people ask for,
+where the projection learns from directions drawn at random. The curvature, which exact
+scores and the index share, may have been fitted on any row.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
 import torch
 
-from concept_audit.influence.fidelity import fidelity
-from concept_audit.influence.queries import NegatedConcept
+from concept_audit.influence.fidelity import difference_of_means, fidelity
+from concept_audit.influence.queries import NegatedConcept, Rows
 from concept_audit.influence.scoring import score_rows_for_many
 from concept_audit.influence.targets import Projection
-from concept_audit.model.linear import LinearLayer
+from concept_audit.model.activations import response_activations
+from concept_audit.model.linear import linear_layers, n_weights
 from concept_audit.model.load import LanguageModel
 from concept_audit.pipeline.index.query import OpenIndex, Target, index_scores
-from concept_audit.pipeline.sampling import as_rows, drawn_rows
+from concept_audit.pipeline.sampling import as_rows, drawn_contents
 from concept_audit.pipeline.sources import Sources
 from concept_audit.progress import Progress
+from concept_audit.sampling import shuffled
+from concept_audit.store import features as store_features
+from concept_audit.store import queries as store_queries
+from concept_audit.store.examples import TokenizedExample
 from concept_audit.store.shard_store import RowShards
 
-FIDELITY_ROWS = 64
-FIDELITY_CONCEPTS = 6
+SCORED_ROWS, SOURCE_ROWS = 64, 64
+LEARNING_PARTS = 3
+"""Where rows are few, the projection learns from this many times as many as are held out."""
+LEAST_SCORED = 8
+"""With fewer rows a rank correlation says nothing, and none is held out."""
+SAE_CONCEPTS, ALL_CONCEPTS = 3, 6
 QUERY_ROWS = 8
-"""Query examples of a concept that fidelity is measured with."""
+"""Query examples of a concept: as many as an SAE feature has by default."""
+LEAST_FIRING = 2
+"""Held-out rows in which a feature has to fire."""
+QUERY_BYTES = 2 << 30
+"""Of whole query gradients in memory at one time; one concept's are always taken."""
 
 
-def measure_fidelity(
-    sources: Sources, about: Mapping[str, Any], lm: LanguageModel, layers: Sequence[LinearLayer], progress: Progress
-) -> dict[str, Any]:
-    """Rank correlation and overlap with exact scores; see `fidelity`.
+@dataclass(frozen=True)
+class HeldOut:
+    """Rows that the projection does not learn from.
+
+    Attributes:
+        scored: those that the index is checked on.
+        sources: those that the concepts it is checked with come from.
+    """
+
+    scored: Sequence[TokenizedExample]
+    sources: Sequence[TokenizedExample]
+
+    @cached_property
+    def content_hashes(self) -> frozenset[str]:
+        """Of all of them."""
+        return frozenset(row.content_hash for row in (*self.scored, *self.sources))
+
+
+def hold_out(tokens: RowShards, seed: int) -> HeldOut:
+    """Rows drawn by their content: `SCORED_ROWS` and `SOURCE_ROWS`, or a quarter of all that differ, if that is less."""
+    parts = 1 + LEARNING_PARTS
+    drawn = drawn_contents(tokens, parts * (SCORED_ROWS + SOURCE_ROWS), "held out", seed)
+    held = drawn[: len(drawn) // parts]
+    return HeldOut(held[::2], held[1::2]) if len(held) >= 2 * LEAST_SCORED else HeldOut((), ())
+
+
+def measure_fidelity(sources: Sources, about: Mapping[str, Any], held: HeldOut, progress: Progress) -> dict[str, Any]:
+    """Rank correlation and overlap with exact scores in float32, and what they were measured on.
 
     Args:
         about: the description of the index, whose rows are all there.
-        lm, layers: in the precision of the index, and what it tracks.
+
+    Returns:
+        as `fidelity`, its figures None where too few rows differ for any to be held out; and ``damping``,
+        ``precision`` (of the exact scores), ``held_out`` (rows that the projection has not learned from),
+        ``sae_directions`` and ``row_mean_differences`` (concepts of each kind).
     """
-    tokens = sources.shards("tokens")
-    rows = drawn_rows(tokens, FIDELITY_ROWS, "fidelity", about["seed"])
-    targets = _targets(tokens, about, lm.d_model)
-    opened = OpenIndex(sources, about, progress)
-    exact: list[list[torch.Tensor]] = [[] for _ in layers]
-    with progress.stage("Concepts to check the index with", len(targets), "concepts") as stage:
-        for target in targets:
-            solved = opened.solved(target, about["damping"])
-            for i, layer in enumerate(layers):
-                dense = solved[i] if i < len(solved) else torch.zeros(layer.d_out, layer.d_in)
-                exact[i].append(dense.to(lm.device, lm.dtype))
-            stage.advance()
-    stacked = [torch.stack(same) for same in exact]
-    del exact
-    with progress.stage("Exact scores of a sample", len(rows), "rows") as stage:
-        truth = score_rows_for_many(lm, layers, stacked, as_rows(rows), say=progress.say, advance=stage.advance)
+    measured = {"damping": about["damping"], "held_out": len(held.content_hashes)}
+    measured |= {"precision": "float32", "sae_directions": 0, "row_mean_differences": 0}
+    nothing = dict.fromkeys(("spearman", "spearman_least", "overlap", "overlap_least"))
+    if not held.scored:
+        return {"rows": 0, "concepts": 0, "top": 0, **nothing, **measured}
+    with _exact_model(sources, about, progress) as exact:
+        of_features = _sae_directions(sources, about, held, SAE_CONCEPTS)
+        of_means = list(_row_mean_differences(exact, about, held, ALL_CONCEPTS - len(of_features)))
+        targets = of_features + of_means
+        truth = _exact_scores(sources, about, targets, as_rows([*held.scored]), exact, progress)
+        measured |= {"sae_directions": len(of_features), "row_mean_differences": len(of_means)}
+        measured["precision"] = str(exact.dtype).removeprefix("torch.")
     scores = index_scores(sources, about, targets, about["damping"], Progress())
-    guess = scores[[row.example_id for row in rows]]
+    guess = scores[[row.example_id for row in held.scored]]
     there = np.isfinite(truth).all(1) & np.isfinite(guess).all(1)
-    return {**fidelity(guess[there], truth[there]), "damping": about["damping"]}
+    return {**fidelity(guess[there], truth[there]), **measured}
 
 
-def _targets(tokens: RowShards, about: Mapping[str, Any], d_model: int) -> list[Target]:
-    """Directions drawn at random, each with query examples of its own."""
-    generator = np.random.default_rng(about["seed"] + 77)
-    targets = []
-    for place in range(FIDELITY_CONCEPTS):
-        queries = as_rows(drawn_rows(tokens, QUERY_ROWS, f"queries {place}", about["seed"]))
-        v = generator.normal(size=d_model).astype(np.float32)
-        layer = about["layers"][place % len(about["layers"])]
-        quantity = NegatedConcept(Projection(layer, v / np.linalg.norm(v)))
-        targets.append(Target(quantity, queries, [1 / len(queries)] * len(queries), layer))
+@contextmanager
+def _exact_model(sources: Sources, about: Mapping[str, Any], progress: Progress) -> Iterator[LanguageModel]:
+    """The model in float32, for the time being; as the index has it, where a copy in float32 finds no room."""
+    lm = sources.model()
+    there = torch.float32 in lm.copies
+    try:
+        exact = lm.in_dtype(torch.float32)
+    except (MemoryError, torch.OutOfMemoryError):
+        progress.say(f"No room for the model in float32: the index is checked against scores in {about['precision']}")
+        exact = lm.in_dtype(getattr(torch, about["precision"]))
+    try:
+        yield exact
+    finally:
+        if not there:
+            lm.copies.pop(torch.float32, None)
+
+
+def _exact_scores(
+    sources: Sources,
+    about: Mapping[str, Any],
+    targets: Sequence[Target],
+    rows: Rows,
+    lm: LanguageModel,
+    progress: Progress,
+) -> np.ndarray:
+    """Scores of rows with whole gradients and the curvature of the index: float64 [rows, targets]."""
+    first, last = about["blocks"]
+    layers = linear_layers(lm, first, last, about["weights"])
+    opened = OpenIndex(sources, about, progress, lm.dtype)
+    at_once = max(1, QUERY_BYTES // (lm.dtype.itemsize * n_weights(layers)))
+    groups = [targets[start : start + at_once] for start in range(0, len(targets), at_once)]
+    found = []
+    with progress.stage("Exact scores of rows held out", len(rows) * len(groups)) as stage:
+        for group in groups:
+            # Zero in the layers that a concept does not reach.
+            shapes = [(len(group), layer.d_out, layer.d_in) for layer in layers]
+            queries = [torch.zeros(shape, dtype=lm.dtype, device=lm.device) for shape in shapes]
+            for place, target in enumerate(group):
+                for layer, dense in zip(queries, opened.solved(target, about["damping"]), strict=False):
+                    layer[place] = dense
+            found.append(score_rows_for_many(lm, layers, queries, rows, say=progress.say, advance=stage.advance))
+    return np.concatenate(found, axis=1)
+
+
+def _sae_directions(sources: Sources, about: Mapping[str, Any], held: HeldOut, count: int) -> list[Target]:
+    """Decoder directions of SAE features drawn at random, each on the held-out rows in which it fires highest."""
+    rows = {row.example_id: row for row in held.sources}
+    firings = sources.read(lambda cursor: store_features.firings_in(cursor, list(rows)))
+    firing = [feature for feature, where in firings.items() if len(where) >= LEAST_FIRING]
+    targets: list[Target] = []
+    for place in shuffled([f"feature {feature}" for feature in firing], about["seed"]):
+        feature = firing[place]
+        concept = sources.read(partial(store_queries.concept, wanted=f"sae:{feature}"))
+        if len(targets) == count or concept.layer > about["blocks"][1]:
+            break
+        queries = [rows[i] for i in firings[feature][:QUERY_ROWS]]
+        targets.append(_target(concept.layer, concept.direction, queries))
     return targets
+
+
+def _row_mean_differences(lm: LanguageModel, about: Mapping[str, Any], held: HeldOut, count: int) -> Iterator[Target]:
+    """Directions as probes find them: some held-out rows that are alike, against the others."""
+    rows, layers = as_rows([*held.sources]), about["layers"]
+    means = {layer: np.zeros((len(rows), lm.d_model), np.float32) for layer in layers}
+    for batch in response_activations(lm, rows.ids, rows.response, layers):
+        for row in batch:
+            for layer, mean in row.mean.items():
+                means[layer][row.index] = mean
+    size = min(QUERY_ROWS, len(rows) // 2)
+    order = shuffled([row.content_hash for row in held.sources], about["seed"])
+    for place in range(count):
+        layer, seed_row = layers[place % len(layers)], order[place % len(order)]
+        alike, direction = difference_of_means(means[layer], seed_row, size)
+        yield _target(layer, direction, [held.sources[i] for i in alike])
+
+
+def _target(layer: int, direction: np.ndarray, queries: Sequence[TokenizedExample]) -> Target:
+    quantity = NegatedConcept(Projection(layer, direction))
+    return Target(quantity, as_rows([*queries]), [1 / len(queries)] * len(queries), layer)

@@ -130,14 +130,17 @@ class OpenIndex:
 
     Args:
         about: the index's description.
+        precision: in which queries are differentiated; None for that of the index.
     """
 
-    def __init__(self, sources: Sources, about: Mapping[str, Any], progress: Progress):
+    def __init__(
+        self, sources: Sources, about: Mapping[str, Any], progress: Progress, precision: torch.dtype | None = None
+    ):
         lm = sources.model()
         files = present_index(sources.layout, sources.shards("tokens").partition)
         assert files is not None, "an index that has a description has files"
         self.files = files
-        self._lm = lm.in_dtype(getattr(torch, about["precision"]))
+        self._lm = lm.in_dtype(precision or getattr(torch, about["precision"]))
         first, last = about["blocks"]
         self._layers = linear_layers(self._lm, first, last, about["weights"])
         fit = CurvatureFit(
