@@ -14,8 +14,8 @@ from concept_audit_app.components.ranked import ready
 from concept_audit_app.components.session import person
 
 MIME = {"csv": "text/csv", "jsonl": "application/jsonl", "parquet": "application/vnd.apache.parquet"}
-WHAT = {"view": "A ranked view", "any": "Flagged rows", "none": "The data without them", "all": "All rows"}
-SUFFIX = {"view": "view", "any": "flagged", "none": "kept", "all": "all"}
+WHAT = {"view": "A ranked view", "any": "Flagged rows", "none": "Cleaned data", "all": "All rows"}
+SUFFIX = {"view": "view", "any": "flagged", "none": "cleaned", "all": "all"}
 SCHEMAS = {"audit": "Audit's columns", "own": "The input's own columns"}
 CSV = {"safe": "Safe in spreadsheets", "exact": "Reads back exactly"}
 PREVIEW = 25
@@ -46,6 +46,8 @@ def choose(audit: Audit) -> Chosen:
             required=True,
             key="rows",
             bind="query-params",
+            help="Cleaned data: all rows but those flagged remove. Rows flagged review, or with a flag of your own, "
+            "stay.",
         )
         format = st.segmented_control(
             "Format", FORMATS, format_func=str.upper, default="csv", required=True, key="format", bind="query-params"
@@ -62,7 +64,7 @@ def choose(audit: Audit) -> Chosen:
             "cleaned this way go straight back into training.",
         )
         csv = "exact"
-        if format == "csv":
+        if format == "csv" and schema == "audit":
             csv = st.segmented_control(
                 "CSV",
                 list(CSV),
@@ -87,7 +89,8 @@ def choose(audit: Audit) -> Chosen:
         where = brushed(where)
         brush_chip(where)
     else:
-        where = replace(where, flag="" if what == "all" else what)
+        dropped = ("remove",) if what == "none" else ()
+        where = replace(where, flag="any" if what == "any" else "", without_flags=dropped)
     return Chosen(what, format, schema, csv == "exact", where, concept, method, options)
 
 
@@ -108,7 +111,7 @@ def nothing(chosen: Chosen) -> None:
 
 
 def downloads(audit: Audit, chosen: Chosen, rows: int) -> None:
-    """The file, and its manifest."""
+    """The file, and its manifest: that of the file which was downloaded last with this choice, if one was."""
     name = f"{audit.name}-{SUFFIX[chosen.what]}.{chosen.format}"
 
     def made() -> tuple[bytes, bytes]:
@@ -123,14 +126,23 @@ def downloads(audit: Audit, chosen: Chosen, rows: int) -> None:
             by=by,
         )
 
+    def file() -> bytes:
+        kept.clear()  # one at most: it may be large
+        kept[choice] = made()
+        return kept[choice][0]
+
+    def manifest() -> bytes:
+        return (kept.get(choice) or made())[1]
+
     by = person()
+    kept, choice = st.session_state.setdefault("_exported", {}), repr((audit.root, chosen))
     if chosen.schema == "own" and (problem := _input_problem(audit)):
         st.error(problem, icon=":material/error:")
         return
     with st.container(horizontal=True, vertical_alignment="center"):
         st.download_button(
             f"Download {rows:,} {'row' if rows == 1 else 'rows'}",
-            lambda: made()[0],
+            file,
             file_name=name,
             mime=MIME[chosen.format],
             type="primary",
@@ -139,7 +151,7 @@ def downloads(audit: Audit, chosen: Chosen, rows: int) -> None:
         )
         st.download_button(
             "Manifest",
-            lambda: made()[1],
+            manifest,
             file_name=f"{name}.manifest.json",
             mime="application/json",
             icon=":material/description:",

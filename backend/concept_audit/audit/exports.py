@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from dataclasses import asdict
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
 import pandas as pd
 
@@ -18,17 +18,35 @@ from concept_audit.audit.opened import DEFAULTS, EVERY_ROW, OpenAudit, user_name
 from concept_audit.audit.probes import Probes
 from concept_audit.audit.rankings import Rankings
 from concept_audit.audit.rows import Rows
+from concept_audit.data.copying import copier
 from concept_audit.data.read import fingerprint, raw_rows
-from concept_audit.data.write import Format, Record, to_standard_output, write_file
+from concept_audit.data.write import Format, Record, fill_file, fill_standard_output, write_records
 from concept_audit.errors import AuditError, StoreError
+from concept_audit.files import atomic_write
 from concept_audit.influence.options import InfluenceOptions
 from concept_audit.store import queries
+from concept_audit.store.cursor import Cursor
 from concept_audit.store.filters import RowFilter
 
 Schema = Literal["own", "audit"]
 EXPORT_COLUMNS = ["example_id", "flag", "note", "prompt", "response", "source", "source_row", "content_hash"]
 SCORE_COLUMNS = ["rank", "score", "percentile"]
 ROWS_AT_ONCE = 512
+
+
+@dataclass(frozen=True)
+class _State:
+    """What is exported, as it was at one moment.
+
+    Attributes:
+        build: of the store.
+        rows: example_id, flag, note; with a ranking rank, score, percentile.
+        flags: who had flagged how many rows as what.
+    """
+
+    build: str
+    rows: pd.DataFrame
+    flags: list[dict[str, Any]]
 
 
 class Exports:
@@ -55,38 +73,47 @@ class Exports:
     ) -> dict[str, Any]:
         """Write the rows that pass a filter, in the order of the data.
 
+        File, count, manifest and checksum are of one state: which rows pass, and how they are flagged, is
+        looked up once, at the beginning.
+
         Args:
             out: a file, beside which ``FILE.manifest.json`` is written; None for standard output.
             schema: ``own``, the columns of the input as they were, or ``audit``, with prompt, response, flag
-                and the metadata fields.
+                and the metadata fields. Rows of their own that stay what they were, JSON lines or Parquet, are
+                copied byte for byte, or type for type.
             concept: puts the rank, score and percentile of its ranking beside each row (``audit_…`` in the
                 input's own schema).
-            exact: CSV that reads back as it was; otherwise cells that a spreadsheet would take for a formula
-                begin with an apostrophe.
+            exact: CSV that reads back as it was, as the input's own columns always do; otherwise cells that a
+                spreadsheet would take for a formula begin with an apostrophe.
 
         Returns:
             the manifest: what the rows are and how they came about.
 
         Raises:
-            StoreError: the input has changed or is gone (for its own schema), or the disk is full.
+            StoreError: the input has changed or is gone (for its own schema), the audit was built anew
+                meanwhile, or the disk is full.
         """
         ranking = self._rankings.ensure(concept, method, options) if concept else None
-        if schema == "own":
+        own = schema == "own"
+        if own:
             self.check_input()
-
-        def records() -> Iterator[Record]:
-            return self._own_records(where, ranking) if schema == "own" else self._records(where, ranking)
-
-        scored = SCORE_COLUMNS if ranking is not None else []
-        columns = [*scored, *EXPORT_COLUMNS] if schema == "audit" else []
-        about = self._manifest(where, format, schema, concept, method, options, exact, by)
+        exact = exact or own
+        state = self._state(where, ranking)
+        about = self._manifest(where, format, schema, concept, method, options, exact, by) | {"flags": state.flags}
+        fill = self._fill(state, format, own, exact)
         if out is None:
-            about["rows"] = to_standard_output(records, format, exact, columns)
-            return about
-        about["rows"], about["sha256"] = write_file(records, format, out, exact, columns)
-        about["file"] = out.name
-        text = json.dumps(about, indent=2, ensure_ascii=False) + "\n"
-        out.with_name(out.name + ".manifest.json").write_text(text, "utf-8")
+            about["rows"] = fill_standard_output(fill, format)
+        else:
+            about["rows"], about["sha256"] = fill_file(fill, out)
+        if about["rows"] != len(state.rows):
+            raise StoreError(
+                f"{about['rows']:,} of {len(state.rows):,} rows were found again in the input, which has changed "
+                "meanwhile; export again"
+            )
+        if out is not None:
+            about["file"] = out.name
+            with atomic_write(out.with_name(out.name + ".manifest.json")) as partial:
+                partial.write_text(json.dumps(about, indent=2, ensure_ascii=False) + "\n", "utf-8")
         return about
 
     def to_bytes(self, format: Format = "csv", **how: Any) -> tuple[bytes, bytes]:
@@ -96,22 +123,45 @@ class Exports:
             self.write(out, format, **how)
             return out.read_bytes(), out.with_name(out.name + ".manifest.json").read_bytes()
 
-    def _records(self, where: RowFilter, ranking: int | None) -> Iterator[Record]:
-        columns = [*(SCORE_COLUMNS if ranking is not None else []), *EXPORT_COLUMNS]
+    def _state(self, where: RowFilter, ranking: int | None) -> _State:
+        """Which rows pass now: what is looked up in one lease is of one state."""
+        return self._opened.read(
+            lambda cursor: _State(
+                queries.build_id(cursor), queries.snapshot(cursor, ranking, where), queries.flaggers(cursor)
+            )
+        )
+
+    def _fill(self, state: _State, format: Format, own: bool, exact: bool) -> Callable[[BinaryIO], int]:
+        scored = [name for name in SCORE_COLUMNS if name in state.rows]
+        if own and not scored:
+            # Numbers of rows in the data are the ids of the examples.
+            copy = copier(self._opened.manifest.configuration["data"], format, state.rows["example_id"].to_numpy())
+            if copy is not None:
+                return copy
+        records = (lambda: self._own_records(state)) if own else (lambda: self._records(state))
+        columns = [] if own else [*scored, *EXPORT_COLUMNS]
+        return lambda out: write_records(records, format, out, exact, columns)
+
+    def _records(self, state: _State) -> Iterator[Record]:
+        columns = [*(name for name in SCORE_COLUMNS if name in state.rows), *EXPORT_COLUMNS]
         fields = self._rows.metadata_fields()["field"].tolist()
         names = {field: f"metadata.{field}" if field in columns else field for field in fields}
-        after = -1
-        while len(frame := self._rows_after(where, ranking, after)):
-            after = int(frame["example_id"].iloc[-1])
+        for start in range(0, len(state.rows), ROWS_AT_ONCE):
+            known = state.rows.iloc[start : start + ROWS_AT_ONCE]
+            frame = known.merge(self._texts(state, known["example_id"].tolist()), on="example_id")
             for row, metadata in zip(frame[columns].to_dict("records"), decoded_metadata(frame), strict=True):
                 yield row | {names[field]: metadata.get(field) for field in fields}
 
-    def _rows_after(self, where: RowFilter, ranking: int | None, after: int) -> pd.DataFrame:
-        return self._opened.read(lambda cursor: queries.rows_after(cursor, ranking, where, after, ROWS_AT_ONCE))
+    def _texts(self, state: _State, example_ids: list[int]) -> pd.DataFrame:
+        def read(cursor: Cursor) -> pd.DataFrame:
+            if queries.build_id(cursor) != state.build:
+                raise StoreError(f"{self._opened.name}: was built anew while it was exported; export again")
+            return queries.rows_by_id(cursor, example_ids)
 
-    def _own_records(self, where: RowFilter, ranking: int | None) -> Iterator[Record]:
-        chosen = self._opened.read(lambda cursor: queries.chosen(cursor, ranking, where))
-        wanted = iter(chosen.itertuples(index=False))
+        return self._opened.read(read)
+
+    def _own_records(self, state: _State) -> Iterator[Record]:
+        wanted = iter(state.rows.itertuples(index=False))
         row = next(wanted, None)
         made = self._opened.manifest.configuration
         for place, raw in enumerate(raw_rows(made["data"], made["split"])):
@@ -174,7 +224,6 @@ class Exports:
             saved = self._probes.find(found.name)
             if saved is not None and "threshold" in saved.details:
                 about["concept"]["threshold"] = saved.details["threshold"]
-        about["flags"] = self._opened.read(queries.flaggers)
         about["exported_by"] = by or user_name()
         about["exported_at"] = datetime.now(UTC).isoformat(timespec="seconds")
         return about

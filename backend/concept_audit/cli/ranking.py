@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from tyro.conf import arg
 
 from concept_audit.cli.concepts import CONCEPT
-from concept_audit.cli.flags import FILE, REPEATED, flags, made, option, switch
-from concept_audit.cli.forms import condition
+from concept_audit.cli.flags import FILE, REPEATED, flags, form, made, option, switch
+from concept_audit.cli.forms import condition, listed
 from concept_audit.cli.opening import DEVICE, JSON, Opening, print_json
 from concept_audit.errors import AuditError
 from concept_audit.influence.options import InfluenceOptions
@@ -72,8 +72,17 @@ class Export(Opening):
     """write the flagged rows, or those that a filter lets through"""
 
     flag: Annotated[
-        str, arg(metavar="any|none|NAME", help="rows with any flag, with none, or with the flag of this name")
-    ] = "any"
+        str | None,
+        option(
+            "rows with any flag, with none, or with the flag of this name (any, unless --drop or --all is given)",
+            "any|none|NAME",
+        ),
+    ] = None
+    drop: Annotated[
+        tuple[str, ...] | None,
+        form(listed, "remove[,NAME...]", ",".join),
+        option("the data without the rows that have these flags; rows with others stay"),
+    ] = None
     all: Annotated[bool, switch("every row, flagged or not")] = False
     text: TEXT = ""
     where: WHERE = ()
@@ -87,7 +96,7 @@ class Export(Opening):
         bool,
         switch(
             "CSV that reads back as it was; without it, cells that a spreadsheet would take for a formula begin "
-            "with an apostrophe"
+            "with an apostrophe, but for the input's own columns, which are always exact"
         ),
     ] = False
     format: FORMAT = "csv"
@@ -95,13 +104,18 @@ class Export(Opening):
 
     def run(self) -> None:
         audit = self.open(Progress())
-        where = _filter(audit, self.text, self.where, "" if self.all else self.flag)
+        if self.drop and (self.all or self.flag):
+            raise AuditError("--drop: which rows stay is said already by --all or --flag; give one of them")
+        flag = self.flag or ("" if self.all or self.drop else "any")
+        where = replace(_filter(audit, self.text, self.where, flag), without_flags=self.drop or ())
         out = Path(self.out) if self.out and self.out != "-" else None
         about = audit.exports.write(
             out, self.format, where, self.schema, self.concept, self.method, exact=self.exact_csv
         )
         if out is not None:
             print(f"{about['rows']:,} rows in {out}, and how they came about in {out}.manifest.json", file=sys.stderr)
+            if self.schema == "own" and self.format == "csv":
+                print("Its cells are as they were: do not open hostile text in a spreadsheet", file=sys.stderr)
         elif not about["rows"]:
             print("concept-audit: no rows pass; flag some in the dashboard, or pass --all", file=sys.stderr)
 

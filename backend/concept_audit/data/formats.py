@@ -26,6 +26,7 @@ import pyarrow.parquet as pq
 from concept_audit.errors import DataError, first_line
 
 PARQUET_BATCH = 256
+BOM = "\ufeff".encode()
 KINDS = {type(None): "null", bool: "a boolean", int: "a number", float: "a number"}
 KINDS |= {str: "a string", list: "a list", dict: "an object"}
 LONGEST_FIELD = 2**31 - 1  # the largest that `csv` takes where a C long has 32 bits
@@ -145,6 +146,21 @@ def _lines(path: Path) -> Iterator[str]:
             ) from None
         offset += len(line)
         yield text.removeprefix("\ufeff") if number == 1 else text
+
+
+def json_lines(path: Path) -> Iterator[bytes] | None:
+    """The rows of a file of JSON lines byte for byte, without their line ends; None for a file of another kind.
+
+    As many as `file_rows` gives, in the same order.
+    """
+    suffix = _suffix(path).removesuffix(".gz")
+    if suffix == ".json":
+        start = next((line for line in _bytes(path) if line.strip()), b"")
+        suffix = ".json" if start.removeprefix(BOM).lstrip().startswith(b"[") else ".jsonl"
+    if suffix not in (".jsonl", ".ndjson"):
+        return None
+    lines = (line.removeprefix(BOM) if i == 0 else line for i, line in enumerate(_bytes(path)))
+    return (line.rstrip(b"\r\n") for line in lines if line.strip())
 
 
 def _jsonl_rows(path: Path) -> Iterator[Row]:

@@ -54,7 +54,15 @@ def write_records(
 def write_file(
     records: Records, format: Format, path: Path, exact: bool = False, columns: Sequence[str] = ()
 ) -> tuple[int, str]:
-    """As `write_records`, to a file that is complete or absent.
+    """As `write_records`, to a file that is complete or absent; as `fill_file`."""
+    return fill_file(lambda out: write_records(records, format, out, exact, columns), path)
+
+
+def fill_file(fill: Callable[[BinaryIO], int], path: Path) -> tuple[int, str]:
+    """Write a file that is complete or absent.
+
+    Args:
+        fill: writes rows, and returns how many there were.
 
     Returns:
         rows, and the SHA-256 of the file.
@@ -64,7 +72,7 @@ def write_file(
     """
     with atomic_write(path) as partial:
         with partial.open("wb") as out:
-            count = write_records(records, format, out, exact, columns)
+            count = fill(out)
         with partial.open("rb") as written:
             digest = hashlib.file_digest(written, "sha256").hexdigest()
     return count, digest
@@ -88,6 +96,11 @@ def write(frame: pd.DataFrame, format: Format, out: str | None) -> None:
 
 
 def to_standard_output(records: Records, format: Format, exact: bool = False, columns: Sequence[str] = ()) -> int:
+    """As `write_records`, where the next program reads it; as `fill_standard_output`."""
+    return fill_standard_output(lambda out: write_records(records, format, out, exact, columns), format)
+
+
+def fill_standard_output(fill: Callable[[BinaryIO], int], format: Format) -> int:
     """Write rows where the next program reads them.
 
     Raises:
@@ -95,7 +108,7 @@ def to_standard_output(records: Records, format: Format, exact: bool = False, co
     """
     if format == "parquet" and sys.stdout.isatty():
         raise DataError("--format parquet is binary; name a file with --out, or redirect standard output")
-    count = write_records(records, format, sys.stdout.buffer, exact, columns)
+    count = fill(sys.stdout.buffer)
     sys.stdout.buffer.flush()
     return count
 

@@ -19,6 +19,7 @@ class RowFilter:
             what stands in double quotes occurs as it is.
         metadata: field → the values of it to keep, as text.
         flag: rows with any flag, with none, or with the flag of this name.
+        without_flags: only rows that have none of these flags.
         scores: lowest and highest score, both included; for ranked rows only.
         percentile: least percentile of the score, 0 to 100; for ranked rows only.
         example_ids: only these rows.
@@ -37,12 +38,18 @@ class RowFilter:
     sources: tuple[str, ...] = ()
     tokens: tuple[int, int] | None = None
     found: str | None = None
+    without_flags: tuple[str, ...] = ()
+
+    @property
+    def needs_flags(self) -> bool:
+        """Whether a row's flag decides."""
+        return bool(self.flag or self.without_flags)
 
     @property
     def needs_rows(self) -> bool:
         """Whether a row's own columns or its flag decide, and not its score and its number alone."""
         text = self.text if self.found is None else ""
-        return bool(text or any(self.metadata.values()) or self.flag or self.sources or self.tokens)
+        return bool(text or any(self.metadata.values()) or self.needs_flags or self.sources or self.tokens)
 
     def words(self) -> list[str]:
         """What has to occur, in lower case: single words, and whole phrases that stand in quotes."""
@@ -72,6 +79,9 @@ class RowFilter:
         elif self.flag:
             conditions.append("f.flag = ?")
             parameters.append(self.flag)
+        if self.without_flags:
+            conditions.append("(f.flag IS NULL OR NOT list_contains(?::VARCHAR[], f.flag))")
+            parameters.append(list(self.without_flags))
         if self.scores is not None:
             conditions.append("s.score BETWEEN ? AND ?")
             parameters += [float(bound) for bound in self.scores]

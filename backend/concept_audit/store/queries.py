@@ -172,27 +172,31 @@ def rows(
     ).df()
 
 
-def rows_after(cursor: Cursor, ranking: int | None, where: RowFilter, after: int, limit: int) -> pd.DataFrame:
-    """The next rows in the order of the data that pass a filter: as `rows`, beyond example `after`."""
+def snapshot(cursor: Cursor, ranking: int | None, where: RowFilter) -> pd.DataFrame:
+    """Rows that pass a filter, in the order of the data, with what people have said of them until now.
+
+    Returns:
+        example_id, flag, note; with a ranking rank, score, percentile. No texts: memory stays small.
+    """
     source, condition, parameters = matching(ranking, where)
+    scores = "rank, score, percentile, " if ranking is not None else ""
     wanted = "s.example_id, s.rank, s.score, s.percentile" if ranking is not None else "e.example_id"
-    one = wanted.split(",")[0]
-    columns = "rank, score, percentile, " if ranking is not None else ""
     return cursor.execute(
-        f"""WITH page AS MATERIALIZED (
-                SELECT {wanted} FROM {source} WHERE {condition} AND {one} > ? ORDER BY {one} LIMIT ?)
-            SELECT {columns}{ROW_COLUMNS}
-            FROM page JOIN main.examples e USING (example_id) LEFT JOIN base.flags f USING (content_hash)
-            ORDER BY e.example_id""",
-        [*parameters, after, limit],
+        f"""WITH chosen AS MATERIALIZED (SELECT {wanted} FROM {source} WHERE {condition})
+            SELECT c.example_id, {scores}f.flag, f.note
+            FROM chosen c JOIN main.examples e USING (example_id) LEFT JOIN base.flags f USING (content_hash)
+            ORDER BY c.example_id""",
+        parameters,
     ).df()
 
 
-def chosen(cursor: Cursor, ranking: int | None, where: RowFilter) -> pd.DataFrame:
-    """Rows that pass a filter, in the order of the data: example_id; with a ranking, rank, score, percentile."""
-    source, condition, parameters = matching(ranking, where)
-    wanted = "s.example_id, s.rank, s.score, s.percentile" if ranking is not None else "e.example_id"
-    return cursor.execute(f"SELECT {wanted} FROM {source} WHERE {condition} ORDER BY example_id", parameters).df()
+def rows_by_id(cursor: Cursor, example_ids: Sequence[int]) -> pd.DataFrame:
+    """Rows by their ids, in the order of the data, without their flags."""
+    return cursor.execute(
+        """SELECT example_id, content_hash, source, source_row, prompt, response, metadata FROM main.examples
+           WHERE list_contains(?::BIGINT[], example_id) ORDER BY example_id""",
+        [list(example_ids)],
+    ).df()
 
 
 def flaggers(cursor: Cursor) -> list[dict[str, Any]]:
@@ -316,6 +320,6 @@ def matching(ranking: int | None, where: RowFilter) -> tuple[str, str, list[Any]
     source = "main.ranking_scores s"
     if where.needs_rows:
         source += " JOIN main.examples e ON e.example_id = s.example_id"
-    if where.flag:
+    if where.needs_flags:
         source += " LEFT JOIN base.flags f ON f.content_hash = e.content_hash"
     return source, f"s.ranking_id = ? AND {condition}", [ranking, *parameters]

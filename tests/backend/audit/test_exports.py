@@ -93,3 +93,62 @@ def test_an_export_without_rows_has_its_columns(audit, tmp_path):
     out = tmp_path / "none.csv"
     assert audit.exports.write(out, "csv", RowFilter(text="no row says this"))["rows"] == 0
     assert out.read_text().startswith("example_id,flag,note,prompt,response")
+
+
+@pytest.mark.parametrize("format", ["csv", "jsonl", "parquet"])
+def test_an_export_is_of_one_state_though_others_flag_meanwhile(audit, tmp_path, monkeypatch, format):
+    audit.flags.set_matching(MONEY, "remove", by="Ada")
+    expected = audit.rows.list(RowFilter(flag="any"))["example_id"].tolist()
+    monkeypatch.setattr(exports, "ROWS_AT_ONCE", 7)
+    real, calls = exports.queries.rows_by_id, []
+
+    def flagged_meanwhile(cursor, ids):
+        calls.append(ids)
+        return real(cursor, ids)
+
+    monkeypatch.setattr(exports.queries, "rows_by_id", flagged_meanwhile)
+    read = audit.opened.read
+
+    def others_are_quick(query):
+        if len(calls) == 1:
+            audit.flags.set_matching(RowFilter(), "review", by="Grace")
+        return read(query)
+
+    monkeypatch.setattr(audit.opened, "read", others_are_quick)
+    out = tmp_path / f"flagged.{format}"
+    told = audit.exports.write(out, format, RowFilter(flag="any"))
+    found = {"csv": pd.read_csv, "jsonl": lambda p: pd.read_json(p, lines=True), "parquet": pd.read_parquet}[format](
+        out
+    )
+    assert audit.rows.count(RowFilter(flag="review")) == 300, "the other did not flag in time"
+    assert found["example_id"].tolist() == expected and set(found["flag"]) == {"remove"}
+    assert told["rows"] == len(expected) and [f["flagged_by"] for f in told["flags"]] == ["Ada"]
+
+
+def test_an_audit_that_is_built_anew_meanwhile_is_not_mixed_with_the_earlier(audit, tmp_path, monkeypatch):
+    builds = iter(["first", "second"])
+    monkeypatch.setattr(exports.queries, "build_id", lambda _cursor: next(builds))
+    with pytest.raises(StoreError, match="built anew while it was exported"):
+        audit.exports.write(tmp_path / "all.csv")
+    assert list(tmp_path.glob("all.csv*")) == []
+
+
+def test_the_inputs_own_columns_are_never_guarded_and_the_manifest_says_so(audit, rows, tmp_path, monkeypatch):
+    harmful = [{"text": "=HYPERLINK(1)", "number": -1}] * len(rows)
+    monkeypatch.setattr(exports, "raw_rows", lambda *_: iter(harmful))
+    told = audit.exports.write(tmp_path / "own.csv", "csv", MONEY, "own")
+    assert set(pd.read_csv(tmp_path / "own.csv")["text"]) == {"=HYPERLINK(1)"} and told["csv"] == "exact"
+
+
+def test_rows_that_are_only_to_be_reviewed_stay_in_cleaned_data(audit, tmp_path):
+    audit.flags.set_matching(RowFilter(example_ids=(0, 1)), "remove")
+    audit.flags.set_matching(RowFilter(example_ids=(5, 6)), "review")
+    audit.exports.write(tmp_path / "clean.csv", where=RowFilter(without_flags=("remove",)))
+    kept = set(pd.read_csv(tmp_path / "clean.csv")["example_id"])
+    assert {5, 6} < kept and not {0, 1} & kept
+
+
+def test_input_that_loses_rows_meanwhile_is_noticed(audit, rows, tmp_path, monkeypatch):
+    monkeypatch.setattr(exports, "raw_rows", lambda *_: iter(rows[:3]))
+    with pytest.raises(StoreError, match="3 of 300 rows were found again"):
+        audit.exports.write(tmp_path / "own.csv", "csv", schema="own")

@@ -103,6 +103,18 @@ def test_a_file_can_be_named_for_the_output(audit_directory, capsys, tmp_path):
     assert "300 rows in" in capsys.readouterr().err
 
 
+def test_cleaning_drops_what_is_flagged_remove_and_says_which_options_contradict(audit_directory, capsysbinary):
+    audit = Audit(audit_directory)
+    audit.flags.set_matching(RowFilter(example_ids=(0,)), "remove")
+    audit.flags.set_matching(RowFilter(example_ids=(5,)), "review")
+    dropped = audit.rows.count(RowFilter(flag="remove"))
+    command = ["export", audit_directory, "--format", "jsonl", "--schema", "own"]
+    kept = run(capsysbinary, *command, "--drop", "remove").splitlines()
+    assert len(kept) == 300 - dropped and dropped
+    assert len(run(capsysbinary, *command, "--drop", "remove,review").splitlines()) < len(kept)
+    assert main([str(word) for word in (*command, "--drop", "remove", "--all")]) == 1
+
+
 def test_an_unknown_metadata_field_is_refused(audit_directory, capsys):
     assert main(["export", str(audit_directory), "--all", "--where", "colour=red"]) == 1
     assert "no such metadata field; there are number, topic" in capsys.readouterr().err
