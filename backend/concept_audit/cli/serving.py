@@ -27,11 +27,20 @@ class Server:
     no_browser: Annotated[bool, switch("print the address instead of opening a browser")] = False
     read_only: Annotated[bool, switch("offer nothing that changes an audit: no flags, labels or names")] = False
 
+    allow: Annotated[
+        tuple[str, ...] | None,
+        option(
+            "who may log in, where logging in is set up: addresses and domains of e-mail, or * for everybody "
+            "whom the provider knows",
+            "ann@example.org,example.com",
+        ),
+    ] = None
+
     def start(self, root: Path | None, cache: Path) -> int:
         """Serve until stopped; the exit status."""
         from concept_audit.serve import serve
 
-        return serve(root, cache, self.address, self.port, self.no_browser, self.read_only)
+        return serve(root, cache, self.address, self.port, self.no_browser, self.read_only, self.allow or ())
 
 
 @dataclass(frozen=True, kw_only=True)
