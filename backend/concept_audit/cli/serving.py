@@ -9,7 +9,8 @@ from typing import Annotated, Literal
 
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
-from concept_audit.cli.flags import ANY_AUDIT, option, switch
+from concept_audit.cli.flags import ANY_AUDIT, form, option, switch
+from concept_audit.cli.forms import listed
 from concept_audit.cli.opening import CACHE, DEFAULT_CACHE, JSON, Opening, existing, print_json
 from concept_audit.errors import AuditError, StoreError
 from concept_audit.progress import Progress
@@ -29,10 +30,10 @@ class Server:
 
     allow: Annotated[
         tuple[str, ...] | None,
+        form(listed, "ADDRESS|DOMAIN[,...]", ",".join),
         option(
             "who may log in, where logging in is set up: addresses and domains of e-mail, or * for everybody "
-            "whom the provider knows",
-            "ann@example.org,example.com",
+            "whom the provider knows"
         ),
     ] = None
 
