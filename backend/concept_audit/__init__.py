@@ -14,6 +14,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from concept_audit.addresses import is_allowed
     from concept_audit.audit.audit import Audit
     from concept_audit.concepts.features_of_text import TextFeatures
     from concept_audit.concepts.heatmap import Heatmap, Segment
@@ -87,6 +88,7 @@ _HOME = {
     "ValidateOptions": "pipeline.validation.options",
     "audit_names": "store.listing",
     "build": "pipeline.build",
+    "is_allowed": "addresses",
     "read_labelled": "data.read",
     "read_prompts": "data.read",
     "read_queries": "data.read",
@@ -132,6 +134,7 @@ __all__ = [
     "ValidateOptions",
     "audit_names",
     "build",
+    "is_allowed",
     "read_labelled",
     "read_prompts",
     "read_queries",

@@ -6,6 +6,7 @@ import importlib.util
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from concept_audit.errors import AuditError
@@ -13,6 +14,7 @@ from concept_audit.errors import AuditError
 CACHE_VARIABLE = "CONCEPT_AUDIT_CACHE"
 AUDIT_VARIABLE = "CONCEPT_AUDIT_NAME"
 READ_ONLY_VARIABLE = "CONCEPT_AUDIT_READ_ONLY"
+ALLOWED_VARIABLE = "CONCEPT_AUDIT_ALLOWED"
 
 
 def dashboard() -> Path:
@@ -29,18 +31,26 @@ def dashboard() -> Path:
 
 
 def serve(
-    root: Path | None, cache: Path, address: str, port: int | None, headless: bool, read_only: bool = False
+    root: Path | None,
+    cache: Path,
+    address: str,
+    port: int | None,
+    headless: bool,
+    read_only: bool = False,
+    allowed: Sequence[str] = (),
 ) -> int:
     """Run the dashboard until it is stopped.
 
     Args:
-        root: the audit to open first; the others of its directory can be chosen in the dashboard.
+        root: the audit to show, and no other; None for all that lie in `cache`.
         read_only: offer nothing that changes an audit.
+        allowed: who is let in, where people log in; see `concept_audit.addresses.is_allowed`.
 
     Returns:
         Streamlit's exit status.
     """
-    command = [sys.executable, "-m", "streamlit", "run", str(dashboard()), "--server.address", address]
+    # -P: the working directory may be a stranger's data folder, with a pandas.py of its own.
+    command = [sys.executable, "-P", "-m", "streamlit", "run", str(dashboard()), "--server.address", address]
     command += ["--browser.gatherUsageStats", "false", "--server.enableWebsocketCompression", "true"]
     if port is not None:
         command += ["--server.port", str(port)]
@@ -49,6 +59,8 @@ def serve(
     environment = dict(os.environ)
     environment[CACHE_VARIABLE] = str((root.parent if root else cache).resolve())
     environment[READ_ONLY_VARIABLE] = "1" if read_only else "0"
+    environment[ALLOWED_VARIABLE] = "\n".join(allowed)
+    environment.pop(AUDIT_VARIABLE, None)
     if root:
         environment[AUDIT_VARIABLE] = root.resolve().name
     try:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import streamlit as st
 
-from concept_audit import Audit, AuditError, audit_names
-from concept_audit.serve import AUDIT_VARIABLE, CACHE_VARIABLE, READ_ONLY_VARIABLE
+from concept_audit import Audit, AuditError, audit_names, is_allowed
+from concept_audit.serve import ALLOWED_VARIABLE, AUDIT_VARIABLE, CACHE_VARIABLE, READ_ONLY_VARIABLE
 
 LONGEST_NAME = 60
 
@@ -16,6 +16,13 @@ LONGEST_NAME = 60
 def cache_directory() -> Path:
     """Where the audits lie."""
     return Path(os.environ.get(CACHE_VARIABLE, "cache"))
+
+
+def served_audits() -> list[str]:
+    """Names of the audits that visitors may see: the one that `concept-audit serve AUDIT` names, or all."""
+    names = audit_names(cache_directory())
+    wanted = os.environ.get(AUDIT_VARIABLE)
+    return [name for name in names if name == wanted] if wanted else names
 
 
 def read_only() -> bool:
@@ -38,9 +45,23 @@ def first_page() -> None:
 
 
 def sign_in() -> None:
-    """Ask for a login where the server has an OpenID Connect provider configured; stops until it is given."""
-    if not _has_login() or st.user.is_logged_in:
+    """Ask for a login where the server has an OpenID Connect provider configured; stops until it is given.
+
+    Who logs in must also be on the list that the server was started with: a provider such
+    as a public mail service knows everybody.
+    """
+    if not _has_login():
         return
+    if st.user.is_logged_in:
+        allowed = [entry for entry in os.environ.get(ALLOWED_VARIABLE, "").split("\n") if entry]
+        if is_allowed(st.user.to_dict(), allowed):
+            return
+        st.title("Concept audit")
+        st.error(f"{person() or 'This account'} is not on this server's list.".replace("$", "\\$"))
+        st.write("Ask whoever runs it to start it with your address or its domain:")
+        st.code("concept-audit serve --allow you@example.org,example.com", "bash")
+        st.button("Log out", icon=":material/logout:", on_click=st.logout)
+        st.stop()
     st.title("Concept audit")
     st.write("This server asks who you are, so that flags and labels carry your name.")
     st.button("Log in", type="primary", icon=":material/login:", on_click=st.login)
@@ -79,27 +100,23 @@ def _has_login() -> bool:
 
 def choose_audit() -> None:
     """Let the visitor choose an audit in the sidebar, where there are several; stops if there is none."""
-    names = audit_names(cache_directory())
+    names = served_audits()
     if not names:
         st.title("No audit yet")
         st.write("Build the demo, or an audit of your own data, then reload this page:")
         st.code("concept-audit demo\nconcept-audit build --data train.jsonl --model smollm2-135m-instruct", "bash")
         st.stop()
-    wanted = os.environ.get(AUDIT_VARIABLE)
     with st.sidebar:
-        st.selectbox(
-            "Audit",
-            names,
-            index=names.index(wanted) if wanted in names else 0,
-            key="audit",
-            bind="query-params",
-            help=f"Audits in {cache_directory()}",
-        )
+        st.selectbox("Audit", names, key="audit", bind="query-params", help=f"Audits in {cache_directory()}")
 
 
 def current_audit() -> Audit:
     """The audit that the visitor has open; says what is wrong and stops if it cannot be opened."""
-    root = cache_directory() / st.session_state["audit"]
+    name = st.session_state["audit"]
+    if name not in served_audits():
+        st.error("There is no audit of this name here.", icon=":material/error:")
+        st.stop()
+    root = cache_directory() / name
     manifest = root / "manifest.json"
     try:
         return _load(str(root), manifest.stat().st_mtime_ns, read_only())

@@ -39,6 +39,7 @@ class Audit:
         read_only: refuse whatever people do: labels, flags, names. Results are still computed and kept.
         device: where the model runs; ``auto`` for the fastest there is.
         engine: does the heavy work; None for this process.
+        trust_remote_code: run Python code that comes with the model; asked of each process, whoever built the audit.
 
     Attributes:
         concepts: SAE features and probes, and what is known of each.
@@ -66,8 +67,9 @@ class Audit:
         read_only: bool = False,
         device: str = "auto",
         engine: Engine | None = None,
+        trust_remote_code: bool = False,
     ):
-        self.opened = OpenAudit(root, progress, read_only, device, engine)
+        self.opened = OpenAudit(root, progress, read_only, device, engine, trust_remote_code)
         self.labels = Labels(self.opened)
         self.probes = Probes(self.opened, self.labels)
         self.concepts = Concepts(self.opened, self.probes)

@@ -36,6 +36,7 @@ class OpenAudit:
         read_only: refuse whatever people do: labels, flags, names. Results are still computed and kept.
         device: where the model runs; ``auto`` for the fastest there is.
         engine: does the heavy work; None for this process.
+        trust_remote_code: run Python code that comes with the model.
 
     Attributes:
         layout: where its files are.
@@ -52,6 +53,7 @@ class OpenAudit:
         read_only: bool = False,
         device: str = "auto",
         engine: Engine | None = None,
+        trust_remote_code: bool = False,
     ):
         self.layout = Layout(Path(root))
         self.progress = progress or Progress()
@@ -62,6 +64,7 @@ class OpenAudit:
             )
         self.database = database(self.layout)
         self._device = device
+        self._trust_remote_code = trust_remote_code
         self._engine = engine or LocalEngine(lambda _: self.model())
         self._lm: LanguageModel | None = None
         self._model_guard = threading.Lock()
@@ -116,7 +119,9 @@ class OpenAudit:
 
     def sources(self) -> Sources:
         """The audit, as far as the pipeline needs it."""
-        return Sources(self.layout, self.database, self.made, self.model, self._engine, self._device)
+        return Sources(
+            self.layout, self.database, self.made, self.model, self._engine, self._device, self._trust_remote_code
+        )
 
     def searched(self, where: RowFilter) -> RowFilter:
         """The filter with its words looked up in the texts, once for all queries that it goes into."""
@@ -181,7 +186,7 @@ class OpenAudit:
 
     def _load_model(self) -> LanguageModel:
         manifest = self.manifest
-        source = model_source(manifest, self._device)
+        source = model_source(manifest, self._device, self._trust_remote_code)
         lm = load_model(source.options, source.cache, self.progress)
         if lm.fingerprint != manifest.fingerprints["model"]:
             raise StoreError(

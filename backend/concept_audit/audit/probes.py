@@ -152,7 +152,8 @@ class Probes:
             ConceptError: not such a file, of another model, or its name is taken.
         """
         saved, examples = probe_from_json(content, name)
-        check_probe(saved, self._opened.manifest.fingerprints["model"])
+        widths = {layer: len(spread) for layer, spread in self._opened.read(queries.spreads).items()}
+        check_probe(saved, self._opened.manifest.fingerprints["model"], next(iter(widths.values())))
         if saved.name in self._labels.counts()["probe"].tolist():
             raise ConceptError(f"probe {saved.name!r} is there already; choose another name")
         self._check_layer(saved.layer)

@@ -109,7 +109,7 @@ class Demo:
 def _in_background(arguments: Sequence[str], log: Path) -> Iterator[None]:
     """Run another command of this program meanwhile; it ends with the body, and goes on where it was next time."""
     with log.open("w") as out:
-        command = [sys.executable, "-m", "concept_audit.cli", *arguments]
+        command = [sys.executable, "-P", "-m", "concept_audit.cli", *arguments]
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=out)
         try:
             yield

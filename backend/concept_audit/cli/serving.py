@@ -9,7 +9,8 @@ from typing import Annotated, Literal
 
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
-from concept_audit.cli.flags import ANY_AUDIT, option, switch
+from concept_audit.cli.flags import ANY_AUDIT, form, option, switch
+from concept_audit.cli.forms import listed
 from concept_audit.cli.opening import CACHE, DEFAULT_CACHE, JSON, Opening, existing, print_json
 from concept_audit.errors import AuditError, StoreError
 from concept_audit.progress import Progress
@@ -27,11 +28,20 @@ class Server:
     no_browser: Annotated[bool, switch("print the address instead of opening a browser")] = False
     read_only: Annotated[bool, switch("offer nothing that changes an audit: no flags, labels or names")] = False
 
+    allow: Annotated[
+        tuple[str, ...] | None,
+        form(listed, "ADDRESS|DOMAIN[,...]", ",".join),
+        option(
+            "who may log in, where logging in is set up: addresses and domains of e-mail, or * for everybody "
+            "whom the provider knows"
+        ),
+    ] = None
+
     def start(self, root: Path | None, cache: Path) -> int:
         """Serve until stopped; the exit status."""
         from concept_audit.serve import serve
 
-        return serve(root, cache, self.address, self.port, self.no_browser, self.read_only)
+        return serve(root, cache, self.address, self.port, self.no_browser, self.read_only, self.allow or ())
 
 
 @dataclass(frozen=True, kw_only=True)

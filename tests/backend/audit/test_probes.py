@@ -9,6 +9,7 @@ import pytest
 from sklearn.metrics import precision_recall_curve
 
 from concept_audit import Audit, ConceptError, LabelledExample, RowFilter
+from concept_audit.audit.probe_file import probe_from_json
 from concept_audit.concepts.probe_report import probe_report
 from tests.backend.test_audit import of_rows, typed
 
@@ -124,11 +125,70 @@ def test_a_probe_goes_through_a_file(audit, built, tmp_path):
         (json.dumps({**told, "direction": [2.0] * 32}), "unit length"),
         (json.dumps({**told, "layer": 4, "name": "deep"}), "keeps layers"),
         (json.dumps({**told, "name": "theirs"}), "there already"),
+        (json.dumps({**told, "name": "wide", "direction": [*told["direction"], 0.0]}), "33 numbers.*stream 32"),
     ):
         with pytest.raises(ConceptError, match=words):
             other.probes.import_(broken)
     with pytest.raises(ConceptError, match="not trained"):
         audit.probes.export("nobody")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"direction": [float("nan")] * 32},
+        {"direction": ["1"] * 32},
+        {"direction": "abc"},
+        {"layer": "2"},
+        {"layer": True},
+        {"layer": -1},
+        {"fit": "magic"},
+        {"details": []},
+        {"details": {"auroc": "<b>0.9</b>"}},
+        {"details": {"auroc": 0.9, "auroc_low": 0.8, "auroc_high": 2.0, "n_positive": 4, "n_negative": 4, "tried": []}},
+        {"name": "../../elsewhere"},
+        {"model_fingerprint": None},
+        {"examples": [{"messages": [{"role": "assistant", "content": "Hi"}], "label": float("nan")}]},
+        {"examples": [{"messages": [{"role": "assistant", "content": "Hi"}], "label": 2}]},
+        {"examples": [{"messages": [{"role": "assistant", "content": "Hi"}], "label": True}]},
+        {"examples": [{"messages": [{"role": "wizard", "content": "Hi"}], "label": 1}]},
+        {"examples": [{"messages": [{"role": "assistant", "content": 7}], "label": 1}]},
+        {"examples": [{"messages": [{"role": "user", "content": "Hi"}], "label": 1}]},
+        {"examples": [{"messages": [], "label": 1}]},
+        {"examples": {"messages": []}},
+    ],
+)
+def test_a_file_of_a_probe_is_checked_whole(change):
+    sound = {
+        "kind": "concept-audit probe",
+        "name": "theirs",
+        "layer": 2,
+        "fit": "logistic_regression",
+        "model_fingerprint": "0123",
+        "details": {"auroc": 0.9, "auroc_low": 0.8, "auroc_high": 1.0, "n_positive": 4, "n_negative": 4, "tried": []},
+        "direction": [1.0] + [0.0] * 31,
+        "examples": [{"messages": [{"role": "assistant", "content": "Hi"}], "label": 1}],
+    }
+    probe, examples = probe_from_json(json.dumps(sound))
+    assert probe.layer == 2 and examples[0].label == 1
+    with pytest.raises(ConceptError, match="not a probe that was taken away|probe name"):
+        probe_from_json(json.dumps({**sound, **change}))
+
+
+def test_what_a_file_of_a_probe_says_beyond_what_is_known_is_left_out():
+    details = {"auroc": 1, "auroc_low": 1, "auroc_high": 1, "n_positive": 4, "n_negative": 4, "tried": [{"layer": 2}]}
+    values = {
+        "kind": "concept-audit probe",
+        "name": "theirs",
+        "layer": 2,
+        "fit": "logistic_regression",
+        "model_fingerprint": "0123",
+        "details": {**details, "note": "<script>"},
+        "direction": [1.0],
+        "examples": [],
+    }
+    probe, _ = probe_from_json(json.dumps(values))
+    assert probe.details == {**details, "tried": []}
 
 
 def test_a_label_of_the_same_text_replaces_the_earlier(audit):

@@ -164,6 +164,24 @@ def test_the_dashboard_listens_on_this_machine_alone(audit_directory, monkeypatc
     assert Path(started["env"]["CONCEPT_AUDIT_CACHE"]) == audit_directory.parent.resolve()
 
 
+def test_the_dashboard_imports_nothing_from_the_working_directory(audit_directory, tmp_path, monkeypatch):
+    for name in ("streamlit", "pandas", "concept_audit", "sitecustomize"):
+        (tmp_path / f"{name}.py").write_text("open('ran', 'w').close()\n")
+    monkeypatch.chdir(tmp_path)
+    real = subprocess.run
+
+    def only_its_version(command, env):
+        return real([*command[: command.index("streamlit") + 1], "version"], env=env, capture_output=True, text=True)
+
+    started = []
+    monkeypatch.setattr(
+        serve.subprocess, "run", lambda *a, **k: started.append(only_its_version(*a, **k)) or started[0]
+    )
+    assert main(["serve", str(audit_directory), "--no-browser"]) == 0
+    assert "Streamlit, version" in started[0].stdout
+    assert not (tmp_path / "ran").exists()
+
+
 def test_rank_takes_a_method_queries_and_options(audit_directory, tmp_path, capsys):
     rows = [{"messages": row["messages"], "label": i % 2} for i, row in enumerate(chat_rows(8, seed=5))]
     examples_file = write_jsonl(tmp_path / "examples.jsonl", rows)

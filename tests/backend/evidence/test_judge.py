@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from concept_audit import AuditError
 from concept_audit.evidence import judge as judge_module
 from concept_audit.evidence.judge import RETRIES, Judge
+from tests.backend.evidence.conftest import JudgeServer
 
 
 def test_a_judge_that_is_busy_is_asked_again(judge):
@@ -71,3 +73,35 @@ def test_the_key_goes_along_without_the_files_last_line_break(judge, monkeypatch
     monkeypatch.setenv("OPENAI_API_KEY", "secret\n")
     Judge(judge.url, "wise", "warmth").score("Hello?", "Dear friend!")
     assert judge.asked[0]["key"] == "Bearer secret"
+
+
+def test_a_key_goes_to_no_other_machine_unencrypted(monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "secret")
+    sent = []
+    monkeypatch.setattr(judge_module.httpx.Client, "post", lambda *_a, **_k: sent.append(1))
+    with pytest.raises(AuditError, match="OPENAI_API_KEY would be sent unencrypted.*https://"):
+        Judge("http://judge.example/v1", "wise", "warmth").score("Hello?", "Dear friend!")
+    assert not sent
+
+
+def test_a_key_does_not_follow_a_redirect(judge, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "secret")
+    with JudgeServer() as other:
+        threading.Thread(target=other.serve_forever, daemon=True).start()
+        judge.statuses, judge.headers = [307], {"Location": f"{other.url}/chat/completions"}
+        with pytest.raises(AuditError, match="answered 307"):
+            Judge(judge.url, "wise", "warmth").score("Hello?", "Dear friend!")
+        assert not other.asked
+        other.shutdown()
+
+
+def test_what_is_for_this_machine_passes_no_proxy(judge, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "secret")
+    with JudgeServer() as proxy:
+        threading.Thread(target=proxy.serve_forever, daemon=True).start()
+        for name in ("http_proxy", "all_proxy"):
+            monkeypatch.setenv(name, proxy.url)
+        monkeypatch.delenv("no_proxy", raising=False)
+        assert Judge(judge.url, "wise", "warmth").score("Hello?", "Dear friend!") == 0.7
+        assert judge.asked[0]["key"] == "Bearer secret" and not proxy.asked
+        proxy.shutdown()

