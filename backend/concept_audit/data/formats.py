@@ -13,10 +13,11 @@ import os
 import re
 import threading
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import chain
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +28,13 @@ from concept_audit.errors import DataError, first_line
 
 PARQUET_BATCH = 256
 BOM = "\ufeff".encode()
+LONGEST_LINE = 64 << 20
+"""Bytes of one row of JSONL, or one line of CSV: more is no row, but a file of another kind or a bomb."""
+LONGEST_ARRAY = 1 << 30
+"""Bytes of a ``.json`` file that is one array, which is parsed whole."""
+NAMES_SHOWN = 20
 KINDS = {type(None): "null", bool: "a boolean", int: "a number", float: "a number"}
 KINDS |= {str: "a string", list: "a list", dict: "an object"}
-LONGEST_FIELD = 2**31 - 1  # the largest that `csv` takes where a C long has 32 bits
 # An escaped backslash or a surrogate pair, to be left alone; or (group 1) a surrogate by itself.
 SURROGATES = re.compile(r"\\\\|\\u[dD][89abAB]..\\u[dD][c-fC-F]..|(\\u[dD][89a-fA-F][0-9a-fA-F]{2})")
 
@@ -107,8 +112,10 @@ def kind(value: Any) -> str:
 
 
 def quoted(names: Iterable[str]) -> str:
-    """Names as a message shows them: ``"prompt", "response"``."""
-    return ", ".join(f'"{name}"' for name in names)
+    """Names as a message shows them: ``"prompt", "response"``; of very many the first."""
+    each = [f'"{name}"' for name in names]
+    rest = f" and {len(each) - NAMES_SHOWN:,} more" if len(each) > NAMES_SHOWN else ""
+    return ", ".join(each[:NAMES_SHOWN]) + rest
 
 
 def _looks_like_path(text: str) -> bool:
@@ -127,7 +134,17 @@ def _bytes(path: Path) -> Iterator[bytes]:
     opened = gzip.open if path.suffix.lower() == ".gz" else open
     try:
         with opened(path, "rb") as file:
-            yield from file
+            # Read up to a limit: a megabyte of gzip may hold a gibibyte without a line end.
+            for number in count(1):
+                line = file.readline(LONGEST_LINE + 1)
+                if len(line) > LONGEST_LINE:
+                    raise DataError(
+                        f"{path.name} line {number}: longer than {LONGEST_LINE >> 20} MiB; write one row a line, "
+                        "or convert the file to Parquet"
+                    )
+                if not line:
+                    return
+                yield line
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise DataError(f"{path.name}: truncated or corrupt gzip ({error}); fetch or compress it again") from error
     except OSError as error:
@@ -176,8 +193,21 @@ def _json_rows(path: Path) -> Iterator[Row]:
     if not start.lstrip().startswith("["):
         yield from _jsonl_rows(path)
         return
-    for number, value in enumerate(parse_json("".join(_lines(path)), path.name), start=1):
+    for number, value in enumerate(parse_json("".join(_of_array(path)), path.name), start=1):
         yield _json_row(value, path, "row", number)
+
+
+def _of_array(path: Path) -> Iterator[str]:
+    """The lines of a file that is to be parsed whole."""
+    length = 0
+    for line in _lines(path):
+        length += len(line)
+        if length > LONGEST_ARRAY:
+            raise DataError(
+                f"{path.name}: an array of more than {LONGEST_ARRAY >> 20:,} MiB would have to be parsed whole; write "
+                "it as JSONL, one row a line"
+            )
+        yield line
 
 
 def _json_row(value: Any, path: Path, unit: str, number: int) -> Row:
@@ -220,7 +250,7 @@ def _csv_rows(path: Path, delimiter: str) -> Iterator[Row]:
 def _next_record(reader: Iterator[list[str]]) -> list[str]:
     """The next record, however long: `csv` has one limit a process, lifted for this record."""
     with _csv_limit:
-        limit = csv.field_size_limit(LONGEST_FIELD)
+        limit = csv.field_size_limit(LONGEST_LINE)
         try:
             return next(reader)
         finally:
@@ -228,7 +258,7 @@ def _next_record(reader: Iterator[list[str]]) -> list[str]:
 
 
 def _checked_header(fields: Sequence[str], place: str) -> list[str]:
-    twice = sorted({name for name in fields if fields.count(name) > 1})
+    twice = sorted(name for name, times in Counter(fields).items() if times > 1)
     if twice:
         raise DataError(f"{place}: several columns are named {quoted(twice)}; rename them")
     return list(fields)
@@ -239,7 +269,7 @@ def _parquet_rows(path: Path) -> Iterator[Row]:
     try:
         with pq.ParquetFile(path) as file:
             batches = file.iter_batches(batch_size=PARQUET_BATCH)
-            rows = chain.from_iterable(batch.to_pylist() for batch in batches)
+            rows = chain.from_iterable(_values(batch, path) for batch in batches)
             for number, values in enumerate(rows, start=1):
                 yield Row(values, path.name, "row", number)
     except (pa.ArrowException, OSError, ValueError) as error:
@@ -247,6 +277,26 @@ def _parquet_rows(path: Path) -> Iterator[Row]:
             f"{path.name}: truncated or corrupt Parquet after row {number} "
             f"({first_line(error)}); fetch or write it again"
         ) from error
+
+
+def _values(batch: pa.RecordBatch, path: Path) -> list[dict[str, Any]]:
+    """A batch as Python's values.
+
+    Raises:
+        DataError: Python has none for a value of a column, such as a date beyond the year 9999.
+    """
+    try:
+        return batch.to_pylist()
+    except (OverflowError, ValueError, pa.ArrowException):
+        for name, column in zip(batch.schema.names, batch.columns, strict=True):
+            try:
+                column.to_pylist()
+            except (OverflowError, ValueError, pa.ArrowException) as error:
+                raise DataError(
+                    f'{path.name}: column "{name}" has values that cannot be read ({first_line(error)}); '
+                    "leave the column out, or convert it to text"
+                ) from error
+        raise
 
 
 _LINES: dict[str, Callable[[Path], Iterator[Row]]] = {
