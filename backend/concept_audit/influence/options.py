@@ -66,7 +66,7 @@ class ScoringOptions:
         blocks: first and last block whose weights count; None for all that the target can reach.
         weights: ``linear``, ``lora``, or ``auto`` for what fine-tuning would train.
         rank: reduce the query to this rank in each layer; None keeps it whole.
-        unit_normalised: divide by the norm of each row's gradient.
+        unit_normalised: divide by the norm of each row's gradient over the blocks that count.
         precision: of the scoring pass; ``auto`` is bfloat16 where the processor computes in it.
         mode: ``token_sum``, ``forward``, or ``auto`` for the cheaper one. Changes no score.
         keep_tokens: keep the influence of every token of every row. Changes no score.

@@ -164,12 +164,12 @@ def scores_of_many(sources: Sources, wanted: Sequence[Request], progress: Progre
     index = wanted[0].index
     assert index is not None, "these requests are answered by the index"
     scores = index_scores(sources, index, targets, wanted[0].options.curvature.damping, progress)
-    normalised = [place for place, each in enumerate(wanted) if each.options.scoring.unit_normalised]
-    if normalised:
+    if wanted[0].options.scoring.unit_normalised:
         files = present_index(sources.layout, sources.shards("tokens").partition)
         assert files is not None, "an index that answers has files"
-        norms = np.maximum(files.norms().astype(np.float64), np.finfo(np.float32).tiny)
-        scores[:, normalised] /= norms[:, None]
+        norms = {last: files.norms(last) for last in {each.parameters["blocks"][1] for each in wanted}}
+        for place, each in enumerate(wanted):
+            scores[:, place] /= np.maximum(norms[each.parameters["blocks"][1]], np.finfo(np.float32).tiny)
     return scores
 
 
@@ -236,7 +236,7 @@ def _index(sources: Sources, concept: Concept, method: str, options: InfluenceOp
         return None
     reach = concept.layer if method == "concept_influence" else None
     try:
-        about = open_index(sources, reach)
+        about = open_index(sources, reach, options.scoring.unit_normalised)
     except (StoreError, ConceptError):
         if engine == "index":
             raise

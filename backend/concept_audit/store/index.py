@@ -3,7 +3,7 @@
 shards/index/<key>/index.json                 what the index is of, and how faithful it was found
                   /sides.safetensors          two-sided bases of every layer
                   /projection-0007.safetensors   what projects the gradients of block 7
-                  /000003.safetensors         the codes of shard 3's rows: 8 bits a number, scales, norms
+                  /000003.safetensors         the codes of shard 3's rows: 8 bits a number, scales, squared norms
                   /progress.json              how far the building is; gone when it is done
 """
 
@@ -90,13 +90,16 @@ class IndexFiles:
         except StoreError:
             return None
 
-    def norms(self) -> np.ndarray:
-        """‖∇θL(z)‖ of every row over the index's layers: float32 [rows]; NaN where a row has no loss."""
+    def norms(self, blocks: int) -> np.ndarray:
+        """‖∇θL(z)‖ of every row over the layers of the first so many blocks: float64 [rows].
+
+        NaN where a row has no loss.
+        """
         found = []
         for path in self.paths():
             with safe_open(path, "numpy") as file:
-                found.append(file.get_tensor("norms"))
-        return np.concatenate(found)
+                found.append(file.get_tensor("squares")[:, :blocks].sum(1, dtype=np.float64))
+        return np.sqrt(np.concatenate(found))
 
     def complete(self, blocks: Sequence[int]) -> bool:
         """Whether the projection of these blocks and all rows' codes are there."""

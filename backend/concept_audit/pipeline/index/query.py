@@ -24,6 +24,10 @@ from concept_audit.store.index import IndexFiles, present_index, sweep
 from concept_audit.store.shard_store import read_tensors
 
 
+NORMS = "squares of each block"
+"""What an index says of the norms of its rows' gradients; earlier ones had a single estimate over all blocks."""
+
+
 @dataclass(frozen=True)
 class Target:
     """A query that is to be put to the index.
@@ -41,14 +45,15 @@ class Target:
     reach: int
 
 
-def open_index(sources: Sources, reach: int | None = None) -> dict[str, Any]:
+def open_index(sources: Sources, reach: int | None = None, norms: bool = False) -> dict[str, Any]:
     """The description of a finished index that fits the audit.
 
     Args:
         reach: the deepest block that a query depends on; None for any.
+        norms: the norms of the rows' gradients are needed.
 
     Raises:
-        StoreError: there is none, or it is of another model or data set.
+        StoreError: there is none, it is of another model or data set, or it lacks the norms.
         ConceptError: the query reaches deeper than the index.
     """
     root = sources.layout.root
@@ -62,6 +67,12 @@ def open_index(sources: Sources, reach: int | None = None) -> dict[str, Any]:
                 f"{root}: the gradient index is of another {name} (fingerprint {found[name]}, the audit has "
                 f"{wanted}); build it again with `concept-audit index {root}`"
             )
+    if norms and found.get("norms") != NORMS:
+        raise StoreError(
+            f"{root}: the gradient index is of an earlier version, which did not keep the norms of gradients by block, "
+            f"so it does not serve --unit-normalised; build it again with `concept-audit index {root}`, or rank with "
+            "--exact"
+        )
     if reach is not None and reach > found["blocks"][1]:
         raise ConceptError(
             f"a concept at layer {reach} is deeper than the gradient index, which ends with block "
