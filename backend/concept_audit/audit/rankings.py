@@ -20,7 +20,7 @@ from concept_audit.store.cursor import Cursor
 from concept_audit.store.filters import RowFilter
 from concept_audit.store.rankings import ranking_id
 
-RANK_COLUMNS = ["rank", "example_id", "score", "percentile", "prompt", "response"]
+RANK_COLUMNS = ["rank", "example_id", "score", "percentile", "prompt", "response", "is_query"]
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,8 @@ class Rankings:
     ) -> pd.DataFrame:
         """Rows by influence on a concept: rank, score, percentile, then the row. Rank 1 pushes most.
 
-        Ranks are among all rows, whatever the filter. The ranking is computed if it is not in the store.
+        Ranks are among all rows, whatever the filter. The ranking is computed if it is not in the store. ``is_query``
+        marks rows that are query examples: they are scored by the others, unless `QueryOptions` say otherwise.
 
         Args:
             method: one of `METHODS`.

@@ -30,6 +30,8 @@ class QueryOptions:
         own_answers: replace the queries' last responses by what the model itself answers.
         layer: read a probe at this layer; None for the layer that it was trained at.
         target: of an SAE feature, the projection onto its decoder ``direction``, or its ``activation``.
+        leave_out_own: score a row that is itself a query example by the other queries, so that no row ranks
+            high by its likeness to itself.
     """
 
     queries: tuple[LabelledExample, ...] | None = None
@@ -37,6 +39,7 @@ class QueryOptions:
     own_answers: bool = False
     layer: int | None = None
     target: TargetKind = "direction"
+    leave_out_own: bool = True
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from safetensors import safe_open
 
 from concept_audit.errors import StoreError
 from concept_audit.store.layout import Layout
-from concept_audit.store.partition import RowPartition
+from concept_audit.store.partition import RowPartition, by_shard, first_row
 from concept_audit.store.shard_store import RowShards
 
 INDEX = "index"
@@ -155,6 +155,25 @@ def sweep(paths: Sequence[Path], queries: np.ndarray, ends: int) -> Iterator[np.
             scales = file.get_tensor("scales").double().numpy()
         multiply = integer if integer is not None and codes.dtype == torch.int8 else floating
         yield multiply(codes).numpy() * scales[:, None]
+
+
+def products(files: IndexFiles, example_ids: Sequence[int], queries: np.ndarray) -> np.ndarray:
+    """As `sweep`, of chosen rows alone: float64 [rows, queries].
+
+    Args:
+        queries: float32 [numbers, queries]; numbers beyond them count nothing.
+    """
+    found = np.empty((len(example_ids), queries.shape[1]))
+    places = {example_id: place for place, example_id in enumerate(example_ids)}
+    wide = queries.astype(np.float64)
+    for number, ids in by_shard(example_ids).items():
+        with safe_open(files.rows.complete(number), "numpy") as file:
+            codes, scales = file.get_slice("codes"), file.get_slice("scales")
+            for example_id in ids:
+                row = example_id - first_row(number)
+                mine = codes[row : row + 1][0, : len(wide)].astype(np.float64)
+                found[places[example_id]] = (mine @ wide) * float(scales[row : row + 1][0])
+    return found
 
 
 Product = Callable[[torch.Tensor], torch.Tensor]
