@@ -20,7 +20,7 @@ from concept_audit.store.cursor import Cursor
 from concept_audit.store.filters import RowFilter
 from concept_audit.store.rankings import ranking_id
 
-RANK_COLUMNS = ["rank", "example_id", "score", "percentile", "prompt", "response", "is_query"]
+RANK_COLUMNS = ["rank", "example_id", "score", "percentile", "prompt", "response"]
 
 
 @dataclass(frozen=True)
@@ -75,8 +75,10 @@ class Rankings:
         where: RowFilter = EVERY_ROW,
         options: InfluenceOptions = DEFAULTS,
     ) -> pd.DataFrame:
-        """`rank` as a table to take away: `RANK_COLUMNS`, then a column for each metadata field."""
-        return with_metadata(self.rank(concept, method, top, where, options=options), RANK_COLUMNS)
+        """`rank` as a table to take away: `RANK_COLUMNS`, a column for each metadata field, then ``is_query``."""
+        ranked = self.rank(concept, method, top, where, options=options)
+        table = with_metadata(ranked, [*RANK_COLUMNS, "is_query"])
+        return table[[*(name for name in table if name != "is_query"), "is_query"]]
 
     def ensure(
         self,
