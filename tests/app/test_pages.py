@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -78,8 +79,6 @@ def test_an_empty_cache_says_how_to_make_an_audit(tmp_path, monkeypatch):
 
 
 def test_an_unfinished_audit_says_how_to_finish_it(cache_copy, monkeypatch):
-    import json
-
     manifest = cache_copy / "small" / "manifest.json"
     values = json.loads(manifest.read_text())
     values["stages"]["store"]["done"] = False
@@ -115,6 +114,37 @@ def test_the_overview_says_how_far_the_index_is(audit):
     shutil.rmtree(files.root)
     audit.build_index(SMALL_INDEX)
     assert "Gradient index: 1 KiB a row, blocks 1 to 3" in words(open_page())
+
+
+def test_rows_that_are_query_examples_wear_a_badge(audit):
+    pages = {}
+    for method in ("bm25", "vector_filter"):
+        test = AppTest.from_file(MAIN, default_timeout=60).run()
+        test.query_params.update({"concept": "sae:3", "method": method})
+        pages[method] = test.switch_page("app_pages/ranking.py").run()
+        assert not pages[method].exception
+    shown = {name: [str(e.value) for e in page.get("html")] for name, page in pages.items()}
+    first = audit.rank("sae:3", "bm25", top=10)
+    assert first["is_query"].any()
+    badges = [text for text in shown["bm25"] if "query example</span>" in text]
+    assert len(badges) == first["is_query"].sum()
+    assert all("scored by the others alone" in text for text in badges)
+    assert not [text for text in shown["vector_filter"] if "query example" in text]
+
+
+def test_the_evidence_page_says_how_many_labelled_rows_are_left_out(audit):
+    rows = audit.rows.list(limit=24)
+    examples = [
+        LabelledExample(tuple(Message(**turn) for turn in json.loads(text)), i % 2)
+        for i, text in enumerate(rows["messages"])
+    ]
+    audit.train_probe("tone", examples, layer=2)
+    audit.rank("tone")
+    test = AppTest.from_file(MAIN, default_timeout=60).run()
+    test.query_params.update({"concept": "probe:tone"})
+    test = test.switch_page("app_pages/evidence.py").run()
+    assert not test.exception
+    assert "24 rows were labelled to train this probe, and are left out" in words(test)
 
 
 def test_the_evidence_page_shows_a_validation(audit):

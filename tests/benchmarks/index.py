@@ -96,7 +96,7 @@ def truncated(opened: OpenIndex, targets, damping: float, truth: np.ndarray) -> 
     """Less of the same index: the numbers of the largest importance."""
     sides = read_tensors(opened.files.sides)
     importance, spread = sides["importance"].numpy(), sides["spread"].numpy()
-    columns = [opened.compressed(target, damping) for target in targets]
+    columns = [opened.compressed(target, damping).whole for target in targets]
     for kib in (1, 2, 4, 8, 16, 32):
         if kib * 1024 >= len(importance):
             break
@@ -168,7 +168,7 @@ def synthetic(out: Path, rows: int, numbers: int) -> IndexFiles:
     for number in files.rows.missing():
         size = files.rows.partition.size(number)
         codes = torch.randint(-127, 128, (size, numbers), dtype=torch.int8, generator=generator)
-        files.rows.write_tensors(number, {"codes": codes, "scales": torch.ones(size), "norms": torch.ones(size)})
+        files.rows.write_tensors(number, {"codes": codes, "scales": torch.ones(size)})
     return files
 
 

@@ -16,7 +16,7 @@ from concept_audit_app.components.tables import records
 from concept_audit_app.components.url import select_by_id
 
 MOST_VALUES = 30
-FORMS = ("contrast", "own_answers", "unit_normalised")
+FORMS = ("contrast", "own_answers", "unit_normalised", "leave_out_own")
 QUANTITIES = {
     "own": "the model's own answers",
     "text": "their text alone",
@@ -56,9 +56,11 @@ def choose_target(audit: Audit, known: Evidence | None) -> tuple[str, str, str]:
 def against_labels(audit: Audit, concept: Concept, target: tuple[str, str, str]) -> None:
     """AUROC, average precision and precision at k of every ranking that has been computed."""
     table = audit.comparisons.against_group(concept.concept_id, *target)
+    fitted = audit.comparisons.labelled_rows(concept.concept_id)
+    left_out = f"{fitted:,} rows were labelled to train this probe, and are left out. " if fitted else ""
     if table.empty:
         st.info(
-            "No row is in this group, or every row is. Flag rows on the Audit page, or choose another group.",
+            f"{left_out}No row is in this group, or every row is. Flag rows on the Audit page, or choose another group.",
             icon=":material/flag:",
         )
         st.page_link("app_pages/ranking.py", label="Audit", icon=":material/format_list_numbered:")
@@ -66,7 +68,7 @@ def against_labels(audit: Audit, concept: Concept, target: tuple[str, str, str])
     table["name"] = _ranking_names(list(zip(table["method"], table["parameters"], strict=True)))
     st.subheader("Against these rows")
     st.caption(
-        f"{int(table.n_positive.iloc[0]):,} of {int(table.n_rows.iloc[0]):,} rows. AUROC: how often one of them ranks above "
+        f"{int(table.n_positive.iloc[0]):,} of {int(table.n_rows.iloc[0]):,} rows. {left_out}AUROC: how often one of them ranks above "
         "one of the others; 0.5 is chance. A label is not what influence estimates: the model may learn a "
         "behaviour from rows that nobody labelled."
     )

@@ -18,6 +18,8 @@ from concept_audit_app.components.rows import RowCard, answers_asked
 from concept_audit_app.components.session import read_only
 from concept_audit_app.components.tables import records
 
+QUERY_NOTE = "This row is one of the examples that influence is measured on."
+OWN_LEFT_OUT = " It is scored by the others alone, so that it does not rank high by its likeness to itself."
 COLOURS = {"influence": "Influence", "activation": "Activation"}
 
 
@@ -93,10 +95,12 @@ def cards(
     own = audit.rows.own_answers(ids) if method == "projection_difference" else {}
     own |= answers_asked(ids)
     elsewhere = _elsewhere(audit, concept, method, ids)
+    parameters = audit.rankings.find(concept.concept_id, method, options).request.parameters
+    note = QUERY_NOTE + (OWN_LEFT_OUT if parameters.get("leave_out_own") else "")
     waiting = st.container()
     # The order is there before the colours are: people may read on meanwhile.
     drawn = [
-        RowCard(row, own.get(number), number == cursor, elsewhere.get(number, ""), ask=not read_only())
+        RowCard(row, own.get(number), number == cursor, elsewhere.get(number, ""), ask=not read_only(), query_note=note)
         for number, row in zip(ids, records(rows), strict=True)
     ]
     exact: dict[int, float] = {}

@@ -63,6 +63,7 @@ class RowCard:
         elsewhere: what other rankings say of the row, in words.
         ask: offer to ask the model for its own answer.
         opens: the query of the Audit page that shows this row alone, for a link to it.
+        query_note: what is said of a row that is one of the ranking's query examples.
     """
 
     def __init__(
@@ -73,8 +74,10 @@ class RowCard:
         elsewhere: str = "",
         ask: bool = False,
         opens: Mapping[str, str] | None = None,
+        query_note: str = "",
     ):
         self._row, self._elsewhere = row, elsewhere
+        self._badge = _badge_html("query example", query_note) if row.get("is_query", False) else ""
         self._flag = row["flag"] if isinstance(row["flag"], str) else None
         example_id = int(row["example_id"])
         with st.container(border=True, key=f"{'current' if keys else 'row'}-{example_id}"):
@@ -112,7 +115,7 @@ class RowCard:
         self, heatmap: Heatmap | None = None, colours: Ramp | None = None, exact: float | None = None, look: Look = FULL
     ) -> None:
         """Colour the tokens, and put the exact score beside the index's."""
-        self._heading.html(_heading(self._row, self._flag, heatmap, exact, self._elsewhere))
+        self._heading.html(_heading(self._row, self._flag, heatmap, exact, self._elsewhere, self._badge))
         self._turns.html(conversation_html(self._row["messages"], heatmap, colours, look))
 
 
@@ -204,8 +207,19 @@ def _difference_html(own: str, response: str) -> str:
     return "".join(parts)
 
 
+def _badge_html(text: str, note: str) -> str:
+    """A small frame around a word or two; the note is shown while the pointer rests on it."""
+    style = "border:1px solid rgba(128,128,128,.6);border-radius:.6rem;padding:0 .4rem;font-size:.8rem"
+    return f'<span title="{text_html(note)}" style="{style}">{text_html(text)}</span>'
+
+
 def _heading(
-    row: Mapping[str, Any], flag: str | None, heatmap: Heatmap | None, exact: float | None, elsewhere: str
+    row: Mapping[str, Any],
+    flag: str | None,
+    heatmap: Heatmap | None,
+    exact: float | None,
+    elsewhere: str,
+    badge: str = "",
 ) -> str:
     parts = []
     if "rank" in row and not pd.isna(row["rank"]):
@@ -217,6 +231,8 @@ def _heading(
     if "max_activation" in row:
         parts.append(f"fires at {row['max_activation']:.1f}")
     parts.append(f"row {int(row['example_id']):,}")
+    if badge:
+        parts.append(badge)
     if not pd.isna(row["duplicate_of"]):
         parts.append(f"copy of row {int(row['duplicate_of']):,}")
     if row["truncated"]:

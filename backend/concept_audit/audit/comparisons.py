@@ -64,5 +64,10 @@ class Comparisons:
         group, parameters = group_of(kind, name, value)
         return self._opened.read(lambda cursor: against_group(cursor, found, group, parameters, k))
 
+    def labelled_rows(self, concept: str) -> int:
+        """How many rows were labelled to train a probe; 0 for an SAE feature. `against_group` leaves them out."""
+        found = self._concepts.get(concept).concept_id
+        return self._opened.read(lambda cursor: compare.labelled_rows(cursor, found))
+
     def _both(self, one: Asked, other: Asked) -> tuple[int, int]:
         return self._rankings.ensure(*one), self._rankings.ensure(*other)

@@ -56,7 +56,8 @@ class Rankings:
     ) -> pd.DataFrame:
         """Rows by influence on a concept: rank, score, percentile, then the row. Rank 1 pushes most.
 
-        Ranks are among all rows, whatever the filter. The ranking is computed if it is not in the store.
+        Ranks are among all rows, whatever the filter. The ranking is computed if it is not in the store. ``is_query``
+        marks rows that are query examples: they are scored by the others, unless `QueryOptions` say otherwise.
 
         Args:
             method: one of `METHODS`.
@@ -74,8 +75,10 @@ class Rankings:
         where: RowFilter = EVERY_ROW,
         options: InfluenceOptions = DEFAULTS,
     ) -> pd.DataFrame:
-        """`rank` as a table to take away: `RANK_COLUMNS`, then a column for each metadata field."""
-        return with_metadata(self.rank(concept, method, top, where, options=options), RANK_COLUMNS)
+        """`rank` as a table to take away: `RANK_COLUMNS`, a column for each metadata field, then ``is_query``."""
+        ranked = self.rank(concept, method, top, where, options=options)
+        table = with_metadata(ranked, [*RANK_COLUMNS, "is_query"])
+        return table[[*(name for name in table if name != "is_query"), "is_query"]]
 
     def ensure(
         self,

@@ -74,7 +74,8 @@ def report(evidence: Evidence) -> tuple[str, dict[str, str]]:
         parts += [
             "## Against labels",
             f"Rows whose `{about['origin']}` is {', '.join(about['positive'])} count as positive. What a label "
-            "says is not what influence estimates: read this beside the runs, not instead of them.",
+            "says is not what influence estimates: read this beside the runs, not instead of them."
+            + _left_out(about.get("n_fitted", 0)),
             _markdown(_pivot(labels, "measure")),
         ]
         figures["precision-recall.svg"] = _precision_recall(evidence.scores)
@@ -99,6 +100,10 @@ def report(evidence: Evidence) -> tuple[str, dict[str, str]]:
             _unstable(evidence.scores),
         ]
     return "\n\n".join(part for part in parts if part) + "\n", figures
+
+
+def _left_out(count: int) -> str:
+    return f" Left out: {count:,} labelled rows that the probe was fitted to." if count else ""
 
 
 def write_report(evidence: Evidence, path: Path) -> None:

@@ -30,6 +30,8 @@ class QueryOptions:
         own_answers: replace the queries' last responses by what the model itself answers.
         layer: read a probe at this layer; None for the layer that it was trained at.
         target: of an SAE feature, the projection onto its decoder ``direction``, or its ``activation``.
+        leave_out_own: score a row that is itself a query example by the other queries, so that no row ranks
+            high by its likeness to itself.
     """
 
     queries: tuple[LabelledExample, ...] | None = None
@@ -37,6 +39,7 @@ class QueryOptions:
     own_answers: bool = False
     layer: int | None = None
     target: TargetKind = "direction"
+    leave_out_own: bool = True
 
 
 @dataclass(frozen=True)
@@ -66,7 +69,7 @@ class ScoringOptions:
         blocks: first and last block whose weights count; None for all that the target can reach.
         weights: ``linear``, ``lora``, or ``auto`` for what fine-tuning would train.
         rank: reduce the query to this rank in each layer; None keeps it whole.
-        unit_normalised: divide by the norm of each row's gradient.
+        unit_normalised: divide by the norm of each row's gradient over the blocks that count.
         precision: of the scoring pass; ``auto`` is bfloat16 where the processor computes in it.
         mode: ``token_sum``, ``forward``, or ``auto`` for the cheaper one. Changes no score.
         keep_tokens: keep the influence of every token of every row. Changes no score.

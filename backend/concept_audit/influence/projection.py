@@ -32,6 +32,7 @@ import torch
 
 from concept_audit.influence.curvature import LayerCurvature
 from concept_audit.influence.queries import Gradients, Rows
+from concept_audit.influence.scoring import SquaredNorms
 from concept_audit.model.batches import Batch, batches_by_length, halving
 from concept_audit.model.gradients import GradientPass, Visit, gradient_tokens_per_batch
 from concept_audit.model.linear import LinearLayer
@@ -39,8 +40,6 @@ from concept_audit.model.load import LanguageModel
 
 LEFT, RIGHT = 256, 48
 """Directions kept of a layer's output and of its input, before the principal components."""
-NORM_SKETCH = 24
-"""Random directions on either side from which a gradient's norm is estimated."""
 FLOOR = 1e-4
 """Eigenvalues count as this share of their mean at least, so that whitening stays finite."""
 CODE_RANGE = 8.0
@@ -81,13 +80,14 @@ class CompressedRow:
     Attributes:
         index: its place among the rows.
         numbers: float32 [kept numbers]; NaN where the row has no loss.
-        norm: ‖∇θL(z)‖ over the tracked layers, estimated by random projection: to about a hundredth
-            with a hundred layers.
+        squares: float32 [blocks], ‖∇θL(z)‖² over the tracked layers of each block, Euclidean as in
+            `score_rows`: a concept's norm is the root of the sum over the blocks that it reaches. NaN where
+            the row has no loss.
     """
 
     index: int
     numbers: np.ndarray
-    norm: float
+    squares: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -291,19 +291,17 @@ def compress_rows(
     ends = np.cumsum([0, *(p.components.shape[1] for p in projections)])
     spans = rows.spans
     scorable = rows.scorable
+    first = layers[0].block
+    blocks = layers[-1].block - first + 1
     for i in sorted(set(range(len(rows))) - set(scorable)):
-        yield [CompressedRow(i, np.full(ends[-1], np.nan, np.float32), float("nan"))]
-    generator = torch.Generator().manual_seed(0)
-    signs = [
-        tuple(_signs(width, generator).to(lm.device, lm.dtype) for width in (layer.d_out, layer.d_in))
-        for layer in layers
-    ]
+        yield [CompressedRow(i, np.full(ends[-1], np.nan, np.float32), np.full(blocks, np.nan, np.float32))]
     with GradientPass(lm, layers) as run:
 
         def compress(chosen: Sequence[int]) -> list[CompressedRow]:
             batch = rows.batch(chosen, lm.device)
             numbers = torch.zeros(len(chosen), int(ends[-1]), device=lm.device)
-            squares = torch.zeros(len(chosen), device=lm.device)
+            squares = torch.zeros(len(chosen), blocks, dtype=lm.wide_dtype, device=lm.device)
+            norms = SquaredNorms(layers)
 
             def put(index: int, values: torch.Tensor) -> None:
                 components = projections[index].components
@@ -313,22 +311,16 @@ def compress_rows(
 
             def visit(index: int, a: torch.Tensor, delta: torch.Tensor) -> None:
                 inner(index, a, delta)
-                sketch = (delta @ signs[index][0]).mT @ torch.where(batch.real[..., None], a @ signs[index][1], 0)
-                squares.add_(sketch.float().square().mean((1, 2)))
+                squares[:, layers[index].block - first] += norms(index, a, delta)
 
             losses = run.losses(batch, visit)
-            numbers[~torch.isfinite(losses)] = torch.nan
-            norms = squares.sqrt().tolist()
-            values = numbers.cpu().numpy()
-            return [CompressedRow(i, values[place], norms[place]) for place, i in enumerate(chosen)]
+            for found in (numbers, squares):
+                found[~torch.isfinite(losses)] = torch.nan
+            values, own = numbers.cpu().numpy(), squares.float().cpu().numpy()
+            return [CompressedRow(i, values[place], own[place]) for place, i in enumerate(chosen)]
 
         for places in batches_by_length([spans[i] for i in scorable], budget or gradient_tokens_per_batch(lm.device)):
             yield from halving([scorable[place] for place in places], compress, say)
-
-
-def _signs(width: int, generator: torch.Generator) -> torch.Tensor:
-    """Random signs [width, NORM_SKETCH], for which E‖SᵀG S'‖² / NORM_SKETCH² = ‖G‖²."""
-    return torch.randint(0, 2, (width, NORM_SKETCH), generator=generator).float() * 2 - 1
 
 
 def encode(numbers: np.ndarray, spread: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

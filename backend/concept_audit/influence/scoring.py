@@ -124,8 +124,8 @@ def score_rows(
 
     Args:
         layers: the tracked layers, those that `queries` were made for.
-        unit_normalised: divide by ‖∇θL(z)‖ over the tracked layers, so that long or surprising
-            rows do not win by the size of their gradient alone (token sum only).
+        unit_normalised: divide by ‖∇θL(z)‖, Euclidean and over the tracked layers, so that long or
+            surprising rows do not win by the size of their gradient alone (token sum only).
         budget: tokens a batch, padding included; chosen by the device if None.
         say: told when a batch is halved for want of memory.
 
@@ -204,10 +204,11 @@ def _token_sum(
             wide = lm.wide_dtype
             tokens = torch.zeros(*batch.ids.shape, queries.count, dtype=wide, device=lm.device)
             norms = torch.zeros(len(chosen), dtype=wide, device=lm.device)
+            squares = SquaredNorms(layers)
 
             def visit(index: int, a: torch.Tensor, delta: torch.Tensor) -> None:
                 if unit_normalised:
-                    norms.add_(squared_norms(a, delta))
+                    norms.add_(squares(index, a, delta))
                 tokens.add_(queries.token_scores(index, a, delta))
 
             losses = gradients.losses(batch, visit)
@@ -288,19 +289,34 @@ def _matrices(queries: DenseQueries | LowRankQueries, number: int) -> Gradients:
     return found
 
 
-def squared_norms(a: torch.Tensor, delta: torch.Tensor) -> torch.Tensor:
-    """‖Σ_t δ_t a_tᵀ‖² of each row, by whichever product is smaller: [rows].
+class SquaredNorms:
+    """‖Σ_t δ_t a_tᵀ‖² of each row of a batch, layer by layer, by whichever product is smaller.
+
+    Over pairs of tokens it is Σ ⟨δ, δ'⟩⟨a, a'⟩; layers that read the same input share the second factor.
 
     Args:
-        a: inputs [rows, tokens, in].
-        delta: output gradients [rows, tokens, out].
+        layers: the tracked ones, as a `GradientPass` visits them.
     """
-    wide = torch.promote_types(a.dtype, torch.float32)
-    tokens, d_in, d_out = a.shape[1], a.shape[2], delta.shape[2]
-    if tokens * (d_in + d_out) < d_in * d_out:
-        # ‖Σ δ aᵀ‖² = Σ over pairs of tokens of ⟨δ, δ'⟩⟨a, a'⟩
-        return ((a @ a.mT).to(wide) * (delta @ delta.mT).to(wide)).sum((1, 2))
-    return torch.stack([(d.T @ x).to(wide).square().sum() for x, d in zip(a, delta, strict=True)])
+
+    def __init__(self, layers: Sequence[LinearLayer]):
+        self._layers = layers
+        self._among: tuple[int, torch.Tensor] | None = None
+
+    def __call__(self, index: int, a: torch.Tensor, delta: torch.Tensor) -> torch.Tensor:
+        """Of one layer: [rows].
+
+        Args:
+            a: inputs [rows, tokens, in].
+            delta: output gradients [rows, tokens, out].
+        """
+        wide = torch.promote_types(a.dtype, torch.float32)
+        tokens, d_in, d_out = a.shape[1], a.shape[2], delta.shape[2]
+        if tokens * (d_in + d_out) >= d_in * d_out:
+            return torch.stack([(d.T @ x).to(wide).square().sum() for x, d in zip(a, delta, strict=True)])
+        source = self._layers[index].source
+        if self._among is None or self._among[0] != source:
+            self._among = source, (a @ a.mT).to(wide)
+        return (self._among[1] * (delta @ delta.mT).to(wide)).sum((1, 2))
 
 
 def _scored(index: int, loss: float, scores: np.ndarray, tokens: np.ndarray | None, length: int) -> RowScores:

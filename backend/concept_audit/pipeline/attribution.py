@@ -1,6 +1,7 @@
 """Stage: influence scores of all rows for one concept, shard by shard.
 
 shards/influence/<ranking>/query.safetensors    the query as rows were scored with it
+                          /own.safetensors      scores of the rows that are queries, by the other queries
                           /000003.safetensors   scores of shard 3's rows, with token influences
 """
 
@@ -17,6 +18,7 @@ from safetensors import safe_open
 
 from concept_audit.errors import ConceptError
 from concept_audit.influence.options import InfluenceOptions
+from concept_audit.influence.own_queries import OwnQueries, by_sign
 from concept_audit.influence.queries import (
     DenseQueries,
     Gradients,
@@ -33,6 +35,7 @@ from concept_audit.model.load import LanguageModel
 from concept_audit.model.options import ModelSource
 from concept_audit.pipeline.curvature import CurvatureFit, curvature_of, fit_curvature
 from concept_audit.pipeline.engine import Worker
+from concept_audit.pipeline.own_queries import own_influence
 from concept_audit.pipeline.sampling import as_rows
 from concept_audit.pipeline.sources import Sources
 from concept_audit.progress import Progress
@@ -57,6 +60,7 @@ class Attribution:
         weights: of the queries, of both signs in a contrast.
         reach: the deepest block that the quantity depends on.
         options: with precision and weights resolved.
+        own: the queries that are rows, which are scored without them; None for every row by all queries.
     """
 
     ranking: int
@@ -66,6 +70,7 @@ class Attribution:
     weights: Sequence[float]
     reach: int
     options: InfluenceOptions
+    own: OwnQueries | None = None
 
 
 @dataclass(frozen=True)
@@ -170,9 +175,11 @@ def attribute(sources: Sources, run: Attribution, progress: Progress) -> Scores:
         shown = ", ".join(map(str, unscored[:10])) + (" ..." if len(unscored) > 10 else "")
         progress.say(f"{len(unscored)} rows left unscored, their loss or gradient is not finite: {shown}")
     scores = [read_tensors(shards.path(number))["scores"].numpy() for number in shards.numbers()]
-    return Scores(
-        np.concatenate(scores) if scores else np.empty(0), unscored, float(read_about(_query(shards))["retained"])
-    )
+    rows = np.concatenate(scores) if scores else np.empty(0)
+    if shards.file(_OWN).exists():
+        own = read_tensors(shards.file(_OWN))
+        rows[own["ids"].numpy()] = own["scores"].numpy()
+    return Scores(rows, unscored, float(read_about(_query(shards))["retained"]))
 
 
 def finish(layout: Layout, ranking: int, keep_tokens: bool) -> None:
@@ -192,8 +199,8 @@ def token_influence(sources: Sources, ranking: int, rows: Sequence[TokenizedExam
         ConceptError: the query is not there any more.
     """
     shards = _shards(sources.layout.shards, ranking, sources.shards("tokens").partition)
-    found: dict[int, np.ndarray] = {}
-    for number, ids in by_shard([row.example_id for row in rows]).items():
+    found = _kept_tokens(shards.file(_OWN), [row.example_id for row in rows])
+    for number, ids in by_shard([row.example_id for row in rows if row.example_id not in found]).items():
         found |= _kept_tokens(shards.path(number), ids)
     rest = [row for row in rows if row.example_id not in found]
     if not rest:
@@ -220,13 +227,21 @@ def forget_influence(layout: Layout, concept_id: str) -> None:
 
 
 def keep_dense_query(
-    layout: Layout, ranking: int, gradients: Gradients, precision: str, about: Mapping[str, Any]
+    layout: Layout,
+    ranking: int,
+    gradients: Gradients,
+    precision: str,
+    about: Mapping[str, Any],
+    own: Mapping[str, torch.Tensor] | None = None,
 ) -> None:
     """Keep a query, the inverse curvature applied, so that rows can be scored with it exactly.
 
     Args:
         about: concept_id, blocks, weights and unit_normalised.
+        own: as from `own_influence`, for the rows that are scored by other queries than these.
     """
+    if own:
+        layout.shards.write_tensors(layout.shards.path("influence", _key(ranking), _OWN), own)
     tensors = {f"dense.{i}": matrix.to(getattr(torch, precision))[None] for i, matrix in enumerate(gradients)}
     path = layout.shards.path("influence", _key(ranking), _QUERY)
     layout.shards.write_tensors(path, tensors, {"retained": 1.0, "precision": precision, **about})
@@ -252,7 +267,7 @@ def open_query(path: Path, lm: LanguageModel) -> Opened:
     return Opened(scorer, layers, queries, about["unit_normalised"])
 
 
-_QUERY = "query.safetensors"
+_QUERY, _OWN = "query.safetensors", "own.safetensors"
 
 
 def _key(ranking: int) -> str:
@@ -294,11 +309,31 @@ def _prepare_query(path: Path, sources: Sources, run: Attribution, progress: Pro
         fit = CurvatureFit.of(curvature_options, weights, scoring.precision)
         files = fit_curvature(sources, lm, fit, range(first, last + 1), progress)
         curvature = curvature_of(files, layers, curvature_options.curvature, lm.device)
+    parts: list[tuple[Rows, Sequence[float]]] = [(run.queries, run.weights)]
+    if run.own is not None:
+        parts = [(queries, weights) for queries, weights, _ in by_sign(run.queries, run.weights)]
     with progress.stage("Gradient of the concept on the queries", len(run.queries), "queries") as stage:
-        gradients = query_gradient(lm, layers, run.quantity, run.queries, run.weights, advance=stage.advance)
-    with progress.stage("Applying the curvature"):
-        if curvature is not None:
-            gradients = precondition(gradients, curvature, curvature_options.damping)
+        of_parts = [query_gradient(lm, layers, run.quantity, *part, advance=stage.advance) for part in parts]
+    if curvature is not None:
+        with progress.stage("Applying the curvature"):
+            of_parts = [precondition(part, curvature, curvature_options.damping) for part in of_parts]
+    if run.own is not None:
+        own = own_influence(
+            sources,
+            lm,
+            layers,
+            of_parts,
+            run.quantity,
+            run.queries,
+            run.own,
+            curvature,
+            curvature_options.damping,
+            scoring.unit_normalised,
+            progress,
+        )
+        sources.layout.shards.write_tensors(path.with_name(_OWN), own)
+    gradients = of_parts[0] if len(of_parts) == 1 else [a + b for a, b in zip(*of_parts, strict=True)]
+    with progress.stage("Preparing the query"):
         dtype = getattr(torch, scoring.precision)
         prepared: PreparedQueries
         if scoring.rank is None:

@@ -55,12 +55,15 @@ def _means(groups: pd.DataFrame) -> pd.DataFrame:
 def against_group(cursor: Cursor, concept_id: str, group: str, parameters: list[Any], k: int) -> pd.DataFrame:
     """How well the stored rankings of a concept put a group of rows first.
 
+    Rows that were labelled to train the concept's probe are left out, since its direction was fitted to them.
+
     Returns:
-        method, parameters, n_rows, n_positive, auroc, low, high (its 95% interval), average_precision,
+        method, parameters, n_rows, n_positive, n_left_out (labelled rows), auroc, low, high (its 95% interval), average_precision,
         precision_at_k, k, recall and precision (float64 [points] each, where the group's rows score, the first and
         the last among them), by AUROC, highest first; empty if the group has no row or every row.
     """
     scored = compare.in_group(cursor, concept_id, group, parameters)
+    fitted = compare.labelled_rows(cursor, concept_id)
     found = []
     for (_, method, options), ranked in scored.groupby(["ranking_id", "method", "parameters"], sort=False):
         scores, labels = ranked["score"].to_numpy(), ranked["inside"].to_numpy().astype(int)
@@ -80,6 +83,7 @@ def against_group(cursor: Cursor, concept_id: str, group: str, parameters: list[
                 "parameters": options,
                 "n_rows": len(labels),
                 "n_positive": positive,
+                "n_left_out": fitted,
                 "auroc": area,
                 "low": low,
                 "high": high,

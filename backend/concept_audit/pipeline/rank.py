@@ -21,6 +21,7 @@ from concept_audit.concepts.sae import SaeSource, SparseAutoencoder
 from concept_audit.errors import ConceptError, StoreError
 from concept_audit.influence.baselines import activation_similarity, bm25, projection_difference
 from concept_audit.influence.options import CurvatureOptions, InfluenceOptions, ScoringOptions, content
+from concept_audit.influence.own_queries import OwnQueries
 from concept_audit.influence.queries import Loss, NegatedConcept, Quantity, Rows
 from concept_audit.influence.targets import FeatureActivation, Projection
 from concept_audit.influence.vector_filter import vector_filter
@@ -32,6 +33,7 @@ from concept_audit.pipeline.attribution import Attribution, attribute, finish, h
 from concept_audit.pipeline.examples import example_activations
 from concept_audit.pipeline.index.query import Target, index_scores, open_index, solved_query
 from concept_audit.pipeline.options import key
+from concept_audit.pipeline.own_queries import own_among, rows_of
 from concept_audit.pipeline.sources import Sources
 from concept_audit.progress import Progress
 from concept_audit.store import queries as store_queries
@@ -39,6 +41,7 @@ from concept_audit.store import workspace
 from concept_audit.store.activations import read_means
 from concept_audit.store.examples import messages_from_json
 from concept_audit.store.index import present_index
+from concept_audit.store.rankings import QUERY_ROWS
 from concept_audit.types import METHODS, Concept, LabelledExample, Method
 
 STRONGEST_ROWS = 8
@@ -91,6 +94,11 @@ def request(sources: Sources, concept: Concept, method: str, options: InfluenceO
         queries = _queries(sources, concept, options, contrast)
         parameters["queries"] = _digest(queries)
         parameters["n_queries"] = len(queries)
+        rows = rows_of(sources, queries)
+        if rows:
+            parameters[QUERY_ROWS] = sorted(i for ids in rows.values() for i in ids)
+        if options.query.leave_out_own and own_among(queries, rows) is not None:
+            parameters["leave_out_own"] = True
     index = None
     if method in NEED_GRADIENTS:
         if method == "gradient_dot":
@@ -143,10 +151,10 @@ def scores_of(sources: Sources, wanted: Request, ranking: int, progress: Progres
         case "activation_similarity":
             positive = [example for example in wanted.queries if example.label]
             found = example_activations(sources, positive, (concept.layer,), progress)[concept.layer]
-            return activation_similarity(read_means(means, concept.layer), found)
+            return activation_similarity(read_means(means, concept.layer), found, _own(sources, wanted))
         case "bm25":
             texts = ["\n".join(m.content for m in e.messages) for e in wanted.queries if e.label]
-            return bm25(sources.read(store_queries.texts), texts)
+            return bm25(sources.read(store_queries.texts), texts, _own(sources, wanted))
         case _ if wanted.index is not None:
             return scores_of_many(sources, [wanted], progress)[:, 0]
         case _:
@@ -164,12 +172,12 @@ def scores_of_many(sources: Sources, wanted: Sequence[Request], progress: Progre
     index = wanted[0].index
     assert index is not None, "these requests are answered by the index"
     scores = index_scores(sources, index, targets, wanted[0].options.curvature.damping, progress)
-    normalised = [place for place, each in enumerate(wanted) if each.options.scoring.unit_normalised]
-    if normalised:
+    if wanted[0].options.scoring.unit_normalised:
         files = present_index(sources.layout, sources.shards("tokens").partition)
         assert files is not None, "an index that answers has files"
-        norms = np.maximum(files.norms().astype(np.float64), np.finfo(np.float32).tiny)
-        scores[:, normalised] /= norms[:, None]
+        norms = {last: files.norms(last) for last in {each.parameters["blocks"][1] for each in wanted}}
+        for place, each in enumerate(wanted):
+            scores[:, place] /= np.maximum(norms[each.parameters["blocks"][1]], np.finfo(np.float32).tiny)
     return scores
 
 
@@ -178,14 +186,15 @@ def keep_query(sources: Sources, wanted: Request, ranking: int, progress: Progre
     if wanted.index is None or has_query(sources.layout, ranking):
         return
     target = _target(sources, wanted, sources.model(), progress)
-    gradients = solved_query(sources, wanted.index, target, wanted.options.curvature.damping, progress)
+    damping, normalised = wanted.options.curvature.damping, wanted.options.scoring.unit_normalised
+    gradients, own = solved_query(sources, wanted.index, target, damping, normalised, progress)
     about = {
         "concept_id": wanted.concept.concept_id,
         "blocks": wanted.parameters["blocks"],
         "weights": wanted.index["weights"],
-        "unit_normalised": wanted.options.scoring.unit_normalised,
+        "unit_normalised": normalised,
     }
-    keep_dense_query(sources.layout, ranking, gradients, wanted.index["precision"], about)
+    keep_dense_query(sources.layout, ranking, gradients, wanted.index["precision"], about, own)
 
 
 def finished(sources: Sources, wanted: Request, ranking: int) -> None:
@@ -205,7 +214,13 @@ def _attribution(sources: Sources, wanted: Request, ranking: int, progress: Prog
         weights=target.weights,
         reach=target.reach,
         options=wanted.options.changed(weights=resolve_weights(lm, wanted.options.scoring.weights)),
+        own=target.own,
     )
+
+
+def _own(sources: Sources, wanted: Request) -> OwnQueries | None:
+    """The queries that rows are to be scored without."""
+    return own_among(wanted.queries, rows_of(sources, wanted.queries)) if wanted.options.query.leave_out_own else None
 
 
 def _target(sources: Sources, wanted: Request, lm: LanguageModel, progress: Progress) -> Target:
@@ -217,7 +232,7 @@ def _target(sources: Sources, wanted: Request, lm: LanguageModel, progress: Prog
         rendered = [renderer.render(example.messages) for example in wanted.queries]
         rows = Rows([row.input_ids for row in rendered], [row.response for row in rendered])
     reach = wanted.concept.layer if wanted.method == "concept_influence" else lm.n_layers
-    return Target(_quantity(sources, wanted, lm), rows, _weights(wanted.queries), reach)
+    return Target(_quantity(sources, wanted, lm), rows, _weights(wanted.queries), reach, _own(sources, wanted))
 
 
 def _reach(concept: Concept, method: str, index: Mapping[str, Any]) -> int:
@@ -236,7 +251,7 @@ def _index(sources: Sources, concept: Concept, method: str, options: InfluenceOp
         return None
     reach = concept.layer if method == "concept_influence" else None
     try:
-        about = open_index(sources, reach)
+        about = open_index(sources, reach, options.scoring.unit_normalised)
     except (StoreError, ConceptError):
         if engine == "index":
             raise

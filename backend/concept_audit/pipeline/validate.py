@@ -99,6 +99,7 @@ def _about(
         "n_prompts": len(setting.held_out.prompts),
         "n_shown": len(setting.held_out.shown),
         "n_natural": len(setting.held_out.natural),
+        "n_fitted": int(((setting.labels >= 0) & setting.fitted).sum()),
         "natural": f"rows of another {options.origin}" if options.origin else "rows drawn at random",
         "ranked_by": "half of the labels" if setting.ranked_here else "the audit's concept",
     }

@@ -127,12 +127,26 @@ def matrix(cursor: Cursor, concept_id: str) -> tuple[list[tuple[str, str]], np.n
     return [(method, parameters) for _, method, parameters in found], values
 
 
+def labelled_rows(cursor: Cursor, concept_id: str) -> int:
+    """How many rows have a label of the probe that a concept is, so that its direction was fitted to them."""
+    return only_row(cursor.execute(f"SELECT count(*) FROM ({_LABELLED})", [concept_id]))[0]
+
+
+_LABELLED = """SELECT e.example_id FROM main.examples e
+    JOIN base.probe_examples x ON x.content_hash = e.content_hash AND 'probe:' || x.probe = ?"""
+
+
 def in_group(cursor: Cursor, concept_id: str, group: str, parameters: list) -> pd.DataFrame:
-    """The scores of every stored ranking of a concept: ranking_id, method, parameters, score, inside (of the group)."""
+    """The scores of every stored ranking of a concept: ranking_id, method, parameters, score, inside (of the group).
+
+    Rows that were labelled to train the concept's probe are left out: it was fitted to them.
+    """
     cursor.execute(f"CREATE OR REPLACE TEMP TABLE members AS {group}", parameters)
+    cursor.execute(f"CREATE OR REPLACE TEMP TABLE fitted AS {_LABELLED}", [concept_id])
     return cursor.execute(
         """SELECT r.ranking_id, r.method, r.parameters, s.score, s.example_id IN (SELECT example_id FROM temp.members) AS inside
            FROM main.rankings r JOIN main.ranking_scores s USING (ranking_id)
-           WHERE r.concept_id = ? ORDER BY r.method, r.ranking_id, s.rank""",
+           WHERE r.concept_id = ? AND s.example_id NOT IN (SELECT example_id FROM temp.fitted)
+           ORDER BY r.method, r.ranking_id, s.rank""",
         [concept_id],
     ).df()

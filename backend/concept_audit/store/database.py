@@ -207,9 +207,12 @@ class Database:
                     f"{self._layout.workspace}: written in format {found[0]}, this version reads up to "
                     f"{schema.FORMAT}; use the version that wrote it"
                 )
-            if found is None or int(found[0]) < schema.FORMAT:
-                cursor.execute("INSERT OR REPLACE INTO base.meta VALUES ('format', ?)", [str(schema.FORMAT)])
+            views = hashlib.blake2b(schema.WORKSPACE_VIEWS.encode(), digest_size=8).hexdigest()
+            known = cursor.execute("SELECT value FROM base.meta WHERE key = 'views'").fetchone()
+            if found is None or int(found[0]) < schema.FORMAT or known != (views,):
                 cursor.execute(schema.WORKSPACE_VIEWS)
+                state = [["format", str(schema.FORMAT)], ["views", views]]
+                cursor.executemany("INSERT OR REPLACE INTO base.meta VALUES (?, ?)", state)
             self._prepared = True
         finally:
             cursor.close()

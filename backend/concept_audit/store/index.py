@@ -3,7 +3,7 @@
 shards/index/<key>/index.json                 what the index is of, and how faithful it was found
                   /sides.safetensors          two-sided bases of every layer
                   /projection-0007.safetensors   what projects the gradients of block 7
-                  /000003.safetensors         the codes of shard 3's rows: 8 bits a number, scales, norms
+                  /000003.safetensors         the codes of shard 3's rows: 8 bits a number, scales, squared norms
                   /progress.json              how far the building is; gone when it is done
 """
 
@@ -21,7 +21,7 @@ from safetensors import safe_open
 
 from concept_audit.errors import StoreError
 from concept_audit.store.layout import Layout
-from concept_audit.store.partition import RowPartition
+from concept_audit.store.partition import RowPartition, by_shard, first_row
 from concept_audit.store.shard_store import RowShards
 
 INDEX = "index"
@@ -90,13 +90,16 @@ class IndexFiles:
         except StoreError:
             return None
 
-    def norms(self) -> np.ndarray:
-        """‖∇θL(z)‖ of every row over the index's layers: float32 [rows]; NaN where a row has no loss."""
+    def norms(self, blocks: int) -> np.ndarray:
+        """‖∇θL(z)‖ of every row over the layers of the first so many blocks: float64 [rows].
+
+        NaN where a row has no loss.
+        """
         found = []
         for path in self.paths():
             with safe_open(path, "numpy") as file:
-                found.append(file.get_tensor("norms"))
-        return np.concatenate(found)
+                found.append(file.get_tensor("squares")[:, :blocks].sum(1, dtype=np.float64))
+        return np.sqrt(np.concatenate(found))
 
     def complete(self, blocks: Sequence[int]) -> bool:
         """Whether the projection of these blocks and all rows' codes are there."""
@@ -152,6 +155,25 @@ def sweep(paths: Sequence[Path], queries: np.ndarray, ends: int) -> Iterator[np.
             scales = file.get_tensor("scales").double().numpy()
         multiply = integer if integer is not None and codes.dtype == torch.int8 else floating
         yield multiply(codes).numpy() * scales[:, None]
+
+
+def products(files: IndexFiles, example_ids: Sequence[int], queries: np.ndarray) -> np.ndarray:
+    """As `sweep`, of chosen rows alone: float64 [rows, queries].
+
+    Args:
+        queries: float32 [numbers, queries]; numbers beyond them count nothing.
+    """
+    found = np.empty((len(example_ids), queries.shape[1]))
+    places = {example_id: place for place, example_id in enumerate(example_ids)}
+    wide = queries.astype(np.float64)
+    for number, ids in by_shard(example_ids).items():
+        with safe_open(files.rows.complete(number), "numpy") as file:
+            codes, scales = file.get_slice("codes"), file.get_slice("scales")
+            for example_id in ids:
+                row = example_id - first_row(number)
+                mine = codes[row : row + 1][0, : len(wide)].astype(np.float64)
+                found[places[example_id]] = (mine @ wide) * float(scales[row : row + 1][0])
+    return found
 
 
 Product = Callable[[torch.Tensor], torch.Tensor]

@@ -18,6 +18,9 @@ ROW_COLUMNS = """
     e.example_id, e.content_hash, e.source, e.source_row, e.prompt, e.response, e.metadata, e.messages,
     e.n_tokens, e.n_response_tokens, e.truncated, e.duplicate_of, f.flag, f.note
 """
+_IS_QUERY = """coalesce(list_contains((
+    SELECT from_json(any_value(parameters)->'query_rows', '["BIGINT"]') FROM main.rankings WHERE ranking_id = ?
+), e.example_id), false) AS is_query"""
 FEATURE_ORDER = {
     # Strong where it fires, and in few rows, as words are weighed by tf-idf.
     "telling": "max_activation * ln((SELECT count(*) FROM main.examples) / greatest(n_examples, 2)) DESC",
@@ -155,20 +158,22 @@ def rows(
     """Rows that pass a filter: by rank, or in the order of the data where `ranking` is None.
 
     Returns:
-        rank, score, percentile (with a ranking only), then the columns of the row and its flag.
+        rank, score, percentile (with a ranking only), then the columns of the row and its flag, and (with a ranking
+        only) is_query, whether it is one of the ranking's query examples.
     """
     source, condition, parameters = matching(ranking, where)
     columns = "rank, score, percentile, " if ranking is not None else ""
+    more = f", {_IS_QUERY}" if ranking is not None else ""
     wanted = "s.example_id, s.rank, s.score, s.percentile" if ranking is not None else "e.example_id"
     order = "s.rank" if ranking is not None else "e.example_id"
     # The rows of the page are picked first: their texts are read for them alone.
     return cursor.execute(
         f"""WITH page AS MATERIALIZED (
                 SELECT {wanted} FROM {source} WHERE {condition} ORDER BY {order} LIMIT ? OFFSET ?)
-            SELECT {columns}{ROW_COLUMNS}
+            SELECT {columns}{ROW_COLUMNS}{more}
             FROM page JOIN main.examples e USING (example_id) LEFT JOIN base.flags f USING (content_hash)
             ORDER BY {"page.rank" if ranking is not None else "e.example_id"}""",
-        [*parameters, limit, offset],
+        [*parameters, limit, offset, *([] if ranking is None else [ranking])],
     ).df()
 
 
@@ -302,6 +307,16 @@ def find_rows(cursor: Cursor, content_hashes: Sequence[str]) -> dict[str, int]:
     """content_hash → the id of the first row with that content, for those that the data set has."""
     found = cursor.execute(
         """SELECT content_hash, min(example_id) FROM main.examples
+           WHERE list_contains(?::VARCHAR[], content_hash) GROUP BY content_hash""",
+        [list(content_hashes)],
+    ).fetchall()
+    return dict(found)
+
+
+def rows_with(cursor: Cursor, content_hashes: Sequence[str]) -> dict[str, list[int]]:
+    """content_hash → the ids of all rows with that content, for those that the data set has."""
+    found = cursor.execute(
+        """SELECT content_hash, list(example_id ORDER BY example_id) FROM main.examples
            WHERE list_contains(?::VARCHAR[], content_hash) GROUP BY content_hash""",
         [list(content_hashes)],
     ).fetchall()

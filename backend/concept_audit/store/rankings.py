@@ -12,14 +12,19 @@ import pyarrow as pa
 
 from concept_audit.store.cursor import Cursor
 
+QUERY_ROWS = "query_rows"
+"""Parameter of a ranking: the rows that are query examples themselves."""
+
 
 def ranking_id(build_id: str, concept_id: str, version: int, method: str, parameters: Mapping[str, Any]) -> int:
     """Identify a ranking by what it is of: 63 bits of a hash.
 
     Being a function of its content, it tells whether a ranking exists already
-    without a search, and never collides between the two databases.
+    without a search, and never collides between the two databases. Which rows are
+    queries follows from the queries and the build: it does not count.
     """
-    parts = [build_id, concept_id, version, method, parameters]
+    told_apart = {name: value for name, value in parameters.items() if name != QUERY_ROWS}
+    parts = [build_id, concept_id, version, method, told_apart]
     content = json.dumps(parts, sort_keys=True).encode()
     return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "big") >> 1
 

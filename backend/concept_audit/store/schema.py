@@ -55,7 +55,8 @@ CREATE VIEW main.concepts AS
            layer, direction, label, 1 AS version, '{}'::JSON AS details
     FROM base.sae_features;
 CREATE VIEW main.scores AS
-    SELECT r.concept_id, r.method, s.example_id, s.score, s.rank, s.percentile, r.parameters, s.ranking_id
+    SELECT r.concept_id, r.method, s.example_id, s.score, s.rank, s.percentile, r.parameters, s.ranking_id,
+           coalesce(list_contains(from_json(r.parameters->'query_rows', '["BIGINT"]'), s.example_id), false) AS is_query
     FROM base.ranking_scores s JOIN base.rankings r USING (ranking_id);
 CREATE VIEW main.sae_features AS
     SELECT feature_id, label, density, max_activation, top_tokens, mean_activation, n_examples, layer,
@@ -141,7 +142,8 @@ CREATE OR REPLACE VIEW main.ranking_scores AS
     UNION ALL
     SELECT ranking_id, example_id, score, rank, percentile FROM base.ranking_scores;
 CREATE OR REPLACE VIEW main.scores AS
-    SELECT r.concept_id, r.method, s.example_id, s.score, s.rank, s.percentile, r.parameters, s.ranking_id
+    SELECT r.concept_id, r.method, s.example_id, s.score, s.rank, s.percentile, r.parameters, s.ranking_id,
+           coalesce(list_contains(from_json(r.parameters->'query_rows', '["BIGINT"]'), s.example_id), false) AS is_query
     FROM main.ranking_scores s JOIN main.rankings r USING (ranking_id);
 CREATE OR REPLACE VIEW main.flags AS
     SELECT f.content_hash, e.example_id, f.flag, f.note, f.flagged_by, f.flagged_at

@@ -7,7 +7,8 @@ import pytest
 from scipy.stats import spearmanr
 from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score
 
-from concept_audit import InfluenceOptions, RowFilter
+from concept_audit import InfluenceOptions, LabelledExample, RowFilter
+from concept_audit.store.examples import messages_from_json
 
 A = ("sae:3", "vector_filter", InfluenceOptions())
 B = ("sae:3", "activation_similarity", InfluenceOptions())
@@ -83,3 +84,21 @@ def test_other_rankings_of_the_rows_on_screen(audit):
     found = audit.rankings.scores_elsewhere("sae:3", [4, 9])
     mine = found[found["method"] == "bm25"].set_index("example_id")["rank"]
     assert mine.to_dict() == {4: ranks[4], 9: ranks[9]}
+
+
+def test_rows_that_a_probe_was_fitted_to_are_left_out_of_its_auroc(audit):
+    rows = audit.rows.list()
+    inside = rows["metadata"].str.contains("money")
+    chosen = [*rows[inside].head(12).to_dict("records"), *rows[~inside].head(10).to_dict("records")]
+    examples = [LabelledExample(messages_from_json(r["messages"]), int("money" in r["metadata"])) for r in chosen]
+    audit.train_probe("tone", examples, layer=2)
+    ranked = audit.rank("tone")
+    labelled = ranked["content_hash"].isin({row["content_hash"] for row in chosen})
+    assert audit.comparisons.labelled_rows("tone") == labelled.sum() >= 22
+    table = audit.comparisons.against_group("tone", "metadata", "topic", "money").iloc[0]
+    truth = ranked["metadata"].str.contains("money").astype(int)
+    assert table.n_left_out == labelled.sum() and table.n_rows == (~labelled).sum()
+    assert table.auroc == pytest.approx(roc_auc_score(truth[~labelled], ranked["score"][~labelled]))
+    assert table.auroc < roc_auc_score(truth, ranked["score"])
+    assert audit.comparisons.against_group("tone", "labelled", "tone").empty
+    assert audit.comparisons.labelled_rows("sae:3") == 0

@@ -55,7 +55,9 @@ def test_rank_writes_the_promised_columns(audit_directory, capsysbinary):
         "csv",
     )
     table = pd.read_csv(io.BytesIO(out))
-    assert list(table) == ["rank", "example_id", "score", "percentile", "prompt", "response", "topic", "number"]
+    columns = ["rank", "example_id", "score", "percentile", "prompt", "response", "topic", "number", "is_query"]
+    assert list(table) == columns
+    assert not table["is_query"].any()
     assert table["rank"].tolist() == list(range(1, 8))
     assert table["score"].is_monotonic_decreasing
     assert table["percentile"][0] == 100
@@ -196,3 +198,11 @@ def test_rank_takes_a_method_queries_and_options(audit_directory, tmp_path, caps
     assert table["rank"].tolist() == [1, 2, 3, 4, 5]
     assert main([*command[:4], "--method", "gradient_dot", "--queries", str(tmp_path / "none.jsonl")]) == 1
     assert "none.jsonl" in capsys.readouterr().err
+
+
+def test_rank_marks_the_rows_that_are_query_examples(audit_directory, capsysbinary):
+    common = ["rank", audit_directory, "--concept", "sae:3", "--method", "bm25", "--format"]
+    table = pd.read_csv(io.BytesIO(run(capsysbinary, *common, "csv")))
+    lines = [json.loads(line) for line in run(capsysbinary, *common, "jsonl").splitlines()]
+    assert 8 <= table["is_query"].sum() < 20
+    assert [line["is_query"] for line in lines] == table["is_query"].tolist()

@@ -96,11 +96,10 @@ def test_many_concepts_in_one_sweep_are_what_each_is_alone(audit):
         assert np.abs(alone - beside).max() <= 1e-5 * np.abs(alone).max()
 
 
-def test_influence_functions_and_contrasts_and_norms_come_from_the_index_too(audit):
+def test_influence_functions_and_contrasts_come_from_the_index_too(audit):
     for method, change in (
         ("influence_function", {}),
         ("concept_influence", {"contrast": True}),
-        ("concept_influence", {"unit_normalised": True}),
         ("concept_influence", {"damping": 1.0}),
     ):
         least = 0.5 if method == "influence_function" else 0.7
@@ -108,6 +107,20 @@ def test_influence_functions_and_contrasts_and_norms_come_from_the_index_too(aud
         block = {"blocks": (1, 3)} if method == "influence_function" else {}
         exact = by_row(audit, "tone", method, EXACT.changed(**change, **block))
         assert spearmanr(exact, guess).statistic > least, (method, change)
+
+
+def test_unit_normalised_means_the_same_with_and_without_the_index(audit):
+    """Norms over the blocks that the concept reaches, 1 and 2, though the index has a third."""
+
+    def scores(options):
+        return tuple(
+            by_row(audit, "tone", "concept_influence", options.changed(unit_normalised=unit)) for unit in (False, True)
+        )
+
+    (exact, exact_unit), (guess, guess_unit) = scores(EXACT), scores(FROM_INDEX)
+    np.testing.assert_allclose(guess / guess_unit, exact / exact_unit, rtol=1e-4)
+    assert spearmanr(exact_unit, guess_unit).statistic >= spearmanr(exact, guess).statistic - 0.03
+    assert spearmanr(exact_unit, guess_unit).statistic > 0.9
 
 
 def test_the_index_answers_unless_exactness_or_what_it_cannot_do_is_asked_for(audit):
@@ -191,6 +204,12 @@ def test_an_index_of_something_else_is_refused(audit):
         files.write_description({**about, name: "0000"})
         with pytest.raises(StoreError, match=f"of another {name}.*concept-audit index"):
             audit.rankings.ensure("tone", "concept_influence", FROM_INDEX)
+    files.write_description({name: value for name, value in about.items() if name != "norms"})
+    with pytest.raises(StoreError, match="--unit-normalised; build it again with `concept-audit index .*--exact"):
+        audit.rankings.ensure("tone", "concept_influence", FROM_INDEX.changed(unit_normalised=True))
+    either = InfluenceOptions.of(unit_normalised=True)
+    assert audit.rankings.find("tone", "concept_influence", either).request.index is None
+    assert audit.rankings.find("tone", "concept_influence", FROM_INDEX).request.index is not None
     files.write_description({**about, "blocks": [1, 1]})
     with pytest.raises(ConceptError, match="deeper than the gradient index.*--layers 2"):
         audit.rankings.ensure("tone", "concept_influence", FROM_INDEX)
@@ -305,7 +324,7 @@ def test_integer_products_of_the_sweep_are_those_of_floats(tmp_path, ends):
     rng = np.random.default_rng(0)
     codes = rng.integers(-127, 128, (300, 64)).astype(np.int8)
     queries = (rng.normal(size=(64, 3)) * [1, 1e-6, 0]).astype(np.float32)
-    tensors = {"codes": torch.from_numpy(codes), "scales": torch.full((300,), 0.5), "norms": torch.ones(300)}
+    tensors = {"codes": torch.from_numpy(codes), "scales": torch.full((300,), 0.5)}
     path = tmp_path / "codes.safetensors"
     save_file(tensors, path)
     truth = 0.5 * codes[:, :ends].astype(np.float64) @ queries[:ends].astype(np.float64)

@@ -29,7 +29,7 @@ from concept_audit.model.options import ModelSource
 from concept_audit.pipeline.curvature import CurvatureFit, curvature_of, fit_curvature
 from concept_audit.pipeline.engine import Worker
 from concept_audit.pipeline.index.fidelity import SCORED_ROWS, HeldOut, hold_out, measure_fidelity
-from concept_audit.pipeline.index.query import projection_reader
+from concept_audit.pipeline.index.query import NORMS, projection_reader
 from concept_audit.pipeline.index.reporting import reporting
 from concept_audit.pipeline.options import key
 from concept_audit.pipeline.sampling import as_rows, drawn_rows
@@ -69,6 +69,7 @@ def build_index(sources: Sources, options: IndexOptions, progress: Progress) -> 
         "layers": layers,
         "blocks": [1, layers[-1]],
         "row_bytes": options.row_bytes,
+        "norms": NORMS,
         "samples": options.samples,
         "learning": LEARNING,
         **{name: value for name, value in asdict(options.curvature).items() if name != "curvature"},
@@ -124,16 +125,16 @@ class CompressingRows:
         lm, layers, projections, spread, worker = opened
         rows = read_tokens(self.tokens, number)
         coded: list[tuple[np.ndarray, np.ndarray]] = []
-        norms = np.zeros(len(rows), np.float32)
+        squares = np.zeros((len(rows), self.about["blocks"][1]), np.float32)
         for unit in self.tokens.partition.units(number):
             values = np.zeros((unit.stop - unit.start, len(spread)), np.float32)
             for batch in projection.compress_rows(lm, layers, projections, as_rows(rows[unit]), say=worker.say):
                 for row in batch:
-                    values[row.index], norms[unit.start + row.index] = row.numbers, row.norm
+                    values[row.index], squares[unit.start + row.index] = row.numbers, row.squares
                 worker.advance(len(batch))
             coded.append(projection.encode(values, spread))
         codes, scales = (np.concatenate(parts) for parts in zip(*coded, strict=True))
-        tensors = {"codes": codes, "scales": scales, "norms": norms}
+        tensors = {"codes": codes, "scales": scales, "squares": squares}
         self.index.rows.write_tensors(number, {name: torch.from_numpy(array) for name, array in tensors.items()})
 
 

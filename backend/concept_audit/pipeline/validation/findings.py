@@ -81,7 +81,7 @@ def findings(
                 lds = correlation(predicted, actual)
                 add("lds", quantity, method, "", options.subset_share, lds)
     for method, worth in scores.items():
-        known = setting.labels >= 0
+        known = setting.judged
         k = max(1, round(options.shares[0] * len(setting.rows)))
         topics = [t for t, kept in zip(setting.topics, known, strict=True) if kept] if setting.topics else None
         for name, estimate in statistics.against_labels(worth[known], setting.labels[known], k, topics).items():
@@ -131,7 +131,7 @@ def score_frame(
     n_rows = len(setting.rows)
     nothing = np.full(n_rows, NAN)
     label = pd.array(setting.labels, "Int8")
-    label[setting.labels < 0] = pd.NA
+    label[~setting.judged] = pd.NA
     parts = []
     for method, worth in scores.items():
         low, high = intervals.get(method, (nothing, nothing))

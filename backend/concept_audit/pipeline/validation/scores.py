@@ -12,6 +12,7 @@ from concept_audit.evidence import statistics
 from concept_audit.influence.vector_filter import vector_filter
 from concept_audit.pipeline.examples import example_activations
 from concept_audit.pipeline.options import key
+from concept_audit.pipeline.own_queries import own_among, rows_of
 from concept_audit.pipeline.rank import Request, request, scores_of, scores_of_many
 from concept_audit.pipeline.sources import Sources
 from concept_audit.pipeline.validation.options import RANDOM, Candidate, ResolvedOptions
@@ -87,7 +88,13 @@ def redrawn_scores(sources: Sources, setting: Setting, candidate: Candidate, pro
     one_sign = all(query.label == 1 for query in wanted.queries)
     if wanted.index is None or candidate.options.query.own_answers or len(wanted.queries) < 3 or not one_sign:
         return None
-    return statistics.resampled(_per_query(sources, wanted, progress), QUERY_DRAWS)
+    per_query = _per_query(sources, wanted, progress)
+    own = own_among(wanted.queries, rows_of(sources, wanted.queries)) if wanted.options.query.leave_out_own else None
+    for place, rows in enumerate(own.rows if own else ()):
+        # As if a row's own query were the mean of the others: with all of them drawn once, that is the row's score.
+        mine = np.array(own.of) == place  # type: ignore[union-attr]
+        per_query[np.ix_(rows, mine)] = per_query[np.ix_(rows, ~mine)].mean(1, keepdims=True)
+    return statistics.resampled(per_query, QUERY_DRAWS)
 
 
 def _by_redrawn_probes(sources: Sources, setting: Setting, candidate: Candidate, progress: Progress) -> np.ndarray:

@@ -49,6 +49,8 @@ class Setting:
         ids: example ids of the rows that may be trained on, [pool].
         labels: int [rows], 1 shows the behaviour, 0 does not, −1 unknown.
         topics: of each row; None where no field was named.
+        fitted: bool [rows], the rows that were labelled to fit the direction that rows are ranked by: what labels
+            say of them is no test of a ranking.
     """
 
     concept: Concept
@@ -60,6 +62,12 @@ class Setting:
     ids: np.ndarray
     labels: np.ndarray
     topics: list[str] | None
+    fitted: np.ndarray
+
+    @property
+    def judged(self) -> np.ndarray:
+        """bool [rows], the rows whose label is known and that nothing was fitted to."""
+        return (self.labels >= 0) & ~self.fitted
 
     @property
     def ranked_here(self) -> bool:
@@ -115,6 +123,9 @@ def setting_of(
     positives = rendered(sources, lm, [e for e in held if e.label == 1])
     here = options.held_out is None
     ranked_by = directions(ranking, layers) if here else {}
+    fitted_to = {example.content_hash for example in ranking}
+    if not here and concept.kind == "probe":
+        fitted_to = {e.content_hash for e in sources.read(lambda cursor: workspace.labels(cursor, concept.name))}
     measured_by = directions(held, (concept.layer,))[concept.layer]
     return Setting(
         concept=replace(concept, direction=ranked_by[concept.layer]) if here else concept,
@@ -126,6 +137,7 @@ def setting_of(
         ids=pool,
         labels=labels,
         topics=_topics(sources, options),
+        fitted=np.array([row.content_hash in fitted_to for row in tokens], bool),
     )
 
 
