@@ -103,7 +103,7 @@ def report(audit: Audit, name: str, labels: Sequence[LabelledExample], saved: Sa
         f"With these labels, held out: **AUROC {found.auroc:.2f}** ({low:.2f} to {high:.2f}) at layer {found.layer}"
     )
     st.caption(
-        f"Of probes from the same examples with labels shuffled, 95 in 100 stay below {chance:.2f}: "
+        f"Of probes from the same examples with labels shuffled, each at its best layer, 95 in 100 stay below {chance:.2f}: "
         + ("this one has learned something." if found.auroc > chance else "this one cannot be told from chance yet.")
     )
     st.caption("By layer: " + " · ".join(f"{layer}: {area:.2f}" for layer, area in sorted(found.by_layer.items())))

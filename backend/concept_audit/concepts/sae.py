@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,10 +9,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from concept_audit.concepts.sae_identity import check_readable, layer_of
 from concept_audit.errors import ConceptError, first_line
 
 CELLS_AT_ONCE = 1 << 25
-HOOK = re.compile(r"blocks\.(\d+)\.hook_resid_(pre|post)|model\.layers\.(\d+)")
 
 
 @dataclass(frozen=True)
@@ -24,11 +23,13 @@ class SparseAutoencoder:
         module: the SAELens module, ready for inference.
         layer: how many blocks have run where it reads the residual stream; None if its metadata do not say.
         name: what the user called it.
+        centred: whether it reads the stream less each token's mean over dimensions (see `read_centred`).
     """
 
     module: Any
     layer: int | None
     name: str
+    centred: bool = False
 
     @property
     def d_model(self) -> int:
@@ -39,8 +40,14 @@ class SparseAutoencoder:
         return int(self.module.cfg.d_sae)
 
     def directions(self) -> np.ndarray:
-        """Unit decoder directions: float32 [features, d_model]; a decoder row of zeros stays zero."""
+        """Unit decoder directions: float32 [features, d_model]; a decoder row of zeros stays zero.
+
+        Where the SAE reads Ph, P = I − 11ᵀ/d_model, they are those of W_dec P: ⟨Ph, d⟩ = ⟨h, Pd⟩, so a
+        projection of the stream as it is leaves the mean out that the SAE has never seen.
+        """
         decoder = self.module.W_dec.detach().float().cpu()
+        if self.centred:
+            decoder = decoder - decoder.mean(1, keepdim=True)
         return torch.nn.functional.normalize(decoder, dim=1).numpy()
 
     def encode(self, activations: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -76,21 +83,25 @@ class SaeSource:
     Attributes:
         source: a directory, or ``RELEASE:ID``; see `load_sae`.
         layer: where it reads.
+        centred: as `SparseAutoencoder.centred`.
     """
 
     source: str
     layer: int
+    centred: bool = False
 
     def load(self, device: torch.device) -> SparseAutoencoder:
         """The SAE, on a device; raises as `load_sae`."""
-        return replace(load_sae(self.source, device), layer=self.layer)
+        sae = replace(load_sae(self.source, device), layer=self.layer)
+        return read_centred(sae) if self.centred else sae
 
 
 def load_sae(source: str, device: torch.device) -> SparseAutoencoder:
     """Load an SAE from a directory in SAELens' format, or ``RELEASE:ID`` from the hub.
 
     Raises:
-        ConceptError: it is not there, damaged, or cannot be reached.
+        ConceptError: it is not there, damaged, cannot be reached, or does not read single tokens of the
+            residual stream (see `check_readable` and `layer_of`).
     """
     from sae_lens import SAE
 
@@ -116,19 +127,23 @@ def load_sae(source: str, device: torch.device) -> SparseAutoencoder:
                 f"--sae {source}: cannot be loaded from the hub ({first_line(error)}); check release and "
                 "id in SAELens' list and the network connection, or give a directory"
             ) from error
+    check_readable(module, source)
     module.eval().requires_grad_(False)
-    return SparseAutoencoder(module, layer_of(module), source)
+    return SparseAutoencoder(module, layer_of(module, source), source)
 
 
-def layer_of(module: Any) -> int | None:
-    """The layer that an SAE's metadata name, counted as blocks run: ``blocks.11.hook_resid_post`` is 12."""
-    found = HOOK.search(str(getattr(module.cfg.metadata, "hook_name", "") or ""))
-    if found is None:
-        return None
-    block, place, plain = found.groups()
-    if plain is not None:
-        return int(plain) + 1
-    return int(block) + (place == "post")
+def read_centred(sae: SparseAutoencoder) -> SparseAutoencoder:
+    """The SAE with each token's mean over dimensions taken off before it encodes.
+
+    So reads an SAE that was trained on a model with centred weights (TransformerLens'
+    ``center_writing_weights``) the stream of the model as it is. The SAE's module is changed, so whatever
+    encodes with it, gradients included, reads the same.
+    """
+    if not sae.centred:
+        sae.module.hook_sae_input.add_hook(
+            lambda stream, hook: stream - stream.mean(-1, keepdim=True), is_permanent=True
+        )
+    return replace(sae, centred=True)
 
 
 def check_fits(sae: SparseAutoencoder, model_name: str, d_model: int, n_layers: int) -> None:

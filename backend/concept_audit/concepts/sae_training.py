@@ -8,7 +8,7 @@ training that is killed goes on to the same weights.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -112,6 +112,7 @@ def train_sae(
     checkpoints: Path,
     out: Path,
     stage: Stage,
+    about: Mapping[str, str] | None = None,
 ) -> SaeQuality:
     """Train on token activations and save the SAE for inference to `out`, in one step.
 
@@ -120,6 +121,7 @@ def train_sae(
         layer: where the activations come from, in blocks run.
         checkpoints: directory for the state while training; removed at the end.
         stage: told the steps, with explained variance and L0 of the latest batch.
+        about: metadata to save with it: whose activations these are; see `concepts.sae_identity.check_model`.
     """
     trainer = _trainer(steps, d_model, layer, settings, device)
     latest = _latest_checkpoint(checkpoints)
@@ -141,6 +143,8 @@ def train_sae(
             _save_checkpoint(trainer, checkpoints)
     trainer.sae.fold_activation_norm_scaling_factor(trainer.activation_scaler.scaling_factor)
     trainer.set_final_sae_metadata()
+    for name, value in (about or {}).items():
+        trainer.sae.cfg.metadata[name] = value
     partial = out.with_name(f".{out.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     trainer.sae.save_inference_model(str(partial))

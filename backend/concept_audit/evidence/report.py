@@ -179,6 +179,13 @@ def _method(evidence: Evidence) -> str:
     about, recipe = evidence.about, evidence.about["recipe"]
     count = about.get("draws", 1)
     draws = f"{count} answers drawn with the same chance" if count > 1 else "the likeliest answer"
+    left_out, untrained = about.get("n_held_out_left_out", 0), about.get("n_rows_untrained", 0)
+    apart = (
+        f" {left_out} held-out examples are left out, since their prompts rank or are those of many rows, and no run "
+        f"trains on the {untrained} rows with a held-out prompt."
+        if left_out or untrained
+        else ""
+    )
     steps = f", at most {recipe['max_steps']} steps" if recipe["max_steps"] else ""
     trained = f"LoRA weights of rank {recipe['rank']}" if recipe["weights"] == "lora" else "all linear weights"
     return (
@@ -189,7 +196,7 @@ def _method(evidence: Evidence) -> str:
         f"{about['layer']} on {about['n_prompts']} held-out prompts ({draws} to each) by a probe of held-out examples, on "
         f"{about['n_shown']} given answers, by which answers it would rather give, and by its loss on "
         f"{about['n_natural']} natural rows that no run "
-        f"trains on ({about['natural']}, and held-out answers without the behaviour). Rows are ranked by {about['ranked_by']}."
+        f"trains on ({about['natural']}, and held-out answers without the behaviour). Rows are ranked by {about['ranked_by']}.{apart}"
     )
 
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
-from concept_audit.concepts.sae import SaeSource, SparseAutoencoder, check_fits, load_sae
+from concept_audit.concepts.sae import SaeSource, SparseAutoencoder, load_sae
 from concept_audit.concepts.sae_training import HELD_OUT, TokenFeed, train_sae
 from concept_audit.data.read import fingerprint as data_fingerprint
 from concept_audit.data.read import read_examples
@@ -20,12 +20,14 @@ from concept_audit.errors import AuditError, ConceptError, StoreError
 from concept_audit.files import as_store_error, remove_leftovers
 from concept_audit.influence.vector_filter import vector_filter
 from concept_audit.model.chat import ChatRenderer
+from concept_audit.model.identity import public_name
 from concept_audit.model.load import LanguageModel, default_layers, load_model
 from concept_audit.model.load import fingerprint as model_fingerprint
 from concept_audit.model.options import ModelSource
 from concept_audit.model.unembed import logit_effects
 from concept_audit.pipeline.activations import FindingFeatures, RunningModel, TokenSample
 from concept_audit.pipeline.engine import Driver, Engine, LocalEngine, missing_of
+from concept_audit.pipeline.loaded_sae import loaded_sae
 from concept_audit.pipeline.options import LONGEST_ROW, BuildOptions, key
 from concept_audit.pipeline.place import held, refuse_foreign
 from concept_audit.pipeline.read import Tokenizing, read_rows
@@ -65,7 +67,7 @@ def build(options: BuildOptions, progress: Progress | None = None, engine: Engin
     refuse_foreign(layout)
     lm = load_model(options.model, options.cache, progress)
     lm.check_layers((*(options.layers or ()), *((options.sae_layer,) if options.sae_layer else ())))
-    sae = _known_sae(options, lm, progress)
+    sae = loaded_sae(options, lm, progress)
     driver = Driver(engine or LocalEngine(lambda _: lm), progress)
     with held(layout):
         _run(_Build(layout, options, lm, sae, driver), examples, layout)
@@ -191,6 +193,7 @@ class _Build:
                     self._layout.sae_training,
                     self._layout.sae,
                     stage,
+                    {"model_name": public_name(self._lm), "model_fingerprint": self._lm.fingerprint},
                 )
                 stage.detail = f"held-out explained variance {quality.explained_variance:.3f}, L0 {quality.l0:.1f}"
             self._end("sae", asdict(quality))
@@ -203,7 +206,7 @@ class _Build:
         work = FindingFeatures(self._shards("tokens"), self._shards("features"), self._model, source, kept)
         if opened or missing_of(work):
             self._driver.finish(work, "Finding the SAE features of every token", self._shards("rows").partition.sizes())
-            self._end("features", {"features": sae.n_features})
+            self._end("features", {"features": sae.n_features, "trained_on": sae.module.cfg.metadata.model_name})
 
     def _store(self) -> None:
         features = self._manifest.key("features") if self._sae else None
@@ -250,11 +253,14 @@ class _Build:
             "sae": options.sae,
             "sae_layer": self._sae_layer if options.sae != "none" else None,
             "sae_training": asdict(options.sae_training) if options.sae == "train" else None,
+            # None where an earlier version wrote nothing, so that its audits go on.
+            "sae_from_other_model": options.sae_from_other_model or None,
+            "sae_centred": (self._sae is not None and self._sae.centred) or None,
             "cache": str(options.cache.resolve()),
         }
         fingerprints = {"data": data_fingerprint(options.data, options.split), "model": self._lm.fingerprint}
         if self._sae is not None:
-            fingerprints["sae"] = self._sae_key(self._sae)
+            fingerprints["sae"] = model_fingerprint(self._sae.module)
         manifest = Manifest(configuration, fingerprints)
         if self._layout.manifest.exists():
             manifest = self._reconcile(manifest)
@@ -314,21 +320,13 @@ class _Build:
         return self._manifest.shards(self._layout, kind)
 
     def _sae_source(self) -> SaeSource:
-        return SaeSource(str(self._layout.sae) if self._options.sae == "train" else self._options.sae, self._sae_layer)
+        source = str(self._layout.sae) if self._options.sae == "train" else self._options.sae
+        return SaeSource(source, self._sae_layer, self._sae is not None and self._sae.centred)
 
     def _sae_key(self, sae: SparseAutoencoder) -> str:
-        return model_fingerprint(sae.module)
-
-
-def _known_sae(options: BuildOptions, lm: LanguageModel, progress: Progress) -> SparseAutoencoder | None:
-    if options.sae in ("train", "none"):
-        return None
-    with progress.stage(f"Loading the SAE {options.sae}"):
-        sae = load_sae(options.sae, lm.device)
-    check_fits(sae, lm.name, lm.d_model, lm.n_layers)
-    if sae.layer is None and options.sae_layer is None:
-        raise ConceptError(f"--sae {options.sae}: its metadata do not say at which layer it reads; pass --sae-layer")
-    return SparseAutoencoder(sae.module, options.sae_layer or sae.layer, sae.name)
+        """What fires, and in which direction: by the weights, and, where it was loaded, by where and how it reads."""
+        weights = model_fingerprint(sae.module)
+        return weights if self._options.sae == "train" else key(weights, self._sae_layer, sae.centred)
 
 
 def _short(value: object) -> str:

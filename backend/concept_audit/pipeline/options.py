@@ -33,6 +33,8 @@ class BuildOptions:
         sae: ``train`` a sparse autoencoder on this data, do with ``none``, load one from a directory, or load
             ``RELEASE:ID``, one that SAELens knows on the hub.
         sae_layer: where to train an SAE, or where a loaded one reads if it does not say; None for the middle one.
+        sae_from_other_model: read a loaded SAE although its metadata name another model, another layer, or changes
+            to the model's weights that are not done here.
         sae_training: how it is trained.
         max_tokens: cut rows at this many tokens; None for the model's context, 2,048 at most.
         sae_disk: bytes of token activations kept to train the SAE from.
@@ -49,6 +51,7 @@ class BuildOptions:
     layers: tuple[int, ...] | None = None
     sae: str = "train"
     sae_layer: int | None = None
+    sae_from_other_model: bool = False
     sae_training: SaeTraining = field(default_factory=SaeTraining)
     max_tokens: int | None = None
     sae_disk: int = 4 * GIBIBYTE

@@ -78,7 +78,8 @@ class Sources:
     def sae_source(self) -> SaeSource:
         """Where the SAE of this audit is loaded from."""
         made = self.manifest.configuration
-        return SaeSource(str(self.layout.sae) if made["sae"] == "train" else made["sae"], made["sae_layer"])
+        source = str(self.layout.sae) if made["sae"] == "train" else made["sae"]
+        return SaeSource(source, made["sae_layer"], bool(made.get("sae_centred")))
 
 
 def model_source(manifest: Manifest, device: str = "auto", trust_remote_code: bool = False) -> ModelSource:

@@ -97,6 +97,8 @@ def _about(
         "n_rows": len(setting.rows),
         "n_pool": len(setting.ids),
         "n_prompts": len(setting.held_out.prompts),
+        "n_held_out_left_out": setting.left_out,
+        "n_rows_untrained": setting.untrained,
         "n_shown": len(setting.held_out.shown),
         "n_natural": len(setting.held_out.natural),
         "n_fitted": int(((setting.labels >= 0) & setting.fitted).sum()),

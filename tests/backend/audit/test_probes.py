@@ -10,6 +10,7 @@ from sklearn.metrics import precision_recall_curve
 
 from concept_audit import Audit, ConceptError, LabelledExample, RowFilter
 from concept_audit.audit.probe_file import probe_from_json
+from concept_audit.concepts.probe import boundary, difference_of_means, splits
 from concept_audit.concepts.probe_report import probe_report
 from tests.backend.test_audit import of_rows, typed
 
@@ -29,6 +30,34 @@ def test_the_report_of_a_clear_difference_and_of_none():
     ours = {round(float(t), 6): (p, r) for t, p, r in zip(thresholds, precision, recall, strict=True)}
     for p, r, t in zip(*theirs[:2], theirs[2], strict=False):
         assert ours[round(float(t), 6)] == pytest.approx((p, r))
+
+
+def test_the_null_of_a_report_chooses_its_layer_as_the_report_does():
+    """Of noise at ten layers the best looks like something; so does the best of shuffled labels."""
+    rng = np.random.default_rng(0)
+    labels, noise = np.repeat([1, 0], 20), rng.normal(size=(10, 40, 16)).astype(np.float32)
+    found = probe_report(dict(enumerate(noise)), labels)
+    alone = probe_report({found.layer: noise[found.layer]}, labels)
+    assert found.auroc == alone.auroc == max(found.by_layer.values())
+    assert found.random_auroc[0] > alone.random_auroc[0] + 0.1
+    assert alone.random_auroc[1] < found.auroc < found.random_auroc[1]
+
+
+def test_a_report_scores_each_example_as_plain_probes_that_have_not_seen_it_do():
+    rng = np.random.default_rng(0)
+    labels = rng.permutation(np.repeat([1, 0], [14, 22]))
+    inputs = (3 + rng.normal(size=(36, 50)) + labels[:, None] * 0.4).astype(np.float32)
+    total, times = np.zeros(36), np.zeros(36)
+    for train, test in splits(labels, 7):
+        direction = difference_of_means(inputs[train], labels[train])
+        total[test] += inputs[test] @ direction - boundary(inputs[train], labels[train], direction)
+        times[test] += 1
+    np.testing.assert_allclose(probe_report({3: inputs}, labels, 7).scores, total / times, atol=1e-5)
+
+
+def test_a_report_of_examples_that_do_not_differ_is_refused():
+    with pytest.raises(ConceptError, match="same activations"):
+        probe_report({1: np.full((20, 8), 0.1, np.float32)}, np.repeat([1, 0], 10))
 
 
 def test_the_report_needs_labels(audit):

@@ -18,8 +18,9 @@ from concept_audit.evidence.report import report, table, write_report
 from concept_audit.model.load import fingerprint
 from concept_audit.pipeline import validate as stage
 from concept_audit.pipeline.validation import runs
-from concept_audit.pipeline.validation.options import Candidate, ValidateOptions
-from concept_audit.pipeline.validation.setting import split
+from concept_audit.pipeline.validation.options import Candidate, ValidateOptions, resolved
+from concept_audit.pipeline.validation.setting import setting_of, split
+from concept_audit.progress import Progress
 from tests.conftest import chat_rows
 
 EXACT = InfluenceOptions.of(curvature="identity", precision="float32")
@@ -228,6 +229,48 @@ def test_held_out_rows_are_not_trained_on(audit):
     few = dataclasses.replace(SMALL, held_out=held, seeds=1, subsets=0)
     # Row 299 repeats row 0, so both stay out.
     assert audit.validate("tone", few).about["n_pool"] == 300 - 2 - 4
+
+
+def set_up(audit, held, **changes):
+    """What a validation with these held-out examples would train and measure on; nothing is trained."""
+    options = resolved(dataclasses.replace(SMALL, held_out=held, **changes))
+    sources = audit.concepts._opened.sources()
+    return setting_of(sources, audit.concept("tone"), options, audit.model(), Progress())
+
+
+def answered_anew(prompt: str, label: int) -> LabelledExample:
+    return LabelledExample((Message("user", prompt), Message("assistant", "An answer of its own.")), label)
+
+
+def test_rows_with_a_held_out_prompt_are_not_trained_on_whatever_their_answer(audit):
+    prompt = json.loads(audit.rows.list(limit=1).iloc[0]["messages"])[0]["content"]
+    held = (*labelled(6, seed=77), answered_anew(f" {prompt.upper()}\n", 1))
+    found = set_up(audit, held)
+    assert (found.left_out, found.untrained) == (0, 2)  # rows 0 and 299
+    assert not {0, 299} & set(found.ids.tolist()) and len(found.ids) == 300 - 2 - 4
+    assert len(found.held_out.prompts) == 13
+
+
+def test_a_held_out_prompt_that_ranks_or_that_many_rows_have_does_not_measure(audit, monkeypatch):
+    ranks = [answered_anew(example.messages[0].content, example.label) for example in audit.labels.list("tone")[:3]]
+    found = set_up(audit, (*labelled(6, seed=77), *ranks))
+    assert (found.left_out, len(found.held_out.prompts)) == (3, 12)
+    queries = InfluenceOptions.of(queries=tuple(labelled(6, seed=77)[:2]))
+    asked = Candidate("by queries", "influence_function", queries)
+    assert set_up(audit, tuple(labelled(6, seed=77)), methods=(asked, "vector_filter")).left_out == 2
+    monkeypatch.setattr("concept_audit.pipeline.validation.prompts.COMMON_LEAST", 1)
+    monkeypatch.setattr("concept_audit.pipeline.validation.prompts.COMMON_SHARE", 0)
+    first = answered_anew(json.loads(audit.rows.list(limit=1).iloc[0]["messages"])[0]["content"], 1)
+    found = set_up(audit, (*labelled(6, seed=77), first))
+    assert (found.left_out, found.untrained) == (1, 0)
+
+
+def test_too_few_held_out_prompts_of_their_own_are_refused_with_the_reason(audit):
+    held = tuple(answered_anew(e.messages[0].content, e.label) for e in audit.labels.list("tone"))
+    with pytest.raises(
+        ConceptError, match="0 positive and 0 negative .* too few .20 more have a prompt that ranks.*--held-out"
+    ):
+        set_up(audit, held)
 
 
 def test_steps_on_an_audit_change_the_concept_as_influence_predicts(audit):

@@ -3,7 +3,8 @@
 Where the data come from that must not meet: a probe's labelled examples are split in
 two. One half ranks (its positives are the queries, its direction the concept's); the
 other half measures (its prompts, and a probe of its own). With `held_out` examples
-the rankings are those of the audit, and these examples measure.
+the rankings are those of the audit, and these examples measure. Neither what ranks nor
+what is trained on has a prompt that measures.
 """
 
 from __future__ import annotations
@@ -23,15 +24,17 @@ from concept_audit.influence.queries import Rows
 from concept_audit.model.chat import ChatRenderer
 from concept_audit.model.load import LanguageModel
 from concept_audit.pipeline.examples import example_activations
+from concept_audit.pipeline.rank import STRONGEST_ROWS
 from concept_audit.pipeline.sampling import as_rows
 from concept_audit.pipeline.sources import Sources
 from concept_audit.pipeline.validation.options import ResolvedOptions
+from concept_audit.pipeline.validation.prompts import asked, keep_apart
 from concept_audit.progress import Progress
 from concept_audit.sampling import shuffled
 from concept_audit.store import queries as store_queries
 from concept_audit.store import workspace
 from concept_audit.store.evidence import metadata_values
-from concept_audit.store.examples import TokenizedExample, has_loss, read_tokens
+from concept_audit.store.examples import TokenizedExample, has_loss, messages_from_json, read_tokens
 from concept_audit.types import Concept, LabelledExample, ProbeFit
 
 
@@ -51,6 +54,8 @@ class Setting:
         topics: of each row; None where no field was named.
         fitted: bool [rows], the rows that were labelled to fit the direction that rows are ranked by: what labels
             say of them is no test of a ranking.
+        left_out: held-out examples that do not measure, since what ranks or too many rows have their prompt.
+        untrained: rows that are not trained on, since they have a held-out prompt.
     """
 
     concept: Concept
@@ -63,6 +68,8 @@ class Setting:
     labels: np.ndarray
     topics: list[str] | None
     fitted: np.ndarray
+    left_out: int
+    untrained: int
 
     @property
     def judged(self) -> np.ndarray:
@@ -78,7 +85,15 @@ class Setting:
 def setting_of(
     sources: Sources, concept: Concept, options: ResolvedOptions, lm: LanguageModel, progress: Progress
 ) -> Setting:
-    ranking, held = _halves(sources, concept, options)
+    ranking, given = _halves(sources, concept, options)
+    apart = keep_apart(sources, given, _rank_by(sources, concept, ranking, options))
+    held = apart.held
+    _check_enough(concept, "measure on", held, apart.left_out)
+    if apart.left_out or apart.rows:
+        progress.say(
+            f"Of {len(given)} held-out examples {apart.left_out} are left out, since what ranks or many rows have "
+            f"their prompt; {len(apart.rows)} rows with a held-out prompt are not trained on"
+        )
     spread = sources.read(store_queries.spreads)
     layers = sources.layers
     fit = fit_of(sources, concept)
@@ -90,7 +105,11 @@ def setting_of(
 
     tokens = tokens_of(sources)
     hashes = {example.content_hash for example in held}
-    usable = [row.example_id for row in tokens if has_loss(row) and row.content_hash not in hashes]
+    usable = [
+        row.example_id
+        for row in tokens
+        if has_loss(row) and row.content_hash not in hashes and row.example_id not in apart.rows
+    ]
     labels = np.full(len(tokens), -1)
     origin = options.origin
     if origin:
@@ -138,6 +157,8 @@ def setting_of(
         labels=labels,
         topics=_topics(sources, options),
         fitted=np.array([row.content_hash in fitted_to for row in tokens], bool),
+        left_out=apart.left_out,
+        untrained=len(apart.rows),
     )
 
 
@@ -146,9 +167,10 @@ def split(examples: Sequence[LabelledExample]) -> tuple[list[LabelledExample], l
 
     The same examples are split the same way in any order.
     """
-    groups: dict[str, list[LabelledExample]] = {}
+    by_prompt: dict[str, list[LabelledExample]] = {}
     for example in distinct(examples):
-        groups.setdefault(_prompt_hash(example), []).append(example)
+        by_prompt.setdefault(asked(example) or _prompt_hash(example), []).append(example)
+    groups = {min(_prompt_hash(e) for e in same): same for same in by_prompt.values()}
     halves: tuple[list[LabelledExample], list[LabelledExample]] = ([], [])
     by_labels: dict[tuple[int, ...], list[str]] = {}
     for name in sorted(groups):
@@ -173,15 +195,41 @@ def _halves(
             f"{concept.name}: an SAE feature has no labelled examples to measure on; give some that are not "
             "among the rows with --held-out"
         )
-    for name, part in (("rank with", ranking), ("measure on", held)):
-        counts = [sum(e.label == label for e in part) for label in (1, 0)]
-        if (part or name == "measure on") and min(counts) < MIN_EACH:
-            raise ConceptError(
-                f"{concept.name}: {counts[0]} positive and {counts[1]} negative examples to {name} are too few; "
-                f"at least {MIN_EACH} of each are needed. Label more (half of a probe's labels rank, the other "
-                "half measures), or give others to measure on with --held-out"
-            )
+    if ranking:
+        _check_enough(concept, "rank with", ranking)
+    _check_enough(concept, "measure on", held)
     return ranking, held
+
+
+def _rank_by(
+    sources: Sources, concept: Concept, ranking: Sequence[LabelledExample], options: ResolvedOptions
+) -> list[LabelledExample]:
+    """Examples and rows that any ranking is made from."""
+    made = list(ranking)
+    if options.held_out is not None and concept.kind == "probe":
+        made += sources.read(lambda cursor: workspace.labels(cursor, concept.name))
+    feature = concept.feature_id
+    if feature is not None:
+        rows = sources.read(lambda cursor: store_queries.strongest_rows(cursor, feature, STRONGEST_ROWS))
+        made += [LabelledExample(messages_from_json(text), 1) for text in rows["messages"]]
+    for candidate in options.methods:
+        made += candidate.options.query.queries or ()
+    return made
+
+
+def _check_enough(concept: Concept, use: str, part: Sequence[LabelledExample], left_out: int = 0) -> None:
+    counts = [sum(e.label == label for e in part) for label in (1, 0)]
+    if min(counts) < MIN_EACH:
+        why = (
+            f" ({left_out} more have a prompt that ranks, or that more than one in a hundred rows have)"
+            if left_out
+            else ""
+        )
+        raise ConceptError(
+            f"{concept.name}: {counts[0]} positive and {counts[1]} negative examples to {use} are too few{why}; "
+            f"at least {MIN_EACH} of each are needed. Label more (half of a probe's labels rank, the other "
+            "half measures), or give others to measure on with --held-out"
+        )
 
 
 def _prompt_hash(example: LabelledExample) -> str:
