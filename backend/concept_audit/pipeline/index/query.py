@@ -139,7 +139,7 @@ class OpenIndex:
         self.files = files
         self._lm = lm.in_dtype(getattr(torch, about["precision"]))
         first, last = about["blocks"]
-        self._layers = linear_layers(self._lm, first, last, about["weights"])
+        self._layers = linear_layers(self._lm, first, last, about["weights"], partial=True)
         fit = CurvatureFit(
             Fisher(about["fisher"], about["seed"]), about["curvature_tokens"], about["weights"], about["precision"]
         )
