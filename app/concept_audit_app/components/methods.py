@@ -117,6 +117,14 @@ def influence_options(audit: Audit, concept: Concept, method: str) -> InfluenceO
             on_change=first_page,
             help="Divide by the size of each row's gradient, so that long or surprising rows do not win by it.",
         )
+        chosen["partial"] = st.toggle(
+            "Partial",
+            key="partial",
+            bind="query-params",
+            on_change=first_page,
+            help="Score by the linear layers alone where a model has much else to learn with, such as the experts of a "
+            "mixture. Without it, such rankings are refused.",
+        )
     return InfluenceOptions.of(**chosen)
 
 

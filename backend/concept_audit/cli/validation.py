@@ -19,7 +19,7 @@ from concept_audit.progress import for_this_terminal
 if TYPE_CHECKING:
     from concept_audit.pipeline.validation.options import Candidate
 
-_FLAGS = ("contrast", "own_answers", "unit_normalised")
+_FLAGS = ("contrast", "own_answers", "unit_normalised", "partial")
 _VALUES = {"layer": int, "damping": float, "curvature": str, "target": str, "seed": int, "engine": str}
 LISTED = tuple[str, ...] | None
 

@@ -19,7 +19,7 @@ import torch
 
 from concept_audit.concepts.options import SaeTraining
 from concept_audit.concepts.sae import SparseAutoencoder, load_sae
-from concept_audit.model.load import native_bfloat16
+from concept_audit.model.precision import native_bfloat16
 from concept_audit.progress import Stage
 
 BUFFER_TOKENS = 1 << 15

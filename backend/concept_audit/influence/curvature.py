@@ -64,6 +64,10 @@ class LayerCurvature:
     def solve(self, gradient: torch.Tensor, damping: float) -> torch.Tensor:
         """(H + λI)⁻¹ applied to a gradient, with λ = `damping` × the mean eigenvalue.
 
+        Where H + λI is 0 the pseudo-inverse is meant, and the gradient goes to 0: with damping in layers
+        whose curvature is exactly 0, such as A of a fresh LoRA adapter, on whose weights no row has a
+        gradient while B is 0; without damping in every direction that no row's gradient has.
+
         Args:
             gradient: [..., out, in].
 
@@ -71,8 +75,14 @@ class LayerCurvature:
             the same shape.
         """
         rotated = self.outputs.T @ gradient @ self.inputs
-        rotated = rotated / (self.eigenvalues + damping * self.eigenvalues.mean())
+        rotated = damped_quotient(rotated, self.eigenvalues, damping)
         return self.outputs @ rotated @ self.inputs.T
+
+
+def damped_quotient(rotated: torch.Tensor, eigenvalues: torch.Tensor, damping: float) -> torch.Tensor:
+    """rotated / (Λ + λ) with λ = `damping` × the mean of Λ, and 0 where Λ + λ is 0: [..., out, in]."""
+    damped = eigenvalues + damping * eigenvalues.mean()
+    return torch.where(damped > 0, rotated / torch.where(damped > 0, damped, 1), 0)
 
 
 def eigenbasis(covariance: torch.Tensor) -> Eigenbasis:

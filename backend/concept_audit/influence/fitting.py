@@ -21,6 +21,7 @@ from concept_audit.model.batches import Batch, batches_by_length, halving
 from concept_audit.model.gradients import GradientPass, Visit, gradient_tokens_per_batch, supervised
 from concept_audit.model.linear import LinearLayer
 from concept_audit.model.load import LanguageModel
+from concept_audit.model.precision import wide_product
 from concept_audit.sampling import uniform
 
 
@@ -249,5 +250,4 @@ def _add_outer(total: torch.Tensor, vectors: torch.Tensor) -> None:
     if flat.dtype == total.dtype:
         total.addmm_(flat.T, flat)
     else:
-        # A batch's product in the model's narrow precision is fast; the sum over batches is wide.
-        total.add_(flat.T @ flat)
+        total.add_(wide_product(flat.T, flat, total.dtype))

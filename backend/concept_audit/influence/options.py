@@ -75,6 +75,8 @@ class ScoringOptions:
         keep_tokens: keep the influence of every token of every row. Changes no score.
         engine: ``index`` reads the gradient index, ``exact`` differentiates every row, and ``auto`` takes the
             index for concept influence where there is one that serves these options.
+        partial: score by the linear layers alone where the model has much else to learn with (the experts
+            of a mixture, an adapter on the embeddings); without it, such scores are refused.
     """
 
     blocks: tuple[int, int] | None = None
@@ -85,6 +87,7 @@ class ScoringOptions:
     mode: Mode = field(default="auto", metadata=NO_SCORE)
     keep_tokens: bool = field(default=False, metadata=NO_SCORE)
     engine: Engine = field(default="auto", metadata=NO_SCORE)
+    partial: bool = False
 
 
 @dataclass(frozen=True)
@@ -142,6 +145,7 @@ class IndexOptions:
         curvature: of the whitening, always EK-FAC; the projection is learned for its damping.
         weights: as in `ScoringOptions`.
         precision: in which the model runs; ``auto`` is bfloat16 where the processor computes in it.
+        partial: as in `ScoringOptions`.
     """
 
     row_bytes: int = 32_768
@@ -150,3 +154,4 @@ class IndexOptions:
     curvature: CurvatureOptions = CurvatureOptions()
     weights: Weights = "auto"
     precision: Precision = "auto"
+    partial: bool = False

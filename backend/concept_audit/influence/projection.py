@@ -30,7 +30,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from concept_audit.influence.curvature import LayerCurvature
+from concept_audit.influence.curvature import LayerCurvature, damped_quotient
 from concept_audit.influence.queries import Gradients, Rows
 from concept_audit.influence.scoring import SquaredNorms
 from concept_audit.model.batches import Batch, batches_by_length, halving
@@ -107,8 +107,9 @@ class RandomConcepts:
 
 
 def _scales(values: torch.Tensor) -> torch.Tensor:
-    """Square roots of eigenvalues, none near zero."""
-    return (values + FLOOR * values.mean()).sqrt()
+    """Square roots of eigenvalues, none near zero; ones where all are zero, as there is nothing to whiten."""
+    mean = values.mean()
+    return (values + FLOOR * mean).sqrt() if mean > 0 else torch.ones_like(values)
 
 
 def _query_weights(values: torch.Tensor, damping: float) -> torch.Tensor:
@@ -267,7 +268,7 @@ def compress_query(
     for i, gradient in enumerate(gradients):
         c, p = curvatures(i), projections(i)
         rotated = c.outputs.T.to(dtype) @ gradient.to(dtype) @ c.inputs.to(dtype)
-        solved = rotated.to(c.eigenvalues) / (c.eigenvalues + damping * c.eigenvalues.mean())
+        solved = damped_quotient(rotated.to(c.eigenvalues), c.eigenvalues, damping)
         between = p.query_left.T @ (solved @ p.query_right)
         found.append((between.flatten() @ p.components.to(between)).float())
     return torch.cat(found)

@@ -22,6 +22,7 @@ from concept_audit.model.gradients import (
 )
 from concept_audit.model.linear import LinearLayer
 from concept_audit.model.load import LanguageModel
+from concept_audit.model.precision import wide_product
 
 LENGTH_MULTIPLE = 16
 """Batches are padded to a multiple of this many tokens."""
@@ -125,9 +126,8 @@ def query_gradient(
             scale = torch.tensor([weights[i] for i in chosen], dtype=wide, device=lm.device)[:, None, None]
 
             def add(index: int, a: torch.Tensor, delta: torch.Tensor, scale: torch.Tensor = scale) -> None:
-                # Products in the model's own precision, as in its layers; sums over batches in a wide one.
                 scaled = (delta * scale.to(delta)).flatten(0, 1)
-                total[index] += scaled.T @ a.flatten(0, 1)
+                total[index] += wide_product(scaled.T, a.flatten(0, 1), wide)
 
             values = quantity(run, batch, add)
             for place, value in zip(chosen, values.tolist(), strict=True):
@@ -198,7 +198,8 @@ class DenseQueries:
 
     def token_scores(self, index: int, a: torch.Tensor, delta: torch.Tensor) -> torch.Tensor:
         # One query at a time: the products of all would take `count` times the room of δ.
-        return torch.stack([_inner(torch.nn.functional.linear(a, G), delta) for G in self.matrices[index]], dim=-1)
+        matrices = self.matrices[index].to(a.dtype)
+        return torch.stack([_inner(torch.nn.functional.linear(a, G), delta) for G in matrices], dim=-1)
 
     def operations(self, layers: Sequence[LinearLayer]) -> int:
         return self.count * sum(layer.d_in * layer.d_out for layer in layers)
@@ -242,7 +243,7 @@ class LowRankQueries:
         return made
 
     def token_scores(self, index: int, a: torch.Tensor, delta: torch.Tensor) -> torch.Tensor:
-        U, V = self.factors[index]
+        U, V = (factor.to(a.dtype) for factor in self.factors[index])
         columns = (delta @ U) * (a @ V)
         return columns.unflatten(-1, (self.count, -1)).sum(-1, dtype=_sum_dtype(columns))
 

@@ -30,6 +30,7 @@ from concept_audit.model.batches import Batch, batches_by_length, halving
 from concept_audit.model.gradients import GradientPass, LanguageModelHead, gradient_tokens_per_batch, supervised
 from concept_audit.model.linear import LinearLayer, n_weights
 from concept_audit.model.load import LanguageModel
+from concept_audit.model.precision import wide_product
 
 ScoringMode = Literal["token_sum", "forward"]
 
@@ -177,7 +178,7 @@ def score_rows_for_many(
             def visit(index: int, a: torch.Tensor, delta: torch.Tensor) -> None:
                 inputs = torch.where(batch.real[..., None], a, 0)
                 gradients = torch.bmm(delta.mT, inputs).flatten(1)
-                total.add_((gradients @ queries[index].flatten(1).to(gradients).T).double())
+                total.add_(wide_product(gradients, queries[index].flatten(1).to(gradients).T, lm.wide_dtype).double())
 
             losses = run.losses(batch, visit)
             total[~torch.isfinite(losses)] = torch.nan

@@ -23,6 +23,8 @@ from concept_audit.model.activations import residual_stream
 from concept_audit.model.batches import Batch
 from concept_audit.model.linear import LinearLayer
 from concept_audit.model.load import LanguageModel
+from concept_audit.model.precision import check_precision
+from concept_audit.model.quantised import is_quantised, passes_gradients, quantised_modules
 
 TOKENS_PER_BATCH_CPU = 512
 TOKENS_PER_BATCH_ACCELERATOR = 8192
@@ -73,9 +75,10 @@ class LanguageModelHead:
     """Losses from the input of the language-model head, at supervised positions only.
 
     Logits are formed a few positions at a time, each with its gradient, and thrown
-    away: what is kept is a vector of d_model numbers a position. Models that do
-    more to their logits than one matrix product (soft caps, scales) are recognised,
-    and their own code does it.
+    away: what is kept is a vector of d_model numbers a position. A head that is more
+    than a matrix (an adapter on it, quantised weights) is run as the module that it is.
+    Models that do more to their logits than their head does (soft caps, scales) are
+    recognised, and their own code does it.
     """
 
     def __init__(self, lm: LanguageModel) -> None:
@@ -84,7 +87,8 @@ class LanguageModelHead:
         if head is None:
             raise ModelError(f"{lm.name}: has no language-model head, so rows have no loss")
         self.module = head
-        self._plain = self._is_plain()
+        self._matrix = type(head) is nn.Linear and not is_quantised(head)
+        self._whole = self._is_whole()
 
     def inputs(self, batch: Batch) -> torch.Tensor:
         """The head's input at supervised positions, row by row: [positions, d_model]."""
@@ -111,12 +115,18 @@ class LanguageModelHead:
                 tokens that they draw from the model's own predictions instead.
         """
         labels = batch.ids[:, 1:][supervised(batch)[:, :-1]]
-        if not self._plain:
+        if not self._whole:
             logits = self._own_logits(batch)
             if draw is not None:
                 labels = drawn(logits.detach(), draw)
             return F.cross_entropy(logits, labels, reduction="none")
+        if not self._matrix:
+            return _ModuleLoss.apply(self.inputs(batch), self.module, self._step(), labels, draw)
         return _HeadLoss.apply(self.inputs(batch), self.module.weight, self.module.bias, labels, draw)
+
+    def _step(self) -> int:
+        """Positions whose logits are in memory at one time."""
+        return max(1, LOGITS_AT_ONCE // self._lm.model.config.get_text_config().vocab_size)
 
     def token_losses_plainly(self, batch: Batch) -> torch.Tensor:
         """As `token_losses`, in operations that PyTorch's forward mode knows: [positions]."""
@@ -135,14 +145,25 @@ class LanguageModelHead:
         finally:
             handle.remove()
 
-    def _is_plain(self) -> bool:
-        ids = torch.tensor([[1, 2, 3]], device=self._lm.device)
-        mask = torch.ones_like(ids, dtype=torch.bool)
-        with torch.no_grad():
-            expected = self._lm.model(input_ids=ids, use_cache=False).logits[0, :2].float()
-            hidden = self.inputs(Batch([0], ids, mask, mask))
-            found = self.module(hidden).float()
-        return torch.allclose(found, expected, rtol=1e-2, atol=1e-3 * float(expected.abs().max()))
+    def _is_whole(self) -> bool:
+        """Whether the head's output is the model's logits, also where it is large and a soft cap would bend it."""
+        seen: list[torch.Tensor] = []
+
+        def after(_module: nn.Module, _arguments: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+            seen.append(output)
+
+        handles = [
+            self.module.register_forward_pre_hook(lambda _module, arguments: (1000 * arguments[0], *arguments[1:])),
+            self.module.register_forward_hook(after),
+        ]
+        try:
+            with self._lm.lock, torch.no_grad():
+                ids = torch.tensor([[1, 2, 3]], device=self._lm.device)
+                logits = self._lm.model(input_ids=ids, use_cache=False).logits
+        finally:
+            for handle in handles:
+                handle.remove()
+        return len(seen) == 1 and torch.equal(logits.float().nan_to_num(), seen[0].float().nan_to_num())
 
 
 class GradientPass:
@@ -152,6 +173,9 @@ class GradientPass:
         layers: the layers to hand out.
 
     Use it as a context manager, with gradients enabled.
+
+    Raises:
+        ModelError: the model computes in float16, or a quantised layer passes no gradient on.
     """
 
     def __init__(self, lm: LanguageModel, layers: Sequence[LinearLayer]):
@@ -161,13 +185,19 @@ class GradientPass:
         self._handles: list[RemovableHandle] = []
         self._trainable: list[nn.Parameter] = []
         self._head: LanguageModelHead | None = None
+        self._shape = torch.Size()
 
     def __enter__(self) -> GradientPass:
+        check_precision(self._lm.name, self._lm.model)
         self._trainable = [p for p in self._lm.model.parameters() if p.requires_grad]
         for parameter in self._trainable:
             parameter.requires_grad_(False)
         for index, layer in enumerate(self._layers):
             self._handles.append(layer.module.register_forward_hook(self._hook(index)))
+        self._handles += [
+            module.register_forward_hook(passes_gradients(self._lm.name, name))
+            for name, module in quantised_modules(self._lm.model)
+        ]
         return self
 
     def __exit__(self, *_exception: object) -> None:
@@ -206,6 +236,7 @@ class GradientPass:
         """
         mask = supervised(batch)
         counts = mask.sum(1)
+        self._shape = batch.ids.shape
         with self._lm.lock, torch.enable_grad():
             nll = self.head.token_losses(batch, draw)
             owners = mask.nonzero()[:, 0]
@@ -223,6 +254,7 @@ class GradientPass:
             [rows].
         """
         mask = batch.response
+        self._shape = batch.ids.shape
         with self._lm.lock, torch.enable_grad(), residual_stream(self._lm, [target.layer]) as run:
             stream = run(batch.ids)[target.layer]
             wide = target(stream.to(self._lm.wide_dtype))
@@ -245,7 +277,7 @@ class GradientPass:
         ) -> torch.Tensor | None:
             if not torch.is_grad_enabled():
                 return None
-            inputs = arguments[0].detach()
+            inputs = self._by_row(arguments[0].detach(), index)
             replaced = None
             if not output.requires_grad:
                 # The first tracked layers: the graph begins at what they put out.
@@ -254,12 +286,21 @@ class GradientPass:
             def backward(gradient: torch.Tensor) -> None:
                 if self._visit is not None:
                     with torch.no_grad():
-                        self._visit(index, inputs, gradient)
+                        self._visit(index, inputs, self._by_row(gradient, index))
 
             output.register_hook(backward)
             return replaced
 
         return forward
+
+    def _by_row(self, vectors: torch.Tensor, index: int) -> torch.Tensor:
+        """[rows, tokens, width], from vectors that some models keep as [rows × tokens, width]."""
+        if vectors.shape[:-1].numel() != self._shape.numel():
+            raise ModelError(
+                f"{self._lm.name}: the linear layer {self._layers[index].name} does not see each token of a row once, "
+                "so its influence cannot be told apart by row; use vector_filter or projection_difference"
+            )
+        return vectors.reshape(*self._shape, -1)
 
 
 def drawn(logits: torch.Tensor, draw: torch.Tensor) -> torch.Tensor:
@@ -301,6 +342,39 @@ class _HeadLoss(torch.autograd.Function):
             probabilities = logits.sub_(normaliser).exp_()
             probabilities.scatter_add_(1, chosen, torch.full_like(at_label, -1.0))
             gradient[part] = probabilities.to(hidden.dtype) @ weight
+        ctx.save_for_backward(gradient)
+        return losses
+
+    @staticmethod
+    def backward(ctx: Any, upstream: torch.Tensor) -> tuple[torch.Tensor, None, None, None, None]:
+        (gradient,) = ctx.saved_tensors
+        return gradient * upstream[:, None].to(gradient.dtype), None, None, None, None
+
+
+class _ModuleLoss(torch.autograd.Function):
+    """As `_HeadLoss`, for a head that is any module: its own derivative, some positions at a time."""
+
+    @staticmethod
+    def forward(
+        ctx: FunctionCtx,
+        hidden: torch.Tensor,
+        head: nn.Module,
+        step: int,
+        labels: torch.Tensor,
+        draw: torch.Tensor | None,
+    ) -> torch.Tensor:
+        wide = torch.promote_types(hidden.dtype, torch.float32)
+        losses = torch.empty(len(hidden), dtype=wide, device=hidden.device)
+        gradient = torch.empty_like(hidden)
+        for start in range(0, len(hidden), step):
+            part = slice(start, start + step)
+            with torch.enable_grad():
+                vectors = hidden[part].detach().requires_grad_()
+                logits = head(vectors).to(wide)
+                chosen = labels[part] if draw is None else drawn(logits.detach(), draw[part])
+                nll = F.cross_entropy(logits, chosen, reduction="none")
+                (gradient[part],) = torch.autograd.grad(nll.sum(), vectors)
+            losses[part] = nll.detach()
         ctx.save_for_backward(gradient)
         return losses
 

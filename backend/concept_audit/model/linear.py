@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
 from torch import nn
 
 from concept_audit.errors import ModelError
+from concept_audit.model.adapters import ADAPTER_ADVICE, adapter_kind, is_inactive, is_lora
+from concept_audit.model.coverage import check_blocks
 from concept_audit.model.load import LanguageModel
+from concept_audit.model.quantised import is_quantised, quantisation
+from concept_audit.model.reading import Reading, readings
 
 Layers = Literal["linear", "lora"]
 """Which weights count: every linear layer's, or the low-rank matrices of an adapter alone."""
-_LORA = ("lora_A", "lora_B")
 
 
 @dataclass(frozen=True)
@@ -47,43 +49,64 @@ def resolve_weights(lm: LanguageModel, weights: Literal["auto", "linear", "lora"
     """``auto`` is what fine-tuning would train: the LoRA weights of an adapter, else every linear layer.
 
     Raises:
-        ModelError: LoRA weights are asked for, and the model has none.
+        ModelError: LoRA weights are asked for, and the model has none; or ``auto``, and its adapter is of
+            another kind.
     """
-    has_lora = any(_is_lora(name) for name, _ in lm.blocks.named_modules())
+    has_lora = any(is_lora(name) for name, _ in lm.blocks.named_modules())
     if weights == "lora" and not has_lora:
         raise ModelError(f"--weights lora: {lm.name} has no LoRA weights; leave the option out, or take linear")
     if weights == "auto":
+        kind = adapter_kind(lm.model)
+        if kind is not None and not has_lora:
+            raise ModelError(
+                f"{lm.name}: its adapter ({kind}) has no LoRA weights in the blocks, and no others are attributed to; "
+                "pass --weights linear to attribute to the weights of its base"
+            )
         return "lora" if has_lora else "linear"
     return weights
 
 
-def linear_layers(lm: LanguageModel, first: int, last: int, weights: Layers = "linear") -> list[LinearLayer]:
+def linear_layers(
+    lm: LanguageModel, first: int, last: int, weights: Layers = "linear", partial: bool = False
+) -> list[LinearLayer]:
     """The linear layers of blocks `first` to `last`, counted from 1, in the order of the model.
 
     Args:
         weights: ``lora`` for the low-rank matrices of an adapter alone, ``linear`` for all but these.
+        partial: do without the weights of these blocks that are in no such layer, or in one that does not
+            see every token of a row once (an expert of a mixture sees those routed to it).
 
     Raises:
-        ModelError: the blocks hold no such layer, or one that does not see whole rows (the
-            experts of a mixture see single tokens, and whose they are is lost).
+        ModelError: the blocks hold no such layer; their weights are quantised; or, unless `partial`, more
+            than a hundredth of their weights would be left out.
     """
+    blocks = list(enumerate(lm.blocks[first - 1 : last], start=first))
     paths = {id(module): name for name, module in lm.model.named_modules()}
+    if weights == "linear" and any(is_quantised(module) for _, block in blocks for module in block.modules()):
+        raise ModelError(
+            f"{lm.name}: its weights are quantised ({quantisation(lm.model)}), so they have no gradient to attribute "
+            f"to; {ADAPTER_ADVICE}"
+        )
     found = [
         (paths[id(module)], number, module)
-        for number, block in enumerate(lm.blocks[first - 1 : last], start=first)
+        for number, block in blocks
         for name, module in block.named_modules()
-        if _is_linear(module) and _is_lora(name) == (weights == "lora")
+        if _is_linear(module) and is_lora(name) == (weights == "lora") and not is_inactive(block, name)
     ]
-    if not found:
+    seen = readings(lm, [module for _, _, module in found])
+    kept = [(layer, seen[layer[2]]) for layer in found if layer[2] in seen]
+    if not partial:
+        check_blocks(lm, first, last, weights == "lora", {id(module.get_parameter("weight")) for module in seen})
+    if not kept:
         raise ModelError(
             f"{lm.name}: blocks {first} to {last} have no linear layers "
-            f"{'of an adapter' if weights == 'lora' else ''} to attribute to; influence methods need some "
+            f"{'of an adapter ' if weights == 'lora' else ''}to attribute to; influence methods need some "
             "(vector_filter and projection_difference do without)"
         )
-    sources = _sources(lm, [module for _, _, module in found], [name for name, _, _ in found])
+    sources = _sources([reading for _, reading in kept])
     return [
         LinearLayer(name, number, module, *_widths(module), source)
-        for (name, number, module), source in zip(found, sources, strict=True)
+        for ((name, number, module), _), source in zip(kept, sources, strict=True)
     ]
 
 
@@ -96,11 +119,7 @@ def _is_linear(module: nn.Module) -> bool:
     from transformers.pytorch_utils import Conv1D
 
     # PEFT's layers are wrappers around an nn.Linear, which is found by itself.
-    return isinstance(module, (nn.Linear, Conv1D)) and not hasattr(module, "base_layer")
-
-
-def _is_lora(name: str) -> bool:
-    return any(part in _LORA for part in name.split("."))
+    return isinstance(module, (nn.Linear, Conv1D)) and not hasattr(module, "base_layer") and not is_quantised(module)
 
 
 def _widths(module: nn.Module) -> tuple[int, int]:
@@ -108,28 +127,7 @@ def _widths(module: nn.Module) -> tuple[int, int]:
     return (columns, rows) if isinstance(module, nn.Linear) else (rows, columns)
 
 
-def _sources(lm: LanguageModel, modules: Sequence[nn.Module], names: Sequence[str]) -> list[int]:
-    """Which layers read the same tensor, seen on two rows of two tokens."""
-    inputs: dict[int, torch.Tensor] = {}
-
-    def keep(index: int) -> Callable[[nn.Module, tuple[torch.Tensor, ...]], None]:
-        def hook(_module: nn.Module, arguments: tuple[torch.Tensor, ...]) -> None:
-            inputs[index] = arguments[0]
-
-        return hook
-
-    handles = [module.register_forward_pre_hook(keep(i)) for i, module in enumerate(modules)]
-    try:
-        with torch.no_grad():
-            lm.model(input_ids=torch.zeros(2, 2, dtype=torch.long, device=lm.device), use_cache=False)
-    finally:
-        for handle in handles:
-            handle.remove()
-    for index, name in enumerate(names):
-        if index not in inputs or inputs[index].shape[:2] != (2, 2):
-            raise ModelError(
-                f"{lm.name}: the linear layer {name} does not see whole rows (a mixture of experts?), so its "
-                "influence cannot be told apart by row; use vector_filter or projection_difference"
-            )
+def _sources(read: Sequence[Reading]) -> list[int]:
+    """Which layers read the same tensor: for each the first that does."""
     first: dict[int, int] = {}
-    return [first.setdefault(id(inputs[index]), index) for index in range(len(modules))]
+    return [first.setdefault(id(reading.tensor), index) for index, reading in enumerate(read)]

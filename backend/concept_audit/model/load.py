@@ -7,7 +7,6 @@ default); code that comes with a model runs only if the user says so.
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import json
 import threading
@@ -21,6 +20,8 @@ from torch import nn
 from concept_audit.errors import ModelError, first_line
 from concept_audit.model.builtin import BUILTIN_MODELS, builtin_directory
 from concept_audit.model.options import ModelOptions
+from concept_audit.model.precision import converted, is_uniform, main_dtype, native_bfloat16
+from concept_audit.model.quantised import numbers, quantisation, quantised_modules
 from concept_audit.progress import Progress
 
 if TYPE_CHECKING:
@@ -52,7 +53,8 @@ class LanguageModel:
 
     @property
     def dtype(self) -> torch.dtype:
-        return next(self.model.parameters()).dtype
+        """Of the weights; of the base's, where an adapter has another."""
+        return main_dtype(self.model)
 
     @property
     def wide_dtype(self) -> torch.dtype:
@@ -68,24 +70,27 @@ class LanguageModel:
         return len(self.blocks)
 
     def in_dtype(self, dtype: torch.dtype) -> LanguageModel:
-        """The model in another precision: a copy, made once, unless it has that precision already.
+        """The model with every weight in one precision: a copy, made once, unless it is so already.
 
-        Weights alone are converted: buffers, such as the frequencies of rotary positions, keep
-        their precision, as they do when a model is loaded in `dtype`.
+        Quantised weights stay what they are; see `concept_audit.model.precision.converted`.
         """
-        if dtype == self.dtype:
+        if is_uniform(self.model, dtype):
             return self
         if dtype in self.copies:
             return self.copies[dtype]
-        # What stands in the memo is taken instead of copied, so no second copy in the old precision is made.
-        converted = {
-            id(weight): nn.Parameter(weight.detach().to(dtype), requires_grad=False)
-            for weight in self.model.parameters()
-        }
-        model = copy.deepcopy(self.model, converted)
+        model = converted(self.model, dtype)
         made = replace(self, model=model, blocks=find_blocks(model), lock=threading.RLock(), copies={})
         self.copies[dtype] = made
         return made
+
+    def differentiable(self) -> LanguageModel:
+        """The model in a precision that gradients survive: itself, or a wider copy of a float16 model.
+
+        Gradients of single tokens underflow in float16 (Micikevicius et al. 2018, arXiv 1710.03740).
+        """
+        if self.dtype != torch.float16:
+            return self
+        return self.in_dtype(torch.bfloat16 if native_bfloat16(self.device) else torch.float32)
 
     def check_layers(self, layers: tuple[int, ...]) -> None:
         """Raise ModelError unless each layer counts between 1 and all of the blocks."""
@@ -121,13 +126,15 @@ def load_model(options: ModelOptions, cache: Path, progress: Progress) -> Langua
                     f"{options.name}: adapter_config.json names no base model; "
                     'set "base_model_name_or_path" in it to a directory, hub or built-in name'
                 )
-            model = _load_causal(_locate(base, cache, progress), dtype, options)
+            model = _load_causal(_locate(base, cache, progress), dtype, options, device)
             model = _put_adapter(model, location, options.name)
             tokenizer = _load_tokenizer((location, _locate(base, cache, progress)), options)
         else:
-            model = _load_causal(location, dtype, options)
+            model = _load_causal(location, dtype, options, device)
             tokenizer = _load_tokenizer((location,), options)
-        model.eval().requires_grad_(False).to(device)
+        model.eval().requires_grad_(False)
+        if quantisation(model) is None:
+            cast("nn.Module", model).to(device)
     return as_language_model(options.name, model, tokenizer)
 
 
@@ -177,14 +184,16 @@ def find_blocks(model: PreTrainedModel) -> nn.ModuleList:
 
 
 def fingerprint(model: nn.Module) -> str:
-    """Hash of every parameter's name, shape and 64 of its values: tells fine-tunes of one model apart.
+    """Hash of every weight's name, shape and 64 of its values: tells fine-tunes of one model apart.
 
     Returns:
         16 hexadecimal digits. The dtype counts, since it changes every score slightly.
     """
     digest = hashlib.blake2b(digest_size=8)
-    for name, parameter in model.named_parameters():
-        flat = parameter.detach().reshape(-1)
+    # Some libraries keep quantised weights in buffers.
+    coded = [(f"{path}.{name}", b) for path, m in quantised_modules(model) for name, b in m.named_buffers(path)]
+    for name, parameter in (*model.named_parameters(), *coded):
+        flat = numbers(parameter).reshape(-1)
         sample = flat[:: max(1, flat.numel() // 64)][:64].float().cpu()
         digest.update(f"{name}{tuple(parameter.shape)}{parameter.dtype}".encode())
         digest.update(sample.numpy().tobytes())
@@ -230,12 +239,16 @@ def _adapter_config(location: str, options: ModelOptions) -> Any | None:
     return PeftConfig.from_pretrained(location)
 
 
-def _load_causal(location: str, dtype: torch.dtype, options: ModelOptions) -> PreTrainedModel:
-    from transformers import AutoModelForCausalLM
+def _load_causal(location: str, dtype: torch.dtype, options: ModelOptions, device: torch.device) -> PreTrainedModel:
+    from transformers import AutoConfig, AutoModelForCausalLM
 
+    known = {"trust_remote_code": options.trust_remote_code}
     try:
-        return AutoModelForCausalLM.from_pretrained(location, dtype=dtype, trust_remote_code=options.trust_remote_code)
-    except (OSError, ValueError, RuntimeError, KeyError, json.JSONDecodeError) as error:
+        quantised = getattr(AutoConfig.from_pretrained(location, **known), "quantization_config", None) is not None
+        # What is quantised is put on its device as it is read, and never moved.
+        placed = {"device_map": {"": device}} if quantised else {}
+        return AutoModelForCausalLM.from_pretrained(location, dtype=dtype, **known, **placed)
+    except (OSError, ValueError, RuntimeError, KeyError, ImportError, json.JSONDecodeError) as error:
         raise _unknown_model(options.name, error) from error
 
 
@@ -258,10 +271,16 @@ def _put_adapter(model: PreTrainedModel, location: str, name: str) -> PreTrained
     from peft import PeftModel
 
     try:
-        # A PEFT model answers for the one that it wraps, attribute by attribute.
-        return cast("PreTrainedModel", PeftModel.from_pretrained(model, location))
+        made = PeftModel.from_pretrained(model, location)
     except (OSError, ValueError, RuntimeError) as error:
         raise ModelError(f"--model {name}: the adapter does not fit its base model ({first_line(error)})") from error
+    if made.active_peft_config.is_prompt_learning:
+        raise ModelError(
+            f"--model {name}: its adapter ({made.active_peft_config.peft_type.value}) puts virtual tokens before every "
+            "row, which no mask or position here knows of; audit the base model, or an adapter of weights such as LoRA"
+        )
+    # A PEFT model answers for the one that it wraps, attribute by attribute.
+    return cast("PreTrainedModel", made)
 
 
 def _unknown_model(name: str, error: Exception) -> ModelError:
@@ -270,28 +289,6 @@ def _unknown_model(name: str, error: Exception) -> ModelError:
         "weights, a name on the Hugging Face hub (needs a network connection the first time), "
         f"or a built-in name: {', '.join(BUILTIN_MODELS)}"
     )
-
-
-def native_bfloat16(device: torch.device) -> bool:
-    """Whether a device multiplies matrices in bfloat16 faster than in float32."""
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    if device.type == "cpu":
-        return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
-    return False
-
-
-def resolve_precision(precision: str, own: torch.dtype, device: torch.device) -> str:
-    """The precision that ``auto`` stands for: bfloat16 where the processor computes in it, else the model's own.
-
-    Args:
-        own: the dtype of the model's weights.
-    """
-    if precision != "auto":
-        return precision
-    if own == torch.float32 and native_bfloat16(device):
-        return "bfloat16"
-    return str(own).removeprefix("torch.")
 
 
 def find_device(name: str) -> torch.device:

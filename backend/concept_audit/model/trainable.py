@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -14,17 +13,14 @@ from torch import nn
 from concept_audit.model.linear import LinearLayer, linear_layers, resolve_weights
 from concept_audit.model.load import LanguageModel, find_blocks
 from concept_audit.model.options import Trained
+from concept_audit.model.precision import converted
 
 _ADAPTER = "evidence"
 
 
 def private_copy(lm: LanguageModel, dtype: torch.dtype) -> LanguageModel:
     """A copy that no other thread sees, so that it may be trained while the model itself is in use."""
-    converted: dict[int, object] = {
-        id(weight): nn.Parameter(weight.detach().to(dtype, copy=True), requires_grad=False)
-        for weight in lm.model.parameters()
-    }
-    model = copy.deepcopy(lm.model, converted)
+    model = converted(lm.model, dtype, private=True)
     return replace(lm, model=model, blocks=find_blocks(model), lock=threading.RLock(), copies={})
 
 
@@ -40,10 +36,10 @@ def trainable(lm: LanguageModel, what: Trained, rank: int, seed: int) -> Iterato
         seed: of their first values.
 
     Raises:
-        ModelError: the blocks have no linear layers.
+        ModelError: the blocks have no linear layers, or, with ``all``, much else.
     """
     own_adapter = what == "lora" and resolve_weights(lm, "auto") == "lora"
-    layers = linear_layers(lm, 1, lm.n_layers, "lora" if own_adapter else "linear")
+    layers = linear_layers(lm, 1, lm.n_layers, "lora" if own_adapter else "linear", partial=what == "lora")
     if what == "lora" and not own_adapter:
         with _new_adapter(lm, layers, rank, seed) as parameters:
             yield parameters

@@ -22,6 +22,7 @@ from concept_audit.influence.own_queries import OwnQueries, by_sign
 from concept_audit.influence.queries import (
     DenseQueries,
     Gradients,
+    Loss,
     LowRankQueries,
     PreparedQueries,
     Quantity,
@@ -30,6 +31,7 @@ from concept_audit.influence.queries import (
     query_gradient,
 )
 from concept_audit.influence.scoring import plan, score_rows
+from concept_audit.model.coverage import check_outside
 from concept_audit.model.linear import LinearLayer, linear_layers, resolve_weights
 from concept_audit.model.load import LanguageModel
 from concept_audit.model.options import ModelSource
@@ -257,7 +259,8 @@ def open_query(path: Path, lm: LanguageModel) -> Opened:
     about = read_about(path)
     scorer = lm.in_dtype(getattr(torch, about["precision"]))
     first, last = about["blocks"]
-    layers = linear_layers(scorer, first, last, about["weights"])
+    # Who prepared the query was asked whether weights may be left out.
+    layers = linear_layers(scorer, first, last, about["weights"], partial=True)
     tensors = {name: tensor.to(scorer.dtype) for name, tensor in read_tensors(path, scorer.device).items()}
     queries: PreparedQueries
     if "dense.0" in tensors:
@@ -301,9 +304,14 @@ def _blocks(run: Attribution) -> tuple[int, int]:
 def _prepare_query(path: Path, sources: Sources, run: Attribution, progress: Progress) -> None:
     """Differentiate the queries, apply the inverse curvature, reduce the rank, and keep the result."""
     curvature_options, scoring = run.options.curvature, run.options.scoring
-    lm, (first, last) = sources.model(), _blocks(run)
+    first, last = _blocks(run)
+    lm = sources.model().differentiable()
+    # Queries are few: they are differentiated in the wider of the model's precision and that of the rows.
+    lm = lm.in_dtype(torch.promote_types(lm.dtype, getattr(torch, scoring.precision)))
     weights = resolve_weights(lm, scoring.weights)
-    layers = linear_layers(lm, first, last, weights)
+    layers = linear_layers(lm, first, last, weights, scoring.partial)
+    if weights == "lora" and not scoring.partial:
+        check_outside(lm, isinstance(run.quantity, Loss))
     curvature: Callable | None = None
     if curvature_options.curvature != "identity":
         fit = CurvatureFit.of(curvature_options, weights, scoring.precision)

@@ -68,7 +68,7 @@ class CurvatureFit:
 
 @dataclass(frozen=True)
 class CurvatureFiles:
-    """The factors of one fit.
+    """The factors of one fit, of each layer alone: whether other weights are left out is asked where scores are.
 
     Attributes:
         shards: where they lie.
@@ -111,7 +111,7 @@ class Summing:
 
     def open(self, worker: Worker) -> tuple[LanguageModel, list[LinearLayer], list, Worker]:
         lm = worker.model(self.model).in_dtype(getattr(torch, self.fit.precision))
-        layers = linear_layers(lm, *self.blocks, self.fit.weights)
+        layers = linear_layers(lm, *self.blocks, self.fit.weights, partial=True)
         tensors = {name: tensor for path in self.bases for name, tensor in read_tensors(path).items()}
         vectors = [
             (
@@ -194,7 +194,7 @@ def _fit_group(
     progress: Progress,
 ) -> None:
     first, last = group[0], group[-1]
-    layers = linear_layers(lm, first, last, fit.weights)
+    layers = linear_layers(lm, first, last, fit.weights, partial=True)
     named = f"blocks {first} to {last}" if len(group) > 1 else f"block {first}"
     partition = ListedPartition(tuple(map(len, parts)))
     sums = replace(files.shards, key=f"{files.shards.key}/covariances-{first}-{last}", partition=partition)
@@ -276,7 +276,7 @@ def _groups(lm: LanguageModel, blocks: Sequence[int], weights: Layers) -> list[l
     groups: list[list[int]] = []
     used = 0
     for block in blocks:
-        layers = linear_layers(lm, block, block, weights)
+        layers = linear_layers(lm, block, block, weights, partial=True)
         need = size * sum(
             (layer.d_in**2 if layer.source == i else 0) + layer.d_out**2 + layer.d_in * layer.d_out
             for i, layer in enumerate(layers)

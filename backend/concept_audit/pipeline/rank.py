@@ -27,7 +27,8 @@ from concept_audit.influence.targets import FeatureActivation, Projection
 from concept_audit.influence.vector_filter import vector_filter
 from concept_audit.model.chat import ChatRenderer
 from concept_audit.model.linear import resolve_weights
-from concept_audit.model.load import LanguageModel, find_device, resolve_precision
+from concept_audit.model.load import LanguageModel, find_device
+from concept_audit.model.precision import resolve_precision
 from concept_audit.pipeline.answers import ANSWER_TOKENS, Answering, answered
 from concept_audit.pipeline.attribution import Attribution, attribute, finish, has_query, keep_dense_query
 from concept_audit.pipeline.examples import example_activations
@@ -111,6 +112,8 @@ def request(sources: Sources, concept: Concept, method: str, options: InfluenceO
     if index is not None:
         parameters |= {"engine": "index", "index": _key(index), "damping": options.curvature.damping}
         parameters["unit_normalised"] = options.scoring.unit_normalised
+        if index.get("partial"):
+            parameters["partial"] = True
         parameters["blocks"] = [1, min(_reach(at, method, index), index["blocks"][1])]
     elif method in NEED_GRADIENTS:
         dtype = getattr(torch, sources.manifest.configuration["dtype"])
@@ -118,6 +121,8 @@ def request(sources: Sources, concept: Concept, method: str, options: InfluenceO
             precision=resolve_precision(options.scoring.precision, dtype, find_device(sources.device))
         )
         parameters |= content(options.scoring)
+        # Said where it is so: rankings of all weights are what they were before there was the option.
+        parameters = {name: value for name, value in parameters.items() if name != "partial" or value}
         # Without a curvature there is nothing to damp and nothing to fit.
         flat = options.curvature.curvature == "identity"
         parameters |= {"curvature": "identity"} if flat else content(options.curvature)
@@ -269,8 +274,8 @@ def _not_served(options: InfluenceOptions, about: Mapping[str, Any]) -> list[str
     asked |= {"mode": options.scoring.mode, "keep_tokens": options.scoring.keep_tokens}
     own = {"curvature": "ekfac", **{name: about[name] for name in ("fisher", "curvature_tokens", "seed", "weights")}}
     own["precision"] = about["precision"]
-    # These it answers whatever they are.
-    served = {"damping", "unit_normalised"}
+    # These it answers whatever they are; what an index leaves out it was allowed to when it was built.
+    served = {"damping", "unit_normalised", "partial"}
     lacking = []
     for name, value in asked.items():
         if name in served or value == usual[name] or value == own.get(name, usual[name]):

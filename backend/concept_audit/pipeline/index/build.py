@@ -22,10 +22,12 @@ from concept_audit.influence import projection
 from concept_audit.influence.learning import Components, Learner, most_samples
 from concept_audit.influence.options import IndexOptions
 from concept_audit.influence.projection import LayerProjection, Sides
+from concept_audit.model.coverage import check_outside
 from concept_audit.model.gradients import GradientPass
 from concept_audit.model.linear import LinearLayer, linear_layers, resolve_weights
-from concept_audit.model.load import LanguageModel, resolve_precision
+from concept_audit.model.load import LanguageModel
 from concept_audit.model.options import ModelSource
+from concept_audit.model.precision import resolve_precision
 from concept_audit.pipeline.curvature import CurvatureFit, curvature_of, fit_curvature
 from concept_audit.pipeline.engine import Worker
 from concept_audit.pipeline.index.fidelity import SCORED_ROWS, HeldOut, hold_out, measure_fidelity
@@ -63,6 +65,10 @@ def build_index(sources: Sources, options: IndexOptions, progress: Progress) -> 
     _check(options)
     lm, layers = sources.model(), sorted(options.layers or sources.layers)
     lm.check_layers(tuple(layers))
+    weights = resolve_weights(lm, options.weights)
+    linear_layers(lm, 1, layers[-1], weights, options.partial)
+    if weights == "lora" and not options.partial:
+        check_outside(lm, loss=False)
     made_of = {
         "model": lm.fingerprint,
         "data": sources.data,
@@ -73,8 +79,9 @@ def build_index(sources: Sources, options: IndexOptions, progress: Progress) -> 
         "samples": options.samples,
         "learning": LEARNING,
         **{name: value for name, value in asdict(options.curvature).items() if name != "curvature"},
-        "weights": resolve_weights(lm, options.weights),
+        "weights": weights,
         "precision": resolve_precision(options.precision, lm.dtype, lm.device),
+        **({"partial": True} if options.partial else {}),
     }
     files = index_files(sources.layout, key(made_of), sources.shards("tokens").partition)
     found = files.describe()
@@ -114,7 +121,7 @@ class CompressingRows:
     ) -> tuple[LanguageModel, list[LinearLayer], list[LayerProjection], np.ndarray, Worker]:
         lm = worker.model(self.model).in_dtype(getattr(torch, self.about["precision"]))
         first, last = self.about["blocks"]
-        layers = linear_layers(lm, first, last, self.about["weights"])
+        layers = linear_layers(lm, first, last, self.about["weights"], partial=True)
         read = projection_reader(self.index, layers, lm.device)
         projections = [replace(read(i), components=read(i).components.to(lm.dtype)) for i in range(len(layers))]
         return lm, layers, projections, read_tensors(self.index.sides)["spread"].numpy(), worker
@@ -148,7 +155,7 @@ class _Building:
         self._tokens, self._progress = sources.shards("tokens"), progress
         self._lm = sources.model().in_dtype(getattr(torch, made_of["precision"]))
         self._blocks = range(1, made_of["blocks"][1] + 1)
-        self._layers = linear_layers(self._lm, 1, self._blocks[-1], made_of["weights"])
+        self._layers = linear_layers(self._lm, 1, self._blocks[-1], made_of["weights"], partial=True)
 
     def run(self) -> dict[str, Any]:
         """Do what is missing."""

@@ -191,7 +191,7 @@ class OpenIndex:
         self._sources = sources
         self._lm = lm.in_dtype(precision or getattr(torch, about["precision"]))
         first, last = about["blocks"]
-        self._layers = linear_layers(self._lm, first, last, about["weights"])
+        self._layers = linear_layers(self._lm, first, last, about["weights"], partial=True)
         fit = CurvatureFit(
             Fisher(about["fisher"], about["seed"]), about["curvature_tokens"], about["weights"], about["precision"]
         )

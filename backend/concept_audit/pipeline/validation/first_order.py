@@ -64,7 +64,8 @@ def first_order(
         "rows": [tokens[i].example_id for i in order],
     }
     copy = private_copy(lm, lm.wide_dtype)
-    layers = linear_layers(copy, 1, concept.layer, resolve_weights(copy, "auto"))
+    # The step is taken on these weights alone, so nothing is left out.
+    layers = linear_layers(copy, 1, concept.layer, resolve_weights(copy, "auto"), partial=True)
     query = Query(
         concept.layer,
         concept.direction,

@@ -16,7 +16,8 @@ from concept_audit.evidence.training import fine_tuned
 from concept_audit.influence.queries import Rows
 from concept_audit.model.chat import ChatRenderer
 from concept_audit.model.linear import resolve_weights
-from concept_audit.model.load import LanguageModel, native_bfloat16
+from concept_audit.model.load import LanguageModel
+from concept_audit.model.precision import resolve_precision
 from concept_audit.model.trainable import private_copy
 from concept_audit.pipeline.options import key
 from concept_audit.pipeline.sources import Sources
@@ -165,11 +166,9 @@ def _judge(
 def precision_of(lm: LanguageModel, recipe: Recipe) -> torch.dtype:
     if recipe.precision != "auto":
         return getattr(torch, recipe.precision)
-    new_adapter = recipe.weights == "lora" and resolve_weights(lm, "auto") == "linear"
-    if new_adapter and lm.dtype == torch.float32 and native_bfloat16(lm.device):
-        return torch.bfloat16
     # Weights that are trained themselves need the precision that small steps are made in.
-    return lm.dtype if new_adapter else lm.wide_dtype
+    new_adapter = recipe.weights == "lora" and resolve_weights(lm, "auto") == "linear"
+    return getattr(torch, resolve_precision("auto", lm.dtype, lm.device)) if new_adapter else lm.wide_dtype
 
 
 def shared_by_runs(
