@@ -20,6 +20,7 @@ from concept_audit.influence.queries import Rows
 from concept_audit.model.batches import batches_by_length
 from concept_audit.model.gradients import LanguageModelHead, supervised
 from concept_audit.model.load import LanguageModel
+from concept_audit.model.precision import in_float64
 from concept_audit.model.trainable import trainable
 from concept_audit.sampling import shuffled
 
@@ -149,8 +150,9 @@ def mean_losses(lm: LanguageModel, rows: Rows) -> np.ndarray:
         for places in batches_by_length([spans[i] for i in usable], budget):
             batch = rows.batch([usable[place] for place in places], lm.device)
             mask = supervised(batch)
-            nll = head.token_losses(batch).double()
+            nll = in_float64(head.token_losses(batch))
             sums = torch.zeros(len(mask), dtype=torch.float64, device=nll.device)
+            mask = mask.to(nll.device)
             sums.index_add_(0, mask.nonzero()[:, 0], nll)
             found[batch.rows] = (sums / mask.sum(1)).cpu().numpy()
     return found

@@ -21,6 +21,7 @@ from concept_audit.model.batches import Batch, batches_by_length, halving
 from concept_audit.model.gradients import GradientPass, Visit, gradient_tokens_per_batch, supervised
 from concept_audit.model.linear import LinearLayer
 from concept_audit.model.load import LanguageModel
+from concept_audit.model.precision import exact_device
 from concept_audit.sampling import uniform
 
 
@@ -42,12 +43,12 @@ class Fisher:
         return 0.5 if self.kind == "sampled" else 1.0
 
     def draw(self, keys: Sequence[str], batch: Batch) -> torch.Tensor | None:
-        """Numbers that draw the labels of a batch, one a supervised position; None for the data's labels."""
+        """Numbers that draw the labels of a batch, float64, one a supervised position; None for the data's labels."""
         if self.kind == "empirical":
             return None
         counts = supervised(batch).sum(1).tolist()
         numbers = [uniform(key, self.seed, count) for key, count in zip(keys, counts, strict=True)]
-        return torch.from_numpy(np.concatenate(numbers)).to(batch.ids.device)
+        return torch.from_numpy(np.concatenate(numbers)).to(exact_device(batch.ids.device))
 
 
 class Accumulator(Protocol):

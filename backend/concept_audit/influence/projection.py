@@ -36,6 +36,7 @@ from concept_audit.model.batches import Batch, batches_by_length, halving
 from concept_audit.model.gradients import GradientPass, Visit, gradient_tokens_per_batch
 from concept_audit.model.linear import LinearLayer
 from concept_audit.model.load import LanguageModel
+from concept_audit.model.precision import at_exact_device, in_float64
 
 LEFT, RIGHT = 256, 48
 """Directions kept of a layer's output and of its input, before the principal components."""
@@ -167,8 +168,8 @@ class SecondMoments:
 
 
 def _leading(moment: torch.Tensor, count: int) -> torch.Tensor:
-    vectors = torch.linalg.eigh((moment + moment.T) / 2).eigenvectors
-    return vectors.flip(1)[:, :count].contiguous()
+    vectors = torch.linalg.eigh(at_exact_device(moment + moment.T) / 2).eigenvectors
+    return vectors.flip(1)[:, :count].contiguous().to(moment.device)
 
 
 def row_maps(curvature: LayerCurvature, sides: Sides) -> tuple[torch.Tensor, torch.Tensor]:
@@ -226,14 +227,14 @@ def principal_components(samples: torch.Tensor) -> tuple[torch.Tensor, torch.Ten
     Returns:
         orthonormal columns [n, samples] and their second moments [samples], largest first.
     """
-    gram = (samples @ samples.T).double()
+    gram = in_float64(samples @ samples.T)
     values, vectors = torch.linalg.eigh((gram + gram.T) / 2)
     values, vectors = values.flip(0), vectors.flip(1)
     # What is smaller is rounding.
     kept = values > 1e-6 * values[0].clamp(min=torch.finfo(torch.float64).tiny)
     values, vectors = values[kept], vectors[:, kept]
-    components = samples.T @ (vectors / values.sqrt()).to(samples.dtype)
-    return components, (values / len(samples)).to(samples.dtype)
+    components = samples.T @ (vectors / values.sqrt()).to(samples)
+    return components, (values / len(samples)).to(samples)
 
 
 def shares(importance: Sequence[torch.Tensor], numbers: int) -> list[int]:

@@ -22,6 +22,7 @@ from concept_audit.model.gradients import (
 )
 from concept_audit.model.linear import LinearLayer
 from concept_audit.model.load import LanguageModel
+from concept_audit.model.precision import at_exact_device
 
 LENGTH_MULTIPLE = 16
 """Batches are padded to a multiple of this many tokens."""
@@ -259,6 +260,7 @@ def truncated(matrix: torch.Tensor, rank: int, seed: int) -> tuple[torch.Tensor,
         U [out, k] with orthonormal columns times singular values, V [in, k] with orthonormal
         columns, where k = min(rank, out, in).
     """
+    device, matrix = matrix.device, at_exact_device(matrix)
     k = min(rank, *matrix.shape)
     spare = min(k + 8, *matrix.shape)
     generator = torch.Generator(matrix.device).manual_seed(seed)
@@ -268,7 +270,7 @@ def truncated(matrix: torch.Tensor, rank: int, seed: int) -> tuple[torch.Tensor,
         basis = torch.linalg.qr(matrix.T @ basis).Q
         basis = torch.linalg.qr(matrix @ basis).Q
     U, values, Vt = torch.linalg.svd(basis.T @ matrix, full_matrices=False)
-    return (basis @ U[:, :k]) * values[:k], Vt[:k].T.contiguous()
+    return ((basis @ U[:, :k]) * values[:k]).to(device), Vt[:k].T.contiguous().to(device)
 
 
 def _inner(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:

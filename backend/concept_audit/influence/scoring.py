@@ -30,6 +30,7 @@ from concept_audit.model.batches import Batch, batches_by_length, halving
 from concept_audit.model.gradients import GradientPass, LanguageModelHead, gradient_tokens_per_batch, supervised
 from concept_audit.model.linear import LinearLayer, n_weights
 from concept_audit.model.load import LanguageModel
+from concept_audit.model.precision import exact_device, in_float64
 
 ScoringMode = Literal["token_sum", "forward"]
 
@@ -172,15 +173,15 @@ def score_rows_for_many(
 
         def score(chosen: Sequence[int]) -> None:
             batch = rows.batch(chosen, lm.device)
-            total = torch.zeros(len(chosen), len(queries[0]), dtype=torch.float64, device=lm.device)
+            total = torch.zeros(len(chosen), len(queries[0]), dtype=torch.float64, device=exact_device(lm.device))
 
             def visit(index: int, a: torch.Tensor, delta: torch.Tensor) -> None:
                 inputs = torch.where(batch.real[..., None], a, 0)
                 gradients = torch.bmm(delta.mT, inputs).flatten(1)
-                total.add_((gradients @ queries[index].flatten(1).to(gradients).T).double())
+                total.add_(in_float64(gradients @ queries[index].flatten(1).to(gradients).T))
 
             losses = run.losses(batch, visit)
-            total[~torch.isfinite(losses)] = torch.nan
+            total[~torch.isfinite(losses).to(total.device)] = torch.nan
             found[chosen] = total.cpu().numpy()
             advance(len(chosen))
 
@@ -214,7 +215,7 @@ def _token_sum(
             if unit_normalised:
                 tokens /= norms.sqrt().clamp(min=torch.finfo(wide).tiny)[:, None, None]
             # Summed in float64, so that the order of the tokens leaves no trace.
-            scores = tokens.double().sum(1).cpu().numpy()
+            scores = in_float64(tokens).sum(1).cpu().numpy()
             values, finite = tokens.cpu().numpy(), losses.tolist()
             return [
                 _scored(i, finite[place], scores[place], values[place], len(rows.ids[i]))
@@ -237,7 +238,7 @@ def _forward_mode(
         columns = []
         for number in range(queries.count):
             losses, slopes = _slopes(lm, head, layers, _matrices(queries, number), batch)
-            columns.append(slopes.double().cpu().numpy())
+            columns.append(in_float64(slopes).cpu().numpy())
         scores = np.stack(columns, axis=1)
         return [
             _scored(i, float(losses[place]), scores[place], None, len(rows.ids[i])) for place, i in enumerate(chosen)

@@ -23,6 +23,7 @@ from concept_audit.model.activations import residual_stream
 from concept_audit.model.batches import Batch
 from concept_audit.model.linear import LinearLayer
 from concept_audit.model.load import LanguageModel
+from concept_audit.model.precision import at_exact_device
 
 TOKENS_PER_BATCH_CPU = 512
 TOKENS_PER_BATCH_ACCELERATOR = 8192
@@ -268,10 +269,14 @@ def drawn(logits: torch.Tensor, draw: torch.Tensor) -> torch.Tensor:
     Args:
         logits: [positions, vocabulary].
         draw: [positions], in [0, 1): the same numbers draw the same tokens in any batch.
+
+    Returns:
+        int64 [positions], on the device of the logits.
     """
-    cumulative = torch.softmax(logits, -1, dtype=torch.float64).cumsum(-1)
+    cumulative = torch.softmax(at_exact_device(logits), -1, dtype=torch.float64).cumsum(-1)
     reached = draw.to(cumulative)[:, None] * cumulative[:, -1:]
-    return torch.searchsorted(cumulative, reached, right=True)[:, 0].clamp(max=logits.shape[-1] - 1)
+    places = torch.searchsorted(cumulative, reached, right=True)[:, 0].clamp(max=logits.shape[-1] - 1)
+    return places.to(logits.device)
 
 
 class _HeadLoss(torch.autograd.Function):
