@@ -13,6 +13,7 @@ from concept_audit.errors import AuditError
 CACHE_VARIABLE = "CONCEPT_AUDIT_CACHE"
 AUDIT_VARIABLE = "CONCEPT_AUDIT_NAME"
 READ_ONLY_VARIABLE = "CONCEPT_AUDIT_READ_ONLY"
+DEVICE_VARIABLE = "CONCEPT_AUDIT_DEVICE"
 
 
 def dashboard() -> Path:
@@ -29,13 +30,20 @@ def dashboard() -> Path:
 
 
 def serve(
-    root: Path | None, cache: Path, address: str, port: int | None, headless: bool, read_only: bool = False
+    root: Path | None,
+    cache: Path,
+    address: str,
+    port: int | None,
+    headless: bool,
+    read_only: bool = False,
+    device: str | None = None,
 ) -> int:
     """Run the dashboard until it is stopped.
 
     Args:
         root: the audit to open first; the others of its directory can be chosen in the dashboard.
         read_only: offer nothing that changes an audit.
+        device: where the models run; None for where each audit was built.
 
     Returns:
         Streamlit's exit status.
@@ -49,6 +57,7 @@ def serve(
     environment = dict(os.environ)
     environment[CACHE_VARIABLE] = str((root.parent if root else cache).resolve())
     environment[READ_ONLY_VARIABLE] = "1" if read_only else "0"
+    environment[DEVICE_VARIABLE] = device or ""
     if root:
         environment[AUDIT_VARIABLE] = root.resolve().name
     try:

@@ -8,7 +8,7 @@ from pathlib import Path
 import streamlit as st
 
 from concept_audit import Audit, AuditError, audit_names
-from concept_audit.serve import AUDIT_VARIABLE, CACHE_VARIABLE, READ_ONLY_VARIABLE
+from concept_audit.serve import AUDIT_VARIABLE, CACHE_VARIABLE, DEVICE_VARIABLE, READ_ONLY_VARIABLE
 
 LONGEST_NAME = 60
 
@@ -25,7 +25,7 @@ def read_only() -> bool:
 
 @st.cache_resource(show_spinner=False, max_entries=8)
 def _load(root: str, manifest_changed: int, sealed: bool) -> Audit:
-    audit = Audit(root, read_only=sealed)
+    audit = Audit(root, read_only=sealed, device=os.environ.get(DEVICE_VARIABLE) or None)
     audit.overview()  # says at once what is wrong with its store
     return audit
 

@@ -94,13 +94,15 @@ class Demo:
             dashboard()  # says what is missing before anything is built
         with progress.stage("Starting PyTorch and Transformers"):
             from concept_audit.audit.demo import build_demo, finish_demo
-        audit = build_demo(self.cache, progress, self.rebuild)
+        audit = build_demo(self.cache, progress, self.rebuild, self.server.device)
         progress.say(f"The demo audit is ready in {audit.root}")
         if self.no_serve:
             finish_demo(audit, progress)
             progress.say("Its gradient index and influence rankings are ready")
             return None
-        with _in_background(["demo", "--no-serve", "--cache", str(self.cache)], audit.root / "index.log"):
+        device = ["--device", self.server.device] if self.server.device else []
+        command = ["demo", "--no-serve", "--cache", str(self.cache), *device]
+        with _in_background(command, audit.root / "index.log"):
             progress.say("The gradient index is built meanwhile; the dashboard says how far it is")
             return self.server.start(audit.root, self.cache)
 
@@ -123,7 +125,7 @@ class Index(Opening):
     """build the gradient index: the influence of a new concept in seconds"""
 
     index: IndexFlags
-    device: DEVICE = "auto"
+    device: DEVICE = None
     json: JSON = False
 
     def run(self) -> None:

@@ -27,7 +27,7 @@ class Probe(Opening):
         Literal["auto", "difference_of_means", "logistic_regression"],
         arg(help="how to fit it; auto is chosen by held-out AUROC"),
     ] = "auto"
-    device: DEVICE = "auto"
+    device: DEVICE = None
     json: JSON = False
 
     def run(self) -> None:

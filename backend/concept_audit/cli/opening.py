@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import arg
 
-from concept_audit.cli.flags import AUDIT, switch
+from concept_audit.cli.flags import AUDIT, option, switch
 from concept_audit.errors import StoreError
 from concept_audit.progress import Progress, for_this_terminal
 from concept_audit.store.listing import audit_names
@@ -22,7 +22,13 @@ if TYPE_CHECKING:
 DEFAULT_CACHE = Path("cache")
 CACHE = Annotated[Path, arg(metavar="DIR", help="where audits and built-in models are kept")]
 JSON = Annotated[bool, switch("write it as JSON")]
-DEVICE = Annotated[str, arg(help="where the model runs: cpu, cuda, cuda:1, mps; auto is the fastest there is")]
+DEVICE = Annotated[
+    str | None,
+    option(
+        "where the model runs: cpu, cuda, cuda:1, mps; auto is the fastest there is (None: where it was built)",
+        "DEVICE",
+    ),
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +38,7 @@ class Opening:
     audit: AUDIT
     cache: CACHE = DEFAULT_CACHE
 
-    def open(self, progress: Progress | None = None, device: str = "auto") -> Audit:
+    def open(self, progress: Progress | None = None, device: str | None = None) -> Audit:
         """The audit.
 
         Raises:

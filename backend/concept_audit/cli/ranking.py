@@ -48,7 +48,7 @@ class Rank(Opening):
     out: OUT = None
     exact: Annotated[bool, switch("differentiate every row, though there is a gradient index")] = False
     index: Annotated[bool, switch("read the gradient index, or say why that cannot be")] = False
-    device: DEVICE = "auto"
+    device: DEVICE = None
 
     def run(self) -> None:
         if self.top is not None and self.top < 1:
@@ -92,9 +92,10 @@ class Export(Opening):
     ] = False
     format: FORMAT = "csv"
     out: OUT = None
+    device: DEVICE = None
 
     def run(self) -> None:
-        audit = self.open(Progress())
+        audit = self.open(Progress(), self.device)
         where = _filter(audit, self.text, self.where, "" if self.all else self.flag)
         out = Path(self.out) if self.out and self.out != "-" else None
         about = audit.exports.write(
@@ -127,7 +128,7 @@ class Flag(Opening):
         str | None, option("undo the last change that you made, or the change of this number", "last|N")
     ] = None
     dry_run: Annotated[bool, switch("say how many rows that is, and change nothing")] = False
-    device: DEVICE = "auto"
+    device: DEVICE = None
     json: JSON = False
 
     def run(self) -> None:

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
 from concept_audit.cli.flags import ANY_AUDIT, option, switch
-from concept_audit.cli.opening import CACHE, DEFAULT_CACHE, JSON, Opening, existing, print_json
+from concept_audit.cli.opening import CACHE, DEFAULT_CACHE, DEVICE, JSON, Opening, existing, print_json
 from concept_audit.errors import AuditError, StoreError
 from concept_audit.progress import Progress
 from concept_audit.store.listing import audit_names
@@ -26,12 +26,13 @@ class Server:
     ] = "127.0.0.1"
     no_browser: Annotated[bool, switch("print the address instead of opening a browser")] = False
     read_only: Annotated[bool, switch("offer nothing that changes an audit: no flags, labels or names")] = False
+    device: DEVICE = None
 
     def start(self, root: Path | None, cache: Path) -> int:
         """Serve until stopped; the exit status."""
         from concept_audit.serve import serve
 
-        return serve(root, cache, self.address, self.port, self.no_browser, self.read_only)
+        return serve(root, cache, self.address, self.port, self.no_browser, self.read_only, self.device)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -49,7 +49,7 @@ class Validate(Opening):
     retention: Annotated[bool, switch("also train on the top rows alone, though --quick leaves that out")] = False
     no_retention: Annotated[bool, switch("do not train on the top rows alone")] = False
     report: Annotated[Path | None, option("write a report in Markdown, its figures beside it", "FILE")] = None
-    device: DEVICE = "auto"
+    device: DEVICE = None
     json: JSON = False
 
     def run(self) -> None:

@@ -275,7 +275,9 @@ def _unknown_model(name: str, error: Exception) -> ModelError:
 def native_bfloat16(device: torch.device) -> bool:
     """Whether a device multiplies matrices in bfloat16 faster than in float32."""
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        # PyTorch answers for the current device, which need not be this one.
+        with torch.cuda.device(device):
+            return torch.cuda.is_bf16_supported(including_emulation=False)
     if device.type == "cpu":
         return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
     return False
@@ -306,13 +308,20 @@ def find_device(name: str) -> torch.device:
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     try:
         device = torch.device(name)
-        torch.empty(1, device=device)
+        _put_something(device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise ModelError(
             f"--device {name}: PyTorch cannot use it here ({first_line(error)}); "
             "leave it out to choose by itself, or use cpu"
         ) from error
     return device
+
+
+def _put_something(device: torch.device) -> None:
+    """Raise what PyTorch raises where a device cannot be used."""
+    if device.type == "meta":
+        raise RuntimeError("it holds shapes without numbers")
+    torch.empty(1, device=device)
 
 
 def _dtype(name: str, device: torch.device) -> torch.dtype:

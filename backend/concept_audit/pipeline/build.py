@@ -240,6 +240,7 @@ class _Build:
         configuration = {
             "data": options.data,
             "model": options.model.name,
+            "device": options.model.device,
             "dtype": str(self._lm.dtype).removeprefix("torch."),
             "adapter": type(self._lm.model).__name__ if hasattr(self._lm.model, "peft_config") else None,
             "trust_remote_code": options.model.trust_remote_code,
@@ -274,8 +275,8 @@ class _Build:
         found = read_manifest(self._layout.manifest)
         before = {**found.configuration, **{f"{k} (content)": v for k, v in found.fingerprints.items()}}
         after = {**wanted.configuration, **{f"{k} (content)": v for k, v in wanted.fingerprints.items()}}
-        # Names of data and model may change: what counts is their content.
-        names = [name for name in {**before, **after} if name not in ("data", "model", "cache")]
+        # Names of data and model may change: what counts is their content. Where it runs changes nothing.
+        names = [name for name in {**before, **after} if name not in ("data", "model", "cache", "device")]
         ours = [name for name in names if before.get(name) != after.get(name)]
         if ours:
             changes = "; ".join(f"{n} was {_short(before.get(n))}, is now {_short(after.get(n))}" for n in ours)
@@ -283,6 +284,7 @@ class _Build:
                 f"{self._layout.root}: an audit made with other settings ({changes}). Choose another --out, or "
                 "pass --rebuild to replace what the build found; labels, probes and flags are kept"
             )
+        found.configuration["device"] = self._options.model.device
         return found
 
     def _begin(self, stage: str, *depends: object) -> bool:
