@@ -118,7 +118,7 @@ def add_gradient(lm: LanguageModel, head: LanguageModelHead, rows: Rows, chosen:
     spans = rows.spans
     total = 0.0
     for places in batches_by_length([spans[i] for i in chosen], budget):
-        batch = rows.batch([chosen[place] for place in places], lm.device)
+        batch = rows.batch([chosen[place] for place in places], lm)
         mask = supervised(batch)
         with lm.lock, torch.enable_grad():
             nll = head.token_losses(batch)
@@ -148,7 +148,7 @@ def mean_losses(lm: LanguageModel, rows: Rows) -> np.ndarray:
     budget = TOKENS_PER_PASS_CPU if lm.device.type == "cpu" else TOKENS_PER_PASS_ACCELERATOR
     with lm.lock, torch.no_grad():
         for places in batches_by_length([spans[i] for i in usable], budget):
-            batch = rows.batch([usable[place] for place in places], lm.device)
+            batch = rows.batch([usable[place] for place in places], lm)
             mask = supervised(batch)
             nll = in_float64(head.token_losses(batch))
             sums = torch.zeros(len(mask), dtype=torch.float64, device=nll.device)

@@ -197,7 +197,7 @@ def accumulate(
     with GradientPass(lm, layers) as gradients:
         for places in batches:
             chosen = [scorable[place] for place in places]
-            _add_batch(gradients, into, rows, keys, fisher, chosen, lm.device, say)
+            _add_batch(gradients, into, rows, keys, fisher, chosen, lm, say)
             advance(len(chosen))
 
 
@@ -208,7 +208,7 @@ def _add_batch(
     keys: Sequence[str],
     fisher: Fisher,
     chosen: Sequence[int],
-    device: torch.device,
+    lm: LanguageModel,
     say: Callable[[str], None],
 ) -> None:
     attempts: list[tuple[set[int], set[int]]] = []
@@ -218,7 +218,7 @@ def _add_batch(
         known = set().union(*(added for members, added in attempts if members > set(part)))
         added: set[int] = set()
         attempts.append((set(part), added))
-        batch = rows.batch(part, device)
+        batch = rows.batch(part, lm)
         visit = into.visitor(batch)
 
         def once(index: int, a: torch.Tensor, delta: torch.Tensor) -> None:
@@ -241,7 +241,7 @@ def _add_batch(
             return
         into.count(batch)
 
-    for _ in halving(chosen, attempt, say):
+    for _ in halving(chosen, attempt, say, lm.device):
         pass
 
 

@@ -302,7 +302,7 @@ def compress_rows(
     with GradientPass(lm, layers) as run:
 
         def compress(chosen: Sequence[int]) -> list[CompressedRow]:
-            batch = rows.batch(chosen, lm.device)
+            batch = rows.batch(chosen, lm)
             numbers = torch.zeros(len(chosen), int(ends[-1]), device=lm.device)
             squares = torch.zeros(len(chosen), device=lm.device)
 
@@ -324,7 +324,7 @@ def compress_rows(
             return [CompressedRow(i, values[place], norms[place]) for place, i in enumerate(chosen)]
 
         for places in batches_by_length([spans[i] for i in scorable], budget or gradient_tokens_per_batch(lm.device)):
-            yield from halving([scorable[place] for place in places], compress, say)
+            yield from halving([scorable[place] for place in places], compress, say, lm.device)
 
 
 def _signs(width: int, generator: torch.Generator) -> torch.Tensor:

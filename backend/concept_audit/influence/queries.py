@@ -55,12 +55,12 @@ class Rows:
         """Places of the rows that have a response token to predict, and so a loss."""
         return [i for i, mask in enumerate(self.response) if mask[1:].any()]
 
-    def batch(self, chosen: Sequence[int], device: torch.device) -> Batch:
-        """Some rows, cut at their spans."""
+    def batch(self, chosen: Sequence[int], lm: LanguageModel) -> Batch:
+        """Some rows, cut at their spans, as a model takes them."""
         spans = {i: response_span(self.response[i]) for i in chosen}
         ids = {i: self.ids[i][:span] for i, span in spans.items()}
         response = {i: self.response[i][:span] for i, span in spans.items()}
-        return padded(chosen, ids, response, device, LENGTH_MULTIPLE)
+        return padded(chosen, ids, response, lm.device, LENGTH_MULTIPLE, lm.positions)
 
 
 class Quantity(Protocol):
@@ -122,7 +122,7 @@ def query_gradient(
     total = [torch.zeros(layer.d_out, layer.d_in, dtype=wide, device=lm.device) for layer in layers]
     with GradientPass(lm, layers) as run:
         for chosen in batches_by_length(spans, budget or gradient_tokens_per_batch(lm.device)):
-            batch = rows.batch(chosen, lm.device)
+            batch = rows.batch(chosen, lm)
             scale = torch.tensor([weights[i] for i in chosen], dtype=wide, device=lm.device)[:, None, None]
 
             def add(index: int, a: torch.Tensor, delta: torch.Tensor, scale: torch.Tensor = scale) -> None:

@@ -139,7 +139,7 @@ class LanguageModelHead:
     def _is_plain(self) -> bool:
         ids = torch.tensor([[1, 2, 3]], device=self._lm.device)
         mask = torch.ones_like(ids, dtype=torch.bool)
-        with torch.no_grad():
+        with self._lm.lock, torch.no_grad():
             expected = self._lm.model(input_ids=ids, use_cache=False).logits[0, :2].float()
             hidden = self.inputs(Batch([0], ids, mask, mask))
             found = self.module(hidden).float()

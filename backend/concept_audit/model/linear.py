@@ -80,7 +80,8 @@ def linear_layers(lm: LanguageModel, first: int, last: int, weights: Layers = "l
             f"{'of an adapter' if weights == 'lora' else ''} to attribute to; influence methods need some "
             "(vector_filter and projection_difference do without)"
         )
-    sources = _sources(lm, [module for _, _, module in found], [name for name, _, _ in found])
+    with lm.lock:
+        sources = _sources(lm, [module for _, _, module in found], [name for name, _, _ in found])
     return [
         LinearLayer(name, number, module, *_widths(module), source)
         for (name, number, module), source in zip(found, sources, strict=True)

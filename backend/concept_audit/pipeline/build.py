@@ -65,6 +65,7 @@ def build(options: BuildOptions, progress: Progress | None = None, engine: Engin
     refuse_foreign(layout)
     lm = load_model(options.model, options.cache, progress)
     lm.check_layers((*(options.layers or ()), *((options.sae_layer,) if options.sae_layer else ())))
+    lm.check_length(options.max_tokens)
     sae = _known_sae(options, lm, progress)
     driver = Driver(engine or LocalEngine(lambda _: lm), progress)
     with held(layout):
