@@ -15,6 +15,8 @@ CACHE_VARIABLE = "CONCEPT_AUDIT_CACHE"
 AUDIT_VARIABLE = "CONCEPT_AUDIT_NAME"
 READ_ONLY_VARIABLE = "CONCEPT_AUDIT_READ_ONLY"
 ALLOWED_VARIABLE = "CONCEPT_AUDIT_ALLOWED"
+DEVICE_VARIABLE = "CONCEPT_AUDIT_DEVICE"
+TRUST_VARIABLE = "CONCEPT_AUDIT_TRUST_REMOTE_CODE"
 
 
 def dashboard() -> Path:
@@ -38,6 +40,8 @@ def serve(
     headless: bool,
     read_only: bool = False,
     allowed: Sequence[str] = (),
+    device: str | None = None,
+    trust_remote_code: bool = False,
 ) -> int:
     """Run the dashboard until it is stopped.
 
@@ -45,6 +49,8 @@ def serve(
         root: the audit to show, and no other; None for all that lie in `cache`.
         read_only: offer nothing that changes an audit.
         allowed: who is let in, where people log in; see `concept_audit.addresses.is_allowed`.
+        device: where the models run; None for where each audit was built.
+        trust_remote_code: run Python code that comes with a model.
 
     Returns:
         Streamlit's exit status.
@@ -60,6 +66,8 @@ def serve(
     environment[CACHE_VARIABLE] = str((root.parent if root else cache).resolve())
     environment[READ_ONLY_VARIABLE] = "1" if read_only else "0"
     environment[ALLOWED_VARIABLE] = "\n".join(allowed)
+    environment[DEVICE_VARIABLE] = device or ""
+    environment[TRUST_VARIABLE] = "1" if trust_remote_code else "0"
     environment.pop(AUDIT_VARIABLE, None)
     if root:
         environment[AUDIT_VARIABLE] = root.resolve().name

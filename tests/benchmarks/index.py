@@ -122,7 +122,7 @@ def random_projection(lm, layers, queries, rows, truth) -> None:
     guesses = {k: np.zeros(truth.shape) for k in SIDES}
     with GradientPass(linear_model := lm, linear_layers(lm, 1, layers[-1].block)) as run:
         for chosen in batches_by_length(rows.spans, gradient_tokens_per_batch(lm.device)):
-            batch = rows.batch(chosen, linear_model.device)
+            batch = rows.batch(chosen, linear_model)
 
             def visit(i: int, a: torch.Tensor, delta: torch.Tensor, chosen=chosen) -> None:
                 L, R = narrow[i]

@@ -85,7 +85,7 @@ def forward_with_loss(lm: LanguageModel, rows: Rows, budget: int = 1024) -> None
     decoder, head = lm.model.get_decoder(), lm.model.get_output_embeddings()
     with torch.inference_mode():
         for chosen in batches_by_length([len(ids) for ids in rows.ids], budget):
-            batch = rows.batch(chosen, lm.device)
+            batch = rows.batch(chosen, lm)
             hidden = decoder(input_ids=batch.ids, use_cache=False).last_hidden_state
             mask = batch.response[:, 1:]
             F.cross_entropy(head(hidden[:, :-1][mask]).float(), batch.ids[:, 1:][mask])

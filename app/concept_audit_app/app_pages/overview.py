@@ -18,6 +18,8 @@ st.caption(
         "$", "\\$"
     )
 )
+if audit.device_note:
+    st.text(audit.device_note)
 overview.counts(audit)
 left, right = st.columns(2, gap="large")
 with left:

@@ -8,7 +8,14 @@ from pathlib import Path
 import streamlit as st
 
 from concept_audit import Audit, AuditError, audit_names, is_allowed
-from concept_audit.serve import ALLOWED_VARIABLE, AUDIT_VARIABLE, CACHE_VARIABLE, READ_ONLY_VARIABLE
+from concept_audit.serve import (
+    ALLOWED_VARIABLE,
+    AUDIT_VARIABLE,
+    CACHE_VARIABLE,
+    DEVICE_VARIABLE,
+    READ_ONLY_VARIABLE,
+    TRUST_VARIABLE,
+)
 
 LONGEST_NAME = 60
 
@@ -32,7 +39,12 @@ def read_only() -> bool:
 
 @st.cache_resource(show_spinner=False, max_entries=8)
 def _load(root: str, manifest_changed: int, sealed: bool) -> Audit:
-    audit = Audit(root, read_only=sealed)
+    audit = Audit(
+        root,
+        read_only=sealed,
+        device=os.environ.get(DEVICE_VARIABLE) or None,
+        trust_remote_code=os.environ.get(TRUST_VARIABLE) == "1",
+    )
     audit.overview()  # says at once what is wrong with its store
     return audit
 

@@ -37,7 +37,7 @@ class Audit:
         root: the audit's directory.
         progress: told about long work.
         read_only: refuse whatever people do: labels, flags, names. Results are still computed and kept.
-        device: where the model runs; ``auto`` for the fastest there is.
+        device: where the model runs; ``auto`` for the fastest there is, None for where the audit was built.
         engine: does the heavy work; None for this process.
         trust_remote_code: run Python code that comes with the model; asked of each process, whoever built the audit.
 
@@ -65,7 +65,7 @@ class Audit:
         root: str | Path,
         progress: Progress | None = None,
         read_only: bool = False,
-        device: str = "auto",
+        device: str | None = None,
         engine: Engine | None = None,
         trust_remote_code: bool = False,
     ):
@@ -102,6 +102,11 @@ class Audit:
     def root(self) -> Path:
         """Its directory."""
         return self.opened.root
+
+    @property
+    def device_note(self) -> str:
+        """Why the model does not run on the device that the audit was built on; empty if it does, or as asked."""
+        return self.opened.device.note
 
     @property
     def read_only(self) -> bool:

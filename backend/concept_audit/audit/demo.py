@@ -19,15 +19,18 @@ INDEX = IndexOptions(row_bytes=16_384, samples=256, curvature=CurvatureOptions(c
 RANKED_FEATURES = 100
 
 
-def build_demo(cache: Path, progress: Progress, rebuild: bool = False) -> Audit:
+def build_demo(cache: Path, progress: Progress, rebuild: bool = False, device: str | None = None) -> Audit:
     """Build ``cache/demo`` with an SAE and the two probes, or what is missing of it.
 
     Probes that are there already are left as they are: people may have changed their labels.
+
+    Args:
+        device: where the model runs; None for the fastest there is.
     """
     options = BuildOptions(
         data=str(demo.ROWS),
         out=cache / "demo",
-        model=ModelOptions(SMOLLM2.name),
+        model=ModelOptions(SMOLLM2.name, device or "auto"),
         cache=cache,
         layers=(8, 12, 16),
         rebuild=rebuild,

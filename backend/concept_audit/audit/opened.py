@@ -14,7 +14,7 @@ from concept_audit.errors import StoreError
 from concept_audit.influence.options import InfluenceOptions
 from concept_audit.model.load import LanguageModel, load_model
 from concept_audit.pipeline.engine import Engine, LocalEngine
-from concept_audit.pipeline.sources import Sources, model_source
+from concept_audit.pipeline.sources import ChosenDevice, Sources, chosen_device, model_source
 from concept_audit.progress import Progress
 from concept_audit.store import queries
 from concept_audit.store.database import database
@@ -34,7 +34,7 @@ class OpenAudit:
         root: the audit's directory.
         progress: told about long work.
         read_only: refuse whatever people do: labels, flags, names. Results are still computed and kept.
-        device: where the model runs; ``auto`` for the fastest there is.
+        device: where the model runs; ``auto`` for the fastest there is, None for where the audit was built.
         engine: does the heavy work; None for this process.
         trust_remote_code: run Python code that comes with the model.
 
@@ -51,7 +51,7 @@ class OpenAudit:
         root: str | Path,
         progress: Progress | None = None,
         read_only: bool = False,
-        device: str = "auto",
+        device: str | None = None,
         engine: Engine | None = None,
         trust_remote_code: bool = False,
     ):
@@ -97,6 +97,11 @@ class OpenAudit:
         return self.cached_read("build", queries.build_id, of_build=True)
 
     @property
+    def device(self) -> ChosenDevice:
+        """Where the model runs."""
+        return self.remembered("device", lambda: chosen_device(self.made, self._device), of_build=True)
+
+    @property
     def layers(self) -> tuple[int, ...]:
         """Layers whose mean response activations are kept; probes live at one of them."""
         return tuple(self.made.configuration["layers"])
@@ -120,7 +125,7 @@ class OpenAudit:
     def sources(self) -> Sources:
         """The audit, as far as the pipeline needs it."""
         return Sources(
-            self.layout, self.database, self.made, self.model, self._engine, self._device, self._trust_remote_code
+            self.layout, self.database, self.made, self.model, self._engine, self.device.name, self._trust_remote_code
         )
 
     def searched(self, where: RowFilter) -> RowFilter:
@@ -186,7 +191,10 @@ class OpenAudit:
 
     def _load_model(self) -> LanguageModel:
         manifest = self.manifest
-        source = model_source(manifest, self._device, self._trust_remote_code)
+        device = self.device
+        if device.note:
+            self.progress.say(device.note)
+        source = model_source(manifest, device.name, self._trust_remote_code)
         lm = load_model(source.options, source.cache, self.progress)
         if lm.fingerprint != manifest.fingerprints["model"]:
             raise StoreError(

@@ -60,7 +60,9 @@ def probe_from_json(content: str, name: str | None = None) -> tuple[SavedProbe, 
         if direction.ndim != 1 or not len(direction):
             raise ValueError("direction has no numbers")
         examples = [_example(example) for example in _list(values, "examples")]
-        fit: ProbeFit = next((fit for fit in FITS if fit == values.get("fit")), None) or _no("fit")
+        fit: ProbeFit | None = next((fit for fit in FITS if fit == values.get("fit")), None)
+        if fit is None:
+            _no("fit")
         layer = _count(values, "layer")
         details = _details(values.get("details"))
         saved = SavedProbe(wanted, 1, layer, fit, direction, details, _text(values, "model_fingerprint"))

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from tyro.conf import OmitArgPrefixes
 
 from concept_audit.cli.flags import flags, made, switch
-from concept_audit.cli.opening import CACHE, DEFAULT_CACHE, DEVICE, JSON, Opening, print_json
+from concept_audit.cli.opening import CACHE, DEFAULT_CACHE, JSON, Running, print_json
 from concept_audit.cli.serving import Server
 from concept_audit.errors import AuditError
 from concept_audit.influence.options import IndexOptions
@@ -94,13 +94,15 @@ class Demo:
             dashboard()  # says what is missing before anything is built
         with progress.stage("Starting PyTorch and Transformers"):
             from concept_audit.audit.demo import build_demo, finish_demo
-        audit = build_demo(self.cache, progress, self.rebuild)
+        audit = build_demo(self.cache, progress, self.rebuild, self.server.device)
         progress.say(f"The demo audit is ready in {audit.root}")
         if self.no_serve:
             finish_demo(audit, progress)
             progress.say("Its gradient index and influence rankings are ready")
             return None
-        with _in_background(["demo", "--no-serve", "--cache", str(self.cache)], audit.root / "index.log"):
+        device = ["--device", self.server.device] if self.server.device else []
+        command = ["demo", "--no-serve", "--cache", str(self.cache), *device]
+        with _in_background(command, audit.root / "index.log"):
             progress.say("The gradient index is built meanwhile; the dashboard says how far it is")
             return self.server.start(audit.root, self.cache)
 
@@ -119,16 +121,15 @@ def _in_background(arguments: Sequence[str], log: Path) -> Iterator[None]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Index(Opening):
+class Index(Running):
     """build the gradient index: the influence of a new concept in seconds"""
 
     index: IndexFlags
-    device: DEVICE = "auto"
     json: JSON = False
 
     def run(self) -> None:
         progress = for_this_terminal()
-        audit = self.open(progress, self.device)
+        audit = self.open(progress)
         found = audit.build_index(made(IndexOptions, self.index))
         if self.json:
             print_json(found)

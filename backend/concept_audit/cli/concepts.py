@@ -8,14 +8,14 @@ from typing import Annotated, Literal
 from tyro.conf import Positional, arg
 
 from concept_audit.cli.flags import option, switch
-from concept_audit.cli.opening import DEVICE, JSON, Opening, print_json, print_table
+from concept_audit.cli.opening import JSON, Opening, Running, print_json, print_table
 from concept_audit.progress import Progress
 
 CONCEPT = Annotated[str, arg(metavar="NAME", help="a probe's name, or sae:N for an SAE feature")]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Probe(Opening):
+class Probe(Running):
     """train a linear probe from labelled examples"""
 
     examples: Annotated[
@@ -27,11 +27,10 @@ class Probe(Opening):
         Literal["auto", "difference_of_means", "logistic_regression"],
         arg(help="how to fit it; auto is chosen by held-out AUROC"),
     ] = "auto"
-    device: DEVICE = "auto"
     json: JSON = False
 
     def run(self) -> None:
-        audit = self.open(device=self.device)
+        audit = self.open()
         from concept_audit.concepts.probe import FITS
         from concept_audit.data.read import read_labelled
 

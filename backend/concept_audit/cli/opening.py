@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import arg
 
-from concept_audit.cli.flags import AUDIT, switch
+from concept_audit.cli.flags import AUDIT, option, switch
 from concept_audit.errors import StoreError
 from concept_audit.progress import Progress, for_this_terminal
 from concept_audit.store.listing import audit_names
@@ -22,7 +22,15 @@ if TYPE_CHECKING:
 DEFAULT_CACHE = Path("cache")
 CACHE = Annotated[Path, arg(metavar="DIR", help="where audits and built-in models are kept")]
 JSON = Annotated[bool, switch("write it as JSON")]
-DEVICE = Annotated[str, arg(help="where the model runs: cpu, cuda, cuda:1, mps; auto is the fastest there is")]
+DEVICE = Annotated[
+    str | None,
+    option(
+        "where the model runs: cpu, cuda, cuda:1, mps; auto is the fastest there is (None: where it was built)",
+        "DEVICE",
+    ),
+]
+
+TRUST = Annotated[bool, switch("run Python code that comes with the model, which the audit was built with")]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,16 +40,31 @@ class Opening:
     audit: AUDIT
     cache: CACHE = DEFAULT_CACHE
 
-    def open(self, progress: Progress | None = None, device: str = "auto") -> Audit:
+    def open(self, progress: Progress | None = None) -> Audit:
         """The audit.
 
         Raises:
             StoreError: there is none, or it is not finished.
         """
+        return self._opened(progress)
+
+    def _opened(self, progress: Progress | None, **how: Any) -> Audit:
         root = existing(self.audit, self.cache)
         from concept_audit.audit.audit import Audit
 
-        return Audit(root, progress or for_this_terminal(), device=device)
+        return Audit(root, progress or for_this_terminal(), **how)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Running(Opening):
+    """A command on an audit that may run its model."""
+
+    device: DEVICE = None
+    trust_remote_code: TRUST = False
+
+    def open(self, progress: Progress | None = None) -> Audit:
+        """As `Opening.open`."""
+        return self._opened(progress, device=self.device, trust_remote_code=self.trust_remote_code)
 
 
 def existing(audit: str, cache: Path) -> Path:

@@ -12,7 +12,7 @@ from tyro.conf import arg
 from concept_audit.cli.concepts import CONCEPT
 from concept_audit.cli.flags import FILE, REPEATED, flags, form, made, option, switch
 from concept_audit.cli.forms import condition, listed
-from concept_audit.cli.opening import DEVICE, JSON, Opening, print_json
+from concept_audit.cli.opening import JSON, Running, print_json
 from concept_audit.errors import AuditError
 from concept_audit.influence.options import InfluenceOptions
 from concept_audit.progress import Progress, for_this_terminal
@@ -37,7 +37,7 @@ else:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Rank(Opening):
+class Rank(Running):
     """write the rows in order of their influence on a concept"""
 
     concept: CONCEPT
@@ -48,14 +48,13 @@ class Rank(Opening):
     out: OUT = None
     exact: Annotated[bool, switch("differentiate every row, though there is a gradient index")] = False
     index: Annotated[bool, switch("read the gradient index, or say why that cannot be")] = False
-    device: DEVICE = "auto"
 
     def run(self) -> None:
         if self.top is not None and self.top < 1:
             raise AuditError(f"--top {self.top}: must be 1 or more")
         if self.exact and self.index:
             raise AuditError("--exact and --index: choose one of them")
-        audit = self.open(for_this_terminal(), self.device)
+        audit = self.open(for_this_terminal())
         from concept_audit.data.read import read_prompts, read_queries
         from concept_audit.data.write import write
 
@@ -68,7 +67,7 @@ class Rank(Opening):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Export(Opening):
+class Export(Running):
     """write the flagged rows, or those that a filter lets through"""
 
     flag: Annotated[
@@ -121,7 +120,7 @@ class Export(Opening):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Flag(Opening):
+class Flag(Running):
     """flag rows by score, percentile, rank or filter; or undo it"""
 
     concept: Annotated[str | None, option("rows by their influence on this concept", "NAME")] = None
@@ -141,11 +140,10 @@ class Flag(Opening):
         str | None, option("undo the last change that you made, or the change of this number", "last|N")
     ] = None
     dry_run: Annotated[bool, switch("say how many rows that is, and change nothing")] = False
-    device: DEVICE = "auto"
     json: JSON = False
 
     def run(self) -> None:
-        audit = self.open(for_this_terminal(), self.device)
+        audit = self.open(for_this_terminal())
         if self.undo is not None:
             self._undo(audit)
             return

@@ -11,7 +11,7 @@ from tyro.conf import OmitArgPrefixes, Positional, arg
 
 from concept_audit.cli.flags import ANY_AUDIT, form, option, switch
 from concept_audit.cli.forms import listed
-from concept_audit.cli.opening import CACHE, DEFAULT_CACHE, JSON, Opening, existing, print_json
+from concept_audit.cli.opening import CACHE, DEFAULT_CACHE, DEVICE, JSON, TRUST, Opening, existing, print_json
 from concept_audit.errors import AuditError, StoreError
 from concept_audit.progress import Progress
 from concept_audit.store.listing import audit_names
@@ -27,7 +27,8 @@ class Server:
     ] = "127.0.0.1"
     no_browser: Annotated[bool, switch("print the address instead of opening a browser")] = False
     read_only: Annotated[bool, switch("offer nothing that changes an audit: no flags, labels or names")] = False
-
+    device: DEVICE = None
+    trust_remote_code: TRUST = False
     allow: Annotated[
         tuple[str, ...] | None,
         form(listed, "ADDRESS|DOMAIN[,...]", ",".join),
@@ -41,7 +42,17 @@ class Server:
         """Serve until stopped; the exit status."""
         from concept_audit.serve import serve
 
-        return serve(root, cache, self.address, self.port, self.no_browser, self.read_only, self.allow or ())
+        return serve(
+            root,
+            cache,
+            self.address,
+            self.port,
+            self.no_browser,
+            self.read_only,
+            self.allow or (),
+            self.device,
+            self.trust_remote_code,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from concept_audit.cli.concepts import CONCEPT
 from concept_audit.cli.flags import FILE, flags, made, option, switch
-from concept_audit.cli.opening import DEVICE, JSON, Opening, print_json
+from concept_audit.cli.opening import JSON, Running, print_json
 from concept_audit.errors import AuditError
 from concept_audit.evidence.options import Recipe
 from concept_audit.influence.options import InfluenceOptions
@@ -40,7 +40,7 @@ else:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Validate(Opening):
+class Validate(Running):
     """train without the rows that methods flag, and tell what it does to the model"""
 
     concept: CONCEPT
@@ -49,13 +49,12 @@ class Validate(Opening):
     retention: Annotated[bool, switch("also train on the top rows alone, though --quick leaves that out")] = False
     no_retention: Annotated[bool, switch("do not train on the top rows alone")] = False
     report: Annotated[Path | None, option("write a report in Markdown, its figures beside it", "FILE")] = None
-    device: DEVICE = "auto"
     json: JSON = False
 
     def run(self) -> None:
         options = self.validate_options()
         progress = for_this_terminal()
-        audit = self.open(progress, self.device)
+        audit = self.open(progress)
         from concept_audit.evidence.report import table, write_report
 
         evidence = audit.validate(self.concept, options)

@@ -19,6 +19,7 @@ import torch
 
 from concept_audit.concepts.options import SaeTraining
 from concept_audit.concepts.sae import SparseAutoencoder, load_sae
+from concept_audit.model.exact import in_float64
 from concept_audit.model.precision import native_bfloat16
 from concept_audit.progress import Stage
 
@@ -207,10 +208,11 @@ def _measure(sae: SparseAutoencoder, feed: TokenFeed) -> SaeQuality:
         for tokens in feed.held_out():
             inputs = torch.from_numpy(tokens).to(sae.module.W_dec.device)
             features = sae.module.encode(inputs)
-            errors += (sae.module.decode(features) - inputs).double().square().sum().item()
+            errors += in_float64(sae.module.decode(features) - inputs).square().sum().item()
             firings += int((features > 0).sum())
-            squares += inputs.double().square().sum().item()
-            total = total + inputs.double().sum(0)
+            wide = in_float64(inputs)
+            squares += wide.square().sum().item()
+            total = total + wide.sum(0)
             count += len(tokens)
     if not count:
         return SaeQuality(float("nan"), float("nan"), 0)

@@ -18,6 +18,7 @@ from concept_audit.errors import ConceptError
 from concept_audit.evidence.options import Recipe
 from concept_audit.influence.queries import Rows
 from concept_audit.model.batches import batches_by_length
+from concept_audit.model.exact import in_float64
 from concept_audit.model.gradients import LanguageModelHead, supervised
 from concept_audit.model.load import LanguageModel
 from concept_audit.model.trainable import trainable
@@ -117,7 +118,7 @@ def add_gradient(lm: LanguageModel, head: LanguageModelHead, rows: Rows, chosen:
     spans = rows.spans
     total = 0.0
     for places in batches_by_length([spans[i] for i in chosen], budget):
-        batch = rows.batch([chosen[place] for place in places], lm.device)
+        batch = rows.batch([chosen[place] for place in places], lm)
         mask = supervised(batch)
         with lm.lock, torch.enable_grad():
             nll = head.token_losses(batch)
@@ -147,10 +148,11 @@ def mean_losses(lm: LanguageModel, rows: Rows) -> np.ndarray:
     budget = TOKENS_PER_PASS_CPU if lm.device.type == "cpu" else TOKENS_PER_PASS_ACCELERATOR
     with lm.lock, torch.no_grad():
         for places in batches_by_length([spans[i] for i in usable], budget):
-            batch = rows.batch([usable[place] for place in places], lm.device)
+            batch = rows.batch([usable[place] for place in places], lm)
             mask = supervised(batch)
-            nll = head.token_losses(batch).double()
+            nll = in_float64(head.token_losses(batch))
             sums = torch.zeros(len(mask), dtype=torch.float64, device=nll.device)
+            mask = mask.to(nll.device)
             sums.index_add_(0, mask.nonzero()[:, 0], nll)
             found[batch.rows] = (sums / mask.sum(1)).cpu().numpy()
     return found

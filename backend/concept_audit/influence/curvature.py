@@ -29,6 +29,7 @@ from dataclasses import dataclass
 import torch
 
 from concept_audit.errors import ModelError
+from concept_audit.model.exact import in_float64
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ def damped_quotient(rotated: torch.Tensor, eigenvalues: torch.Tensor, damping: f
 
 
 def eigenbasis(covariance: torch.Tensor) -> Eigenbasis:
-    """Eigendecomposition of a symmetric matrix, in float64, in the dtype of the matrix.
+    """Eigendecomposition of a symmetric matrix, computed in float64; in the dtype and on the device of the matrix.
 
     Rounding may make the smallest eigenvalues of a covariance negative; they count as 0.
 
@@ -98,9 +99,9 @@ def eigenbasis(covariance: torch.Tensor) -> Eigenbasis:
             "the model's inputs or gradients overflow in its precision, so no curvature can be fitted; build the "
             "audit with --dtype float32 or bfloat16, or rank with --curvature identity"
         )
-    wide = covariance.double()
+    wide = in_float64(covariance)
     values, vectors = torch.linalg.eigh((wide + wide.T) / 2)
-    return Eigenbasis(vectors.to(covariance.dtype), values.clamp(min=0).to(covariance.dtype))
+    return Eigenbasis(vectors.to(covariance), values.clamp(min=0).to(covariance))
 
 
 def kfac_eigenvalues(inputs: Eigenbasis, outputs: Eigenbasis) -> torch.Tensor:

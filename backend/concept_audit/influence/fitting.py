@@ -18,6 +18,7 @@ from concept_audit.influence.curvature import squared_in_basis
 from concept_audit.influence.options import FisherKind
 from concept_audit.influence.queries import Rows
 from concept_audit.model.batches import Batch, batches_by_length, halving
+from concept_audit.model.exact import exact_device
 from concept_audit.model.gradients import GradientPass, Visit, gradient_tokens_per_batch, supervised
 from concept_audit.model.linear import LinearLayer
 from concept_audit.model.load import LanguageModel
@@ -43,12 +44,12 @@ class Fisher:
         return 0.5 if self.kind == "sampled" else 1.0
 
     def draw(self, keys: Sequence[str], batch: Batch) -> torch.Tensor | None:
-        """Numbers that draw the labels of a batch, one a supervised position; None for the data's labels."""
+        """Numbers that draw the labels of a batch, float64, one a supervised position; None for the data's labels."""
         if self.kind == "empirical":
             return None
         counts = supervised(batch).sum(1).tolist()
         numbers = [uniform(key, self.seed, count) for key, count in zip(keys, counts, strict=True)]
-        return torch.from_numpy(np.concatenate(numbers)).to(batch.ids.device)
+        return torch.from_numpy(np.concatenate(numbers)).to(exact_device(batch.ids.device))
 
 
 class Accumulator(Protocol):
@@ -197,7 +198,7 @@ def accumulate(
     with GradientPass(lm, layers) as gradients:
         for places in batches:
             chosen = [scorable[place] for place in places]
-            _add_batch(gradients, into, rows, keys, fisher, chosen, lm.device, say)
+            _add_batch(gradients, into, rows, keys, fisher, chosen, lm, say)
             advance(len(chosen))
 
 
@@ -208,7 +209,7 @@ def _add_batch(
     keys: Sequence[str],
     fisher: Fisher,
     chosen: Sequence[int],
-    device: torch.device,
+    lm: LanguageModel,
     say: Callable[[str], None],
 ) -> None:
     attempts: list[tuple[set[int], set[int]]] = []
@@ -218,7 +219,7 @@ def _add_batch(
         known = set().union(*(added for members, added in attempts if members > set(part)))
         added: set[int] = set()
         attempts.append((set(part), added))
-        batch = rows.batch(part, device)
+        batch = rows.batch(part, lm)
         visit = into.visitor(batch)
 
         def once(index: int, a: torch.Tensor, delta: torch.Tensor) -> None:
@@ -241,7 +242,7 @@ def _add_batch(
             return
         into.count(batch)
 
-    for _ in halving(chosen, attempt, say):
+    for _ in halving(chosen, attempt, say, lm.device):
         pass
 
 

@@ -129,7 +129,7 @@ class Learner:
         name = "Gradients of rows between the bases"
         with self.progress.stage(name, len(rows), "rows") as stage, GradientPass(self.lm, self.layers) as run:
             for chosen in batches_by_length(rows.spans, gradient_tokens_per_batch(self.lm.device)):
-                batch = rows.batch(chosen, self.lm.device)
+                batch = rows.batch(chosen, self.lm)
                 run.losses(batch, collect.visitor(batch))
                 counted += len(chosen)
                 stage.advance(len(chosen))
@@ -155,7 +155,7 @@ class Learner:
         """Show a collector the gradients of random concepts on rows."""
         with self.progress.stage(name, len(rows), "rows") as stage, GradientPass(self.lm, self.layers) as run:
             for chosen, concept in self._concepts(rows, salt):
-                batch = rows.batch(chosen, self.lm.device)
+                batch = rows.batch(chosen, self.lm)
                 began(chosen)
                 if concept is None:
                     run.losses(batch, collector.visitor(batch))

@@ -34,6 +34,7 @@ from concept_audit.influence.curvature import LayerCurvature, damped_quotient
 from concept_audit.influence.queries import Gradients, Rows
 from concept_audit.influence.scoring import SquaredNorms
 from concept_audit.model.batches import Batch, batches_by_length, halving
+from concept_audit.model.exact import at_exact_device, in_float64
 from concept_audit.model.gradients import GradientPass, Visit, gradient_tokens_per_batch
 from concept_audit.model.linear import LinearLayer
 from concept_audit.model.load import LanguageModel
@@ -168,8 +169,8 @@ class SecondMoments:
 
 
 def _leading(moment: torch.Tensor, count: int) -> torch.Tensor:
-    vectors = torch.linalg.eigh((moment + moment.T) / 2).eigenvectors
-    return vectors.flip(1)[:, :count].contiguous()
+    vectors = torch.linalg.eigh(at_exact_device(moment + moment.T) / 2).eigenvectors
+    return vectors.flip(1)[:, :count].contiguous().to(moment.device)
 
 
 def row_maps(curvature: LayerCurvature, sides: Sides) -> tuple[torch.Tensor, torch.Tensor]:
@@ -227,14 +228,14 @@ def principal_components(samples: torch.Tensor) -> tuple[torch.Tensor, torch.Ten
     Returns:
         orthonormal columns [n, samples] and their second moments [samples], largest first.
     """
-    gram = (samples @ samples.T).double()
+    gram = in_float64(samples @ samples.T)
     values, vectors = torch.linalg.eigh((gram + gram.T) / 2)
     values, vectors = values.flip(0), vectors.flip(1)
     # What is smaller is rounding.
     kept = values > 1e-6 * values[0].clamp(min=torch.finfo(torch.float64).tiny)
     values, vectors = values[kept], vectors[:, kept]
-    components = samples.T @ (vectors / values.sqrt()).to(samples.dtype)
-    return components, (values / len(samples)).to(samples.dtype)
+    components = samples.T @ (vectors / values.sqrt()).to(samples)
+    return components, (values / len(samples)).to(samples)
 
 
 def shares(importance: Sequence[torch.Tensor], numbers: int) -> list[int]:
@@ -299,7 +300,7 @@ def compress_rows(
     with GradientPass(lm, layers) as run:
 
         def compress(chosen: Sequence[int]) -> list[CompressedRow]:
-            batch = rows.batch(chosen, lm.device)
+            batch = rows.batch(chosen, lm)
             numbers = torch.zeros(len(chosen), int(ends[-1]), device=lm.device)
             squares = torch.zeros(len(chosen), blocks, dtype=lm.wide_dtype, device=lm.device)
             norms = SquaredNorms(layers)
@@ -321,7 +322,7 @@ def compress_rows(
             return [CompressedRow(i, values[place], own[place]) for place, i in enumerate(chosen)]
 
         for places in batches_by_length([spans[i] for i in scorable], budget or gradient_tokens_per_batch(lm.device)):
-            yield from halving([scorable[place] for place in places], compress, say)
+            yield from halving([scorable[place] for place in places], compress, say, lm.device)
 
 
 def encode(numbers: np.ndarray, spread: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

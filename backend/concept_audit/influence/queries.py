@@ -12,6 +12,7 @@ import torch
 from concept_audit.errors import ConceptError
 from concept_audit.influence.curvature import LayerCurvature
 from concept_audit.model.batches import Batch, batches_by_length, padded
+from concept_audit.model.exact import at_exact_device
 from concept_audit.model.gradients import (
     GradientPass,
     ResidualTarget,
@@ -55,12 +56,12 @@ class Rows:
         """Places of the rows that have a response token to predict, and so a loss."""
         return [i for i, mask in enumerate(self.response) if mask[1:].any()]
 
-    def batch(self, chosen: Sequence[int], device: torch.device) -> Batch:
-        """Some rows, cut at their spans."""
+    def batch(self, chosen: Sequence[int], lm: LanguageModel) -> Batch:
+        """Some rows, cut at their spans, as a model takes them."""
         spans = {i: response_span(self.response[i]) for i in chosen}
         ids = {i: self.ids[i][:span] for i, span in spans.items()}
         response = {i: self.response[i][:span] for i, span in spans.items()}
-        return padded(chosen, ids, response, device, LENGTH_MULTIPLE)
+        return padded(chosen, ids, response, lm.device, LENGTH_MULTIPLE, lm.positions)
 
 
 class Quantity(Protocol):
@@ -122,7 +123,7 @@ def query_gradient(
     total = [torch.zeros(layer.d_out, layer.d_in, dtype=wide, device=lm.device) for layer in layers]
     with GradientPass(lm, layers) as run:
         for chosen in batches_by_length(spans, budget or gradient_tokens_per_batch(lm.device)):
-            batch = rows.batch(chosen, lm.device)
+            batch = rows.batch(chosen, lm)
             scale = torch.tensor([weights[i] for i in chosen], dtype=wide, device=lm.device)[:, None, None]
 
             def add(index: int, a: torch.Tensor, delta: torch.Tensor, scale: torch.Tensor = scale) -> None:
@@ -260,6 +261,7 @@ def truncated(matrix: torch.Tensor, rank: int, seed: int) -> tuple[torch.Tensor,
         U [out, k] with orthonormal columns times singular values, V [in, k] with orthonormal
         columns, where k = min(rank, out, in).
     """
+    device, matrix = matrix.device, at_exact_device(matrix)
     k = min(rank, *matrix.shape)
     spare = min(k + 8, *matrix.shape)
     generator = torch.Generator(matrix.device).manual_seed(seed)
@@ -269,7 +271,7 @@ def truncated(matrix: torch.Tensor, rank: int, seed: int) -> tuple[torch.Tensor,
         basis = torch.linalg.qr(matrix.T @ basis).Q
         basis = torch.linalg.qr(matrix @ basis).Q
     U, values, Vt = torch.linalg.svd(basis.T @ matrix, full_matrices=False)
-    return (basis @ U[:, :k]) * values[:k], Vt[:k].T.contiguous()
+    return ((basis @ U[:, :k]) * values[:k]).to(device), Vt[:k].T.contiguous().to(device)
 
 
 def _inner(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:

@@ -27,6 +27,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from concept_audit.influence.options import Mode
 from concept_audit.influence.queries import DenseQueries, Gradients, LowRankQueries, PreparedQueries, Rows
 from concept_audit.model.batches import Batch, batches_by_length, halving
+from concept_audit.model.exact import exact_device, in_float64
 from concept_audit.model.gradients import GradientPass, LanguageModelHead, gradient_tokens_per_batch, supervised
 from concept_audit.model.linear import LinearLayer, n_weights
 from concept_audit.model.load import LanguageModel
@@ -65,33 +66,30 @@ class Plan:
 
     Attributes:
         mode: ``token_sum`` or ``forward``.
+        longest: rows of more tokens are scored in forward mode, whatever `mode` is; None for no limit.
         operations: multiplications a token with weights, for each mode.
-        bytes: what each mode keeps of the longest row's (or batch's) activations.
+        bytes: what each mode keeps of a token's activations.
     """
 
     mode: ScoringMode
+    longest: int | None
     operations: dict[ScoringMode, int]
     bytes: dict[ScoringMode, int]
 
 
 def plan(
-    lm: LanguageModel,
-    layers: Sequence[LinearLayer],
-    queries: PreparedQueries,
-    longest: int,
-    memory: int,
-    mode: Mode = "auto",
+    lm: LanguageModel, layers: Sequence[LinearLayer], queries: PreparedQueries, memory: int, mode: Mode = "auto"
 ) -> Plan:
-    """Choose the cheaper way of scoring among those that fit into memory.
+    """Choose the cheaper way of scoring, and up to which length of a row it fits into memory.
 
     With P the weights of the model's blocks, P' those above the first tracked layer and T the
     tracked ones, a token costs P + P' + (queries' own multiplications) in a token sum and
     P + queries × (P' + T) in forward mode. A token sum keeps the activations of one row for its
-    backward pass, forward mode those of a single block.
+    backward pass, forward mode those of a single block. Both come to the same scores, so memory
+    decides how long they take and nothing else.
 
     Args:
-        longest: tokens of the longest row.
-        memory: bytes that may be kept.
+        memory: bytes that the activations of a row may take.
         mode: other than ``auto``, it is taken whatever it costs.
     """
     blocks = [sum(p.numel() for p in block.parameters()) for block in lm.blocks]
@@ -102,13 +100,12 @@ def plan(
     }
     width = lm.dtype.itemsize * lm.d_model * GRAPH_NUMBERS
     deep = len(lm.blocks) - min(layer.block for layer in layers) + 1
-    stored: dict[ScoringMode, int] = {"token_sum": longest * width * deep, "forward": 2 * longest * width}
-    if mode == "auto":
-        fitting: list[ScoringMode] = [name for name in operations if stored[name] <= memory] or ["forward"]
-        # Of equals the token sum: its kernels are faster, and tokens come for nothing.
-        cheapest = min(fitting, key=lambda name: operations[name])
-        return Plan(cheapest, operations, stored)
-    return Plan(mode, operations, stored)
+    stored: dict[ScoringMode, int] = {"token_sum": width * deep, "forward": 2 * width}
+    if mode != "auto":
+        return Plan(mode, None, operations, stored)
+    # Of equals the token sum: its kernels are faster, and tokens come for nothing.
+    cheapest = min(operations, key=lambda name: operations[name])
+    return Plan(cheapest, memory // stored["token_sum"] if cheapest == "token_sum" else None, operations, stored)
 
 
 def score_rows(
@@ -118,6 +115,7 @@ def score_rows(
     rows: Rows,
     mode: ScoringMode = "token_sum",
     unit_normalised: bool = False,
+    longest: int | None = None,
     budget: int | None = None,
     say: Callable[[str], None] = lambda text: None,
 ) -> Iterator[list[RowScores]]:
@@ -127,23 +125,27 @@ def score_rows(
         layers: the tracked layers, those that `queries` were made for.
         unit_normalised: divide by ‖∇θL(z)‖, Euclidean and over the tracked layers, so that long or
             surprising rows do not win by the size of their gradient alone (token sum only).
+        longest: rows with more tokens up to their last response token are scored in forward mode.
         budget: tokens a batch, padding included; chosen by the device if None.
         say: told when a batch is halved for want of memory.
 
     Yields:
         the rows of one batch.
     """
-    if mode == "forward" and unit_normalised:
+    if (mode == "forward" or longest is not None) and unit_normalised:
         raise ValueError("forward mode does not see a gradient's norm")
     spans = rows.spans
     scorable = rows.scorable
     for i in sorted(set(range(len(rows))) - set(scorable)):
         yield [_unscored(i, queries.count, len(rows.ids[i]), mode)]
     budget = budget or gradient_tokens_per_batch(lm.device)
-    scorer = _forward_mode if mode == "forward" else _token_sum
-    with scorer(lm, layers, queries, rows, unit_normalised) as run:
-        for places in batches_by_length([spans[i] for i in scorable], budget):
-            yield from halving([scorable[place] for place in places], run, say)
+    near = [i for i in scorable if longest is None or spans[i] <= longest]
+    far = sorted(set(scorable) - set(near))
+    for chosen, scorer in ((near, _forward_mode if mode == "forward" else _token_sum), (far, _forward_mode)):
+        if chosen:
+            with scorer(lm, layers, queries, rows, unit_normalised) as run:
+                for places in batches_by_length([spans[i] for i in chosen], budget):
+                    yield from halving([chosen[place] for place in places], run, say, lm.device)
 
 
 def score_rows_for_many(
@@ -172,21 +174,22 @@ def score_rows_for_many(
     with GradientPass(lm, layers) as run:
 
         def score(chosen: Sequence[int]) -> None:
-            batch = rows.batch(chosen, lm.device)
-            total = torch.zeros(len(chosen), len(queries[0]), dtype=torch.float64, device=lm.device)
+            batch = rows.batch(chosen, lm)
+            total = torch.zeros(len(chosen), len(queries[0]), dtype=torch.float64, device=exact_device(lm.device))
 
             def visit(index: int, a: torch.Tensor, delta: torch.Tensor) -> None:
                 inputs = torch.where(batch.real[..., None], a, 0)
                 gradients = torch.bmm(delta.mT, inputs).flatten(1)
-                total.add_(wide_product(gradients, queries[index].flatten(1).to(gradients).T, lm.wide_dtype).double())
+                wide = wide_product(gradients, queries[index].flatten(1).to(gradients).T, lm.wide_dtype)
+                total.add_(in_float64(wide))
 
             losses = run.losses(batch, visit)
-            total[~torch.isfinite(losses)] = torch.nan
+            total[~torch.isfinite(losses).to(total.device)] = torch.nan
             found[chosen] = total.cpu().numpy()
             advance(len(chosen))
 
         for places in batches_by_length([spans[i] for i in scorable], budget or gradient_tokens_per_batch(lm.device)):
-            for _ in halving([scorable[place] for place in places], score, say):
+            for _ in halving([scorable[place] for place in places], score, say, lm.device):
                 pass
     return found
 
@@ -201,7 +204,7 @@ def _token_sum(
     with GradientPass(lm, layers) as gradients:
 
         def run(chosen: Sequence[int]) -> list[RowScores]:
-            batch = rows.batch(chosen, lm.device)
+            batch = rows.batch(chosen, lm)
             wide = lm.wide_dtype
             tokens = torch.zeros(*batch.ids.shape, queries.count, dtype=wide, device=lm.device)
             norms = torch.zeros(len(chosen), dtype=wide, device=lm.device)
@@ -216,7 +219,7 @@ def _token_sum(
             if unit_normalised:
                 tokens /= norms.sqrt().clamp(min=torch.finfo(wide).tiny)[:, None, None]
             # Summed in float64, so that the order of the tokens leaves no trace.
-            scores = tokens.double().sum(1).cpu().numpy()
+            scores = in_float64(tokens).sum(1).cpu().numpy()
             values, finite = tokens.cpu().numpy(), losses.tolist()
             return [
                 _scored(i, finite[place], scores[place], values[place], len(rows.ids[i]))
@@ -235,11 +238,11 @@ def _forward_mode(
     head = LanguageModelHead(lm)
 
     def run(chosen: Sequence[int]) -> list[RowScores]:
-        batch = rows.batch(chosen, lm.device)
+        batch = rows.batch(chosen, lm)
         columns = []
         for number in range(queries.count):
             losses, slopes = _slopes(lm, head, layers, _matrices(queries, number), batch)
-            columns.append(slopes.double().cpu().numpy())
+            columns.append(in_float64(slopes).cpu().numpy())
         scores = np.stack(columns, axis=1)
         return [
             _scored(i, float(losses[place]), scores[place], None, len(rows.ids[i])) for place, i in enumerate(chosen)
@@ -254,7 +257,8 @@ def _slopes(
     """Losses [rows] of a batch and their derivatives [rows] along the tangents of the tracked weights."""
     mask = supervised(batch)
     owners, counts = mask.nonzero()[:, 0], mask.sum(1)
-    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), forward_ad.dual_level():
+    # While the weights are dual nobody else may run the model.
+    with lm.lock, torch.no_grad(), sdpa_kernel(SDPBackend.MATH), forward_ad.dual_level():
         with _dual_weights(layers, tangents):
             nll = head.token_losses_plainly(batch)
         value, slope = forward_ad.unpack_dual(nll)

@@ -10,8 +10,11 @@ import numpy as np
 import torch
 
 from concept_audit.errors import ModelError
+from concept_audit.model.memory import give_back
 
 Result = TypeVar("Result")
+FULL = ("can't allocate memory", "MPS backend out of memory", "Invalid buffer size")
+"""What PyTorch says where it has no error of its own for want of memory."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,7 @@ def padded(
     response: Sequence[np.ndarray] | Mapping[int, np.ndarray],
     device: torch.device,
     multiple: int = 1,
+    most: int | None = None,
 ) -> Batch:
     """The chosen rows as one batch.
 
@@ -62,8 +66,11 @@ def padded(
         response: one bool array [tokens] a row.
         multiple: the padded length is one of this. Matrix libraries prepare, and keep, a kernel for
             each shape that they meet; fewer shapes are faster and take less memory.
+        most: padding ends at this many tokens: a model with a table of positions has none beyond.
     """
-    longest = -(-max(len(ids[i]) for i in rows) // multiple) * multiple
+    longest = max(len(ids[i]) for i in rows)
+    rounded = -(-longest // multiple) * multiple
+    longest = max(longest, min(rounded, most or rounded))
     tokens = np.zeros((len(rows), longest), np.int64)
     supervised = np.zeros((len(rows), longest), bool)
     real = np.zeros((len(rows), longest), bool)
@@ -75,13 +82,14 @@ def padded(
 
 
 def halving(
-    rows: Sequence[int], run: Callable[[Sequence[int]], Result], say: Callable[[str], None]
+    rows: Sequence[int], run: Callable[[Sequence[int]], Result], say: Callable[[str], None], device: torch.device
 ) -> Iterator[Result]:
     """Run a batch; out of memory, run its halves, and theirs.
 
     Args:
         run: does the work for the rows that it is given, and leaves nothing behind if it fails.
         say: told each time that a batch is halved.
+        device: where it runs.
 
     Yields:
         the result of each part.
@@ -101,14 +109,13 @@ def halving(
                 "with more memory"
             ) from error
     # Out of the handler, the traceback no longer holds the tensors of the failed attempt.
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+    give_back(device)
     say(f"Out of memory on a batch of {len(rows)} rows: going on with half of it at a time")
     middle = len(rows) // 2
     for half in (rows[:middle], rows[middle:]):
-        yield from halving(half, run, say)
+        yield from halving(half, run, say, device)
 
 
 def _out_of_memory(error: BaseException) -> bool:
-    # On the CPU, PyTorch raises a plain RuntimeError.
-    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error)
+    # On the CPU and on MPS, PyTorch raises a plain RuntimeError.
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(words in str(error) for words in FULL)

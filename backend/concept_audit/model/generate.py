@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol, cast
 
@@ -52,6 +53,9 @@ def answers(
     Without seeds the most likely token is taken at every step. (Near ties may still
     fall differently in another batch or on another machine: keep what comes out.)
 
+    Prompt and answer together have the positions that the model was made for: answers to long prompts
+    end there, and a prompt that leaves no room at all is read as `with_room` has it.
+
     Args:
         prompts: one int array [tokens] a prompt, none empty, with the opening of the answer's turn.
         seeds: one a prompt, to draw its answer at `TEMPERATURE`; a prompt may come several times.
@@ -63,20 +67,21 @@ def answers(
     ends = _ends(lm)
     padding = lm.tokenizer.pad_token_id
     padding = padding if padding is not None else (ends[0] if ends else 0)
-    # A prompt grows by its answer, and the cache with it.
-    for batch in batches_by_length([len(prompt) + max_new_tokens for prompt in prompts], budget):
-        longest = max(len(prompts[i]) for i in batch)
+    read = [p if room_after(lm, p) else with_room(lm, p, max_new_tokens) for p in prompts]
+    rooms = [min(max_new_tokens, room_after(lm, prompt)) for prompt in read]
+    for room, batch in _batches(read, rooms, budget):
+        longest = max(len(read[i]) for i in batch)
         ids = np.full((len(batch), longest), padding, np.int64)
         mask = np.zeros((len(batch), longest), np.int64)
         for place, i in enumerate(batch):
-            ids[place, longest - len(prompts[i]) :] = prompts[i]
-            mask[place, longest - len(prompts[i]) :] = 1
+            ids[place, longest - len(read[i]) :] = read[i]
+            mask[place, longest - len(read[i]) :] = 1
         drawn = [] if seeds is None else [_Drawn([seeds[i] for i in batch])]
         with lm.lock, torch.inference_mode():
             out = cast(_Generates, lm.model).generate(
                 input_ids=torch.from_numpy(ids).to(lm.device),
                 attention_mask=torch.from_numpy(mask).to(lm.device),
-                max_new_tokens=max_new_tokens,
+                max_new_tokens=room,
                 do_sample=False,
                 temperature=None,
                 top_p=None,
@@ -88,6 +93,30 @@ def answers(
             )
         found = out[:, longest:].cpu().numpy().astype(np.int32)
         yield {i: _until_end(found[place], ends) for place, i in enumerate(batch)}
+
+
+def room_after(lm: LanguageModel, prompt: np.ndarray) -> int:
+    """How many tokens an answer to a prompt may have before the model's positions end."""
+    return sys.maxsize if lm.positions is None else max(0, lm.positions - len(prompt))
+
+
+def with_room(lm: LanguageModel, prompt: np.ndarray, max_new_tokens: int) -> np.ndarray:
+    """A prompt that leaves room for an answer: one that is too long loses its beginning.
+
+    The answer's room is at most half of the model's positions.
+    """
+    if lm.positions is None or len(prompt) + max_new_tokens <= lm.positions:
+        return prompt
+    return prompt[-max(lm.positions - max_new_tokens, lm.positions // 2, 1) :]
+
+
+def _batches(prompts: Sequence[np.ndarray], rooms: Sequence[int], budget: int) -> Iterator[tuple[int, list[int]]]:
+    """Prompts of like length whose answers may be equally long: that length, and their places."""
+    for room in sorted(set(rooms), reverse=True):
+        places = [place for place, of in enumerate(rooms) if of == room]
+        # A prompt grows by its answer, and the cache with it.
+        for batch in batches_by_length([len(prompts[place]) + room for place in places], budget):
+            yield room, [places[i] for i in batch]
 
 
 def _ends(lm: LanguageModel) -> list[int]:

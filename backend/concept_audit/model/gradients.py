@@ -21,6 +21,7 @@ from torch.utils.hooks import RemovableHandle
 from concept_audit.errors import ModelError
 from concept_audit.model.activations import residual_stream
 from concept_audit.model.batches import Batch
+from concept_audit.model.exact import at_exact_device
 from concept_audit.model.linear import LinearLayer
 from concept_audit.model.load import LanguageModel
 from concept_audit.model.precision import check_precision
@@ -309,10 +310,14 @@ def drawn(logits: torch.Tensor, draw: torch.Tensor) -> torch.Tensor:
     Args:
         logits: [positions, vocabulary].
         draw: [positions], in [0, 1): the same numbers draw the same tokens in any batch.
+
+    Returns:
+        int64 [positions], on the device of the logits.
     """
-    cumulative = torch.softmax(logits, -1, dtype=torch.float64).cumsum(-1)
+    cumulative = torch.softmax(at_exact_device(logits), -1, dtype=torch.float64).cumsum(-1)
     reached = draw.to(cumulative)[:, None] * cumulative[:, -1:]
-    return torch.searchsorted(cumulative, reached, right=True)[:, 0].clamp(max=logits.shape[-1] - 1)
+    places = torch.searchsorted(cumulative, reached, right=True)[:, 0].clamp(max=logits.shape[-1] - 1)
+    return places.to(logits.device)
 
 
 class _HeadLoss(torch.autograd.Function):

@@ -36,6 +36,7 @@ class LanguageModel:
         blocks: the transformer blocks in the order in which they run.
         d_model: width of the residual stream.
         context: the longest row in tokens that the model takes.
+        positions: how many positions it was made for, at most; None where its configuration does not say.
         fingerprint: tells models with different weights apart (see `fingerprint`).
         lock: held while hooks are on the model, since threads share it.
         copies: what `in_dtype` has made.
@@ -48,6 +49,7 @@ class LanguageModel:
     d_model: int
     context: int
     fingerprint: str
+    positions: int | None = None
     lock: threading.RLock = field(default_factory=threading.RLock, repr=False, compare=False)
     copies: dict[torch.dtype, LanguageModel] = field(default_factory=dict, repr=False, compare=False)
 
@@ -99,6 +101,14 @@ class LanguageModel:
             raise ModelError(
                 f"--layers {','.join(map(str, wrong))}: {self.name} has {self.n_layers} blocks; "
                 f"a layer counts the blocks that have run, so choose from 1 to {self.n_layers}"
+            )
+
+    def check_length(self, max_tokens: int | None) -> None:
+        """Raise ModelError where rows would be cut at more tokens than the model has positions for."""
+        if max_tokens and self.positions and max_tokens > self.positions:
+            raise ModelError(
+                f"--max-tokens {max_tokens}: {self.name} was made for {self.positions:,} positions, and beyond them its "
+                "numbers mean nothing; give at most that many, or leave the option out"
             )
 
 
@@ -159,6 +169,7 @@ def as_language_model(name: str, model: PreTrainedModel, tokenizer: Any) -> Lang
         d_model=config.hidden_size,
         context=int(min(context, tokenizer.model_max_length, 1 << 20)),
         fingerprint=fingerprint(model),
+        positions=getattr(config, "max_position_embeddings", None),
     )
 
 
@@ -303,13 +314,20 @@ def find_device(name: str) -> torch.device:
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     try:
         device = torch.device(name)
-        torch.empty(1, device=device)
+        _put_something(device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise ModelError(
             f"--device {name}: PyTorch cannot use it here ({first_line(error)}); "
             "leave it out to choose by itself, or use cpu"
         ) from error
     return device
+
+
+def _put_something(device: torch.device) -> None:
+    """Raise what PyTorch raises where a device cannot be used."""
+    if device.type == "meta":
+        raise RuntimeError("it holds shapes without numbers")
+    torch.empty(1, device=device)
 
 
 def _dtype(name: str, device: torch.device) -> torch.dtype:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -10,7 +11,7 @@ import numpy as np
 from concept_audit.influence.queries import Rows
 from concept_audit.model.activations import response_activations
 from concept_audit.model.chat import ChatRenderer
-from concept_audit.model.generate import answers
+from concept_audit.model.generate import answers, room_after, with_room
 from concept_audit.model.load import LanguageModel
 from concept_audit.model.options import ModelSource
 from concept_audit.pipeline.engine import Worker
@@ -56,6 +57,7 @@ class Answering:
         rows = read_tokens(self.tokens, number)
         texts: dict[int, tuple[str, int]] = {}
         means = {layer: np.full((len(rows), lm.d_model), np.nan, np.float32) for layer in self.layers}
+        short = 0
         for unit in self.tokens.partition.units(number):
             asked = {place: start for place in range(unit.start, unit.stop) if (start := last_response(rows[place]))}
             worker.advance(unit.stop - unit.start - len(asked))
@@ -64,6 +66,9 @@ class Answering:
             for batch in answers(lm, [rows[place].input_ids[:start] for place, start in asked.items()], ANSWER_TOKENS):
                 made |= {places[index]: tokens for index, tokens in batch.items()}
                 worker.advance(len(batch))
+            short += sum(
+                room_after(lm, rows[place].input_ids[:start]) < ANSWER_TOKENS for place, start in asked.items()
+            )
             ids = [np.concatenate([rows[place].input_ids[:start], made[place]]) for place, start in asked.items()]
             response = [
                 np.concatenate([rows[place].parts[:start] != PROMPT, np.ones(len(made[place]), bool)])
@@ -74,6 +79,11 @@ class Answering:
                     for layer, mean in row.mean.items():
                         means[layer][places[row.index]] = mean
             texts |= {rows[place].example_id: (renderer.decode(made[place]), len(made[place])) for place in places}
+        if short:
+            worker.say(
+                f"{short} prompts leave less than {ANSWER_TOKENS} of the model's {lm.positions:,} positions: "
+                "their own answers end there"
+            )
         write_answers(self.answers, number, texts)
         write_means(self.means, number, means)
 
@@ -84,11 +94,12 @@ def answered(lm: LanguageModel, prompts: Sequence[LabelledExample], max_tokens: 
     Args:
         prompts: conversations; an assistant turn at the end is left out.
     """
-    renderer = ChatRenderer(lm.tokenizer, max_tokens)
+    # Of a prompt that is too long the end counts: there the question is, and the answer's turn begins.
+    renderer = ChatRenderer(lm.tokenizer, sys.maxsize)
     turns = [
         example.messages[:-1] if example.messages[-1].role == "assistant" else example.messages for example in prompts
     ]
-    asked = [renderer.prompt(messages) for messages in turns]
+    asked = [with_room(lm, renderer.prompt(messages)[-max_tokens:], ANSWER_TOKENS) for messages in turns]
     made: dict[int, np.ndarray] = {}
     with progress.stage("The model's own answers to the queries", len(asked), "queries") as stage:
         for batch in answers(lm, asked, ANSWER_TOKENS):

@@ -34,6 +34,7 @@ from concept_audit.influence.scoring import plan, score_rows
 from concept_audit.model.coverage import check_outside
 from concept_audit.model.linear import LinearLayer, linear_layers, resolve_weights
 from concept_audit.model.load import LanguageModel
+from concept_audit.model.memory import free_bytes
 from concept_audit.model.options import ModelSource
 from concept_audit.pipeline.curvature import CurvatureFit, curvature_of, fit_curvature
 from concept_audit.pipeline.engine import Worker
@@ -46,8 +47,8 @@ from concept_audit.store.layout import Layout
 from concept_audit.store.partition import RowPartition, by_shard
 from concept_audit.store.shard_store import RowShards, ShardStore, read_about, read_tensors
 
-GRAPH_BYTES = 2 << 30
-"""What the activations of a single long row may take before forward mode is chosen."""
+GRAPH_SHARE = 0.5
+"""What the activations of a single row may take of the free memory before it is scored in forward mode."""
 
 
 @dataclass(frozen=True)
@@ -108,6 +109,7 @@ class Scoring:
         tokens: the rows as the model reads them.
         scores: to be made; the query lies beside them.
         mode: ``token_sum`` or ``forward``.
+        longest: rows with more tokens are scored in forward mode; None for no limit.
         keep_tokens: keep the influence of every token.
     """
 
@@ -115,6 +117,7 @@ class Scoring:
     scores: RowShards
     model: ModelSource
     mode: Literal["token_sum", "forward"]
+    longest: int | None
     keep_tokens: bool
 
     @property
@@ -138,6 +141,7 @@ class Scoring:
                 as_rows(rows[unit]),
                 self.mode,
                 opened.unit_normalised,
+                self.longest,
                 say=worker.say,
             )
             for batch in batches:
@@ -166,11 +170,19 @@ def attribute(sources: Sources, run: Attribution, progress: Progress) -> Scores:
     if not _query(shards).exists():
         _prepare_query(_query(shards), sources, run, progress)
     opened = open_query(_query(shards), sources.model())
-    longest = max((len(row.input_ids) for n in tokens.numbers() for row in read_tokens(tokens, n)), default=0)
     mode = "token_sum" if scoring.keep_tokens or scoring.unit_normalised else scoring.mode
-    chosen = plan(opened.lm, opened.layers, opened.queries, longest, GRAPH_BYTES, mode)
+    memory = int(GRAPH_SHARE * free_bytes(opened.lm.device))
+    chosen = plan(opened.lm, opened.layers, opened.queries, memory, mode)
+    if chosen.longest is not None:
+        spans = (span for number in tokens.numbers() for span in as_rows(read_tokens(tokens, number)).spans)
+        far = sum(span > chosen.longest for span in spans)
+        if far:
+            progress.say(
+                f"{far:,} rows of more than {chosen.longest:,} tokens are scored in forward mode, which keeps less of "
+                "them in memory"
+            )
     named = f"Influence of every row ({chosen.mode.replace('_', ' ')}, {scoring.precision})"
-    work = Scoring(tokens, shards, sources.model_source, chosen.mode, scoring.keep_tokens)
+    work = Scoring(tokens, shards, sources.model_source, chosen.mode, chosen.longest, scoring.keep_tokens)
     sources.driver(progress).finish(work, named, tokens.partition.sizes())
     unscored = [example_id for number in shards.numbers() for example_id in read_about(shards.path(number))["unscored"]]
     if unscored:

@@ -67,6 +67,7 @@ def build(options: BuildOptions, progress: Progress | None = None, engine: Engin
     refuse_foreign(layout)
     lm = load_model(options.model, options.cache, progress)
     lm.check_layers((*(options.layers or ()), *((options.sae_layer,) if options.sae_layer else ())))
+    lm.check_length(options.max_tokens)
     sae = loaded_sae(options, lm, progress)
     driver = Driver(engine or LocalEngine(lambda _: lm), progress)
     with held(layout):
@@ -243,6 +244,7 @@ class _Build:
         configuration = {
             "data": options.data,
             "model": options.model.name,
+            "device": options.model.device,
             "dtype": str(self._lm.dtype).removeprefix("torch."),
             "adapter": type(self._lm.model).__name__ if hasattr(self._lm.model, "peft_config") else None,
             "trust_remote_code": options.model.trust_remote_code,
@@ -280,8 +282,8 @@ class _Build:
         found = read_manifest(self._layout.manifest)
         before = {**found.configuration, **{f"{k} (content)": v for k, v in found.fingerprints.items()}}
         after = {**wanted.configuration, **{f"{k} (content)": v for k, v in wanted.fingerprints.items()}}
-        # Names of data and model may change: what counts is their content.
-        names = [name for name in {**before, **after} if name not in ("data", "model", "cache")]
+        # Names of data and model may change: what counts is their content. Where it runs changes nothing.
+        names = [name for name in {**before, **after} if name not in ("data", "model", "cache", "device")]
         ours = [name for name in names if before.get(name) != after.get(name)]
         if ours:
             changes = "; ".join(f"{n} was {_short(before.get(n))}, is now {_short(after.get(n))}" for n in ours)
@@ -289,6 +291,7 @@ class _Build:
                 f"{self._layout.root}: an audit made with other settings ({changes}). Choose another --out, or "
                 "pass --rebuild to replace what the build found; labels, probes and flags are kept"
             )
+        found.configuration["device"] = self._options.model.device
         return found
 
     def _begin(self, stage: str, *depends: object) -> bool:

@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from concept_audit.concepts.sae import SaeSource
 from concept_audit.errors import ModelError
-from concept_audit.model.load import LanguageModel
+from concept_audit.model.load import LanguageModel, find_device
 from concept_audit.model.options import ModelOptions, ModelSource
 from concept_audit.pipeline.engine import Driver, Engine
 from concept_audit.progress import Progress
@@ -80,6 +80,33 @@ class Sources:
         made = self.manifest.configuration
         source = str(self.layout.sae) if made["sae"] == "train" else made["sae"]
         return SaeSource(source, made["sae_layer"], bool(made.get("sae_centred")))
+
+
+@dataclass(frozen=True)
+class ChosenDevice:
+    """Where an audit's model runs.
+
+    Attributes:
+        name: a device's name, or ``auto``.
+        note: why it is not the one that the audit was built on, if that is not here; else empty.
+    """
+
+    name: str
+    note: str = ""
+
+
+def chosen_device(manifest: Manifest, asked: str | None) -> ChosenDevice:
+    """The device that is asked for, else the one that the audit was built on, else the fastest there is."""
+    built_on = manifest.configuration.get("device", "auto")
+    if asked is not None or built_on == "auto":
+        return ChosenDevice(asked or "auto")
+    try:
+        find_device(built_on)
+    except ModelError:
+        here = find_device("auto")
+        note = f"Built on {built_on}, which is not here: the model runs on {here} (--device chooses)"
+        return ChosenDevice("auto", note)
+    return ChosenDevice(built_on)
 
 
 def model_source(manifest: Manifest, device: str = "auto", trust_remote_code: bool = False) -> ModelSource:

@@ -116,6 +116,7 @@ def rebuild_command(root: Path, values: dict[str, Any]) -> str:
     words = ["concept-audit", "build", "--data", made["data"], "--model", made["model"], "--out", str(root)]
     words += _cache(Path(made["cache"]))
     words += ["--layers", ",".join(map(str, made["layers"])), "--dtype", made["dtype"]]
+    words += ["--device", made["device"]] if made.get("device", "auto") != "auto" else []
     words += ["--max-tokens", str(made["max_tokens"])]
     words += ["--sae", made["sae"]] if made["sae"] != "train" else []
     words += ["--sae-layer", str(made["sae_layer"])] if made["sae_layer"] else []

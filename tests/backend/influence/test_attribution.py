@@ -163,15 +163,19 @@ def test_forward_mode_and_token_sum_agree_through_the_audit(audit):
     assert (forward - backward.loc[forward.index]).abs().max() <= 1e-5 * scale
 
 
-def test_the_plan_takes_the_token_sum_while_it_fits_and_forward_mode_beyond(lm, query):
+def test_the_plan_takes_the_token_sum_while_a_row_fits_and_forward_mode_beyond(lm, query):
     layers, queries = query
-    near = plan(lm, layers, queries, longest=100, memory=1 << 30)
-    assert near.mode == "token_sum" and near.bytes["forward"] < near.bytes["token_sum"]
-    far = plan(lm, layers, queries, longest=100, memory=near.bytes["token_sum"] - 1)
-    assert far.mode == "forward"
-    assert plan(lm, layers, queries, 100, 0, "token_sum").mode == "token_sum"
+    ample = plan(lm, layers, queries, memory=1 << 30)
+    token = ample.bytes["token_sum"]
+    assert ample.mode == "token_sum" and ample.bytes["forward"] < token
+    assert ample.longest == (1 << 30) // token
+    for memory, longest in ((100 * token, 100), (100 * token - 1, 99), (0, 0)):
+        found = plan(lm, layers, queries, memory)
+        assert (found.mode, found.longest) == ("token_sum", longest)
+    for mode in ("token_sum", "forward"):
+        assert (plan(lm, layers, queries, 0, mode).mode, plan(lm, layers, queries, 0, mode).longest) == (mode, None)
     many = DenseQueries([[m[0] for m in queries.matrices]] * 3, torch.float32)
-    cost = plan(lm, layers, many, 100, 1 << 30).operations
+    cost = plan(lm, layers, many, 1 << 30).operations
     assert cost["forward"] > cost["token_sum"]
 
 

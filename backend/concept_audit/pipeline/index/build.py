@@ -187,7 +187,7 @@ class _Building:
         row = as_rows(drawn_rows(self._tokens, 1, "pace", self._made_of["seed"]))
         if not len(row):
             return 0.0
-        batch = row.batch([0], self._lm.device)
+        batch = row.batch([0], self._lm)
         with GradientPass(self._lm, self._layers) as run:
             for _ in range(2):  # the first one also prepares kernels
                 started = time.monotonic()

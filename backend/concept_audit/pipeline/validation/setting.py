@@ -10,6 +10,7 @@ what is trained on has a prompt that measures.
 from __future__ import annotations
 
 import hashlib
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
@@ -22,6 +23,7 @@ from concept_audit.evidence.measures import HeldOut
 from concept_audit.evidence.training import shorter
 from concept_audit.influence.queries import Rows
 from concept_audit.model.chat import ChatRenderer
+from concept_audit.model.generate import with_room
 from concept_audit.model.load import LanguageModel
 from concept_audit.pipeline.examples import example_activations
 from concept_audit.pipeline.rank import STRONGEST_ROWS
@@ -138,7 +140,7 @@ def setting_of(
         [rows.response[i] for i in withheld] + list(negatives.response),
     )
     natural = shorter(natural, options.recipe.max_tokens)
-    prompts, texts = _prompts(sources, lm, held)
+    prompts, texts = _prompts(sources, lm, held, options.answer_tokens)
     positives = rendered(sources, lm, [e for e in held if e.label == 1])
     here = options.held_out is None
     ranked_by = directions(ranking, layers) if here else {}
@@ -245,15 +247,20 @@ def _withheld(usable: Sequence[int], labels: np.ndarray, count: int) -> list[int
 
 
 def _prompts(
-    sources: Sources, lm: LanguageModel, examples: Sequence[LabelledExample]
+    sources: Sources, lm: LanguageModel, examples: Sequence[LabelledExample], answer_tokens: int
 ) -> tuple[list[np.ndarray], list[str]]:
-    """Distinct prompts as tokens, and their last turn as text."""
-    renderer = ChatRenderer(lm.tokenizer, sources.manifest.configuration["max_tokens"])
+    """Distinct prompts as tokens, with room for an answer, and their last turn as text."""
+    max_tokens = sources.manifest.configuration["max_tokens"]
+    # Of a prompt that is too long the end counts: there the question is, and the answer's turn begins.
+    renderer = ChatRenderer(lm.tokenizer, sys.maxsize)
     found: dict[str, tuple[np.ndarray, str]] = {}
     for example in examples:
         if len(example.messages) > 1:
             turns = example.messages[:-1] if example.messages[-1].role == "assistant" else example.messages
-            found.setdefault(_prompt_hash(example), (renderer.prompt(turns), turns[-1].content))
+            found.setdefault(
+                _prompt_hash(example),
+                (with_room(lm, renderer.prompt(turns)[-max_tokens:], answer_tokens), turns[-1].content),
+            )
     if not found:
         raise ConceptError("none of the held-out examples has a prompt for the model to answer; give conversations")
     return [ids for ids, _ in found.values()], [text for _, text in found.values()]
