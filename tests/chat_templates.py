@@ -154,6 +154,8 @@ GLM = """[gMASK]<sop>
 {%- if add_generation_prompt %}{{- "<|assistant|>" }}{% endif %}"""
 
 EMPTY_THOUGHT = "<think>\n\n</think>\n\n"
+TRL_DATED = ("llama3_2", "gptoss")
+"""Those of the real templates that ask for the day."""
 FAMILIES = {
     "chatml": Family(CHATML, "<|im_end|>", "<|im_start|>assistant\n", "<|im_end|>"),
     "llama 3": Family(LLAMA3, "<|eot|>", "<|header|>assistant<|/header|>\n\n", "<|eot|>", trims=True),

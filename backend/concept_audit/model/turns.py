@@ -117,11 +117,11 @@ class _Conversation:
             floor: where the text of the turns before it ends; None if that is not known.
         """
         asked = self._turns[:number]
-        prompt, without = self._rendered(asked, True), self._rendered(asked, False)
-        if prompt is not None and without is not None:
-            shared, opened = _shared(prompt, self._text), _shared(prompt, without)
-            if prompt == without and shared == len(prompt) and not self._text[shared:first].strip():
+        if (prompt := self._rendered(asked, True)) is not None:
+            shared = _shared(prompt, self._text)
+            if shared == len(prompt) and not self._text[shared:first].strip():
                 return shared
+            opened = _shared(prompt, self._rendered(asked, False) or "")
             if header := _header(prompt[opened:], shared - opened):
                 return opened + header if shared == len(prompt) else min(opened + header, first)
         if floor is None:
