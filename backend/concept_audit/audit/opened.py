@@ -13,6 +13,7 @@ from concept_audit.audit.memory import Memory
 from concept_audit.errors import StoreError
 from concept_audit.influence.options import InfluenceOptions
 from concept_audit.model.load import LanguageModel, load_model
+from concept_audit.model.template import tokenizer_fingerprint
 from concept_audit.pipeline.engine import Engine, LocalEngine
 from concept_audit.pipeline.sources import ChosenDevice, Sources, chosen_device, model_source
 from concept_audit.progress import Progress
@@ -200,6 +201,12 @@ class OpenAudit:
             raise StoreError(
                 f"{self.root}: made with a model of fingerprint {manifest.fingerprints['model']}, but "
                 f"{lm.name} now has {lm.fingerprint}; put the earlier weights back, or build again with --rebuild"
+            )
+        recorded = manifest.fingerprints.get("tokenizer")
+        if recorded and (now := tokenizer_fingerprint(lm.tokenizer)) != recorded:
+            raise StoreError(
+                f"{self.root}: made with a tokenizer and chat template of fingerprint {recorded}, but those of "
+                f"{lm.name} now have {now}; put the earlier ones back, or build again with --rebuild"
             )
         return lm
 

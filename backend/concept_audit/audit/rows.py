@@ -173,9 +173,9 @@ class Rows:
         """What the model itself answers to rows' prompts, where it has been asked already: example id → text."""
         ids = [int(i) for i in example_ids]
         texts = read_texts(self._tokens, ids)
-        model = self._opened.made.fingerprints["model"]
+        reader = self._opened.made.reader
         hashes = [row.content_hash for row in texts.values()]
-        known = self._opened.read(lambda cursor: workspace.own_answers(cursor, model, hashes))
+        known = self._opened.read(lambda cursor: workspace.own_answers(cursor, reader, hashes))
         single = {i: known[row.content_hash] for i, row in texts.items() if row.content_hash in known}
         return single | read_answers(self._opened.sources().shards("answers"), ids)
 
@@ -192,8 +192,8 @@ class Rows:
         text = own_answer(self._opened.model(), row)
         if text is None:
             raise ConceptError(f"row {example_id}: it has no prompt before its response, so there is nothing to answer")
-        model = self._opened.made.fingerprints["model"]
-        self._opened.write(lambda cursor: workspace.keep_own_answers(cursor, model, {row.content_hash: text}))
+        reader = self._opened.made.reader
+        self._opened.write(lambda cursor: workspace.keep_own_answers(cursor, reader, {row.content_hash: text}))
         return text
 
     def answered(self) -> int:

@@ -44,6 +44,8 @@ def words(found: dict[str, Any]) -> str:
         f"{made['max_tokens']:,} tokens, {counts['n_unscored']:,} without a response left to score",
         f"  model    {made['model']} ({made['dtype']}), layers {', '.join(map(str, made['layers']))}",
     ]
+    if date := made.get("template_date"):
+        lines.append(f"           its chat template asks for the day, and was told {date}")
     if made["sae"] == "none":
         lines.append("  SAE      none")
     else:

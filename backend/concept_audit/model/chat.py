@@ -1,9 +1,10 @@
 """From a conversation to tokens, with the mask of the tokens that the loss sees.
 
 Response tokens are those of the assistant turns with their end-of-turn token, as
-fine-tuning trains on. They are found by rendering the conversation up to each
-turn, which works for every chat template; templates that mark the assistant's
-tokens themselves are rare.
+fine-tuning on the text as rendered trains on them: what a template cuts out of a
+turn is not there to be learnt, what it adds after the header is. An empty turn's
+end-of-turn token counts too. `concept_audit.model.turns` finds the turns, with any
+chat template; templates that mark the assistant's tokens themselves are rare.
 """
 
 from __future__ import annotations
@@ -15,17 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from concept_audit.errors import ModelError
+from concept_audit.model.template import ChatTemplate
+from concept_audit.model.turns import response_spans
 from concept_audit.types import CONTENT, END_OF_TURN, PROMPT, Message
-
-PLAIN_TEMPLATE = (
-    "{% for message in messages %}"
-    "{{ message['role'] | capitalize + ':\n' + message['content'] }}"
-    "{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}{{ '\n\n' }}"
-    "{% endfor %}"
-    "{% if add_generation_prompt %}{{ 'Assistant:\n' }}{% endif %}"
-)
-"""For models without a chat template: ``User:``, the turn, a blank line, ``Assistant:``, the turn, end of text."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +59,7 @@ class ChatRenderer:
     def __init__(self, tokenizer: Any, max_tokens: int):
         self._tokenizer = tokenizer
         self._max_tokens = max_tokens
-        self._template = None if tokenizer.chat_template else PLAIN_TEMPLATE
+        self._template = ChatTemplate(tokenizer)
         self._special = set(tokenizer.all_special_ids) | {
             i for i, token in tokenizer.added_tokens_decoder.items() if token.special
         }
@@ -75,7 +68,8 @@ class ChatRenderer:
         """Tokens, offsets and parts of one conversation.
 
         Raises:
-            ModelError: the chat template refuses the conversation.
+            ModelError: the chat template refuses the conversation, or it cannot be told which of its tokens
+                are the assistant's.
         """
         if len(messages) == 1 and messages[0].role == "assistant":
             text = messages[0].content
@@ -83,8 +77,9 @@ class ChatRenderer:
             text += self._tokenizer.eos_token or ""
             add_special = True
         else:
-            text, spans = self._render_turns([{"role": m.role, "content": m.content} for m in messages])
-            add_special = self._template is not None
+            turns, text = self._template.accept(_turns(messages))
+            spans = response_spans(self._template, turns, text)
+            add_special = self._template.plain
         encoded = self._tokenizer(
             text,
             add_special_tokens=add_special,
@@ -108,20 +103,14 @@ class ChatRenderer:
     def prompt(self, messages: Sequence[Message]) -> np.ndarray:
         """Tokens of a conversation up to where the assistant's next turn begins: int32 [tokens].
 
+        They are what `render` gives before that turn's response, where the template writes both alike; where
+        it opens ``<think>`` before an answer, as R1's does, so do they.
+
         Raises:
             ModelError: the chat template refuses the conversation.
         """
-        from jinja2.exceptions import TemplateError
-
-        turns = [{"role": m.role, "content": m.content} for m in messages]
-        try:
-            text = self._apply(turns, add_generation_prompt=True)
-        except TemplateError as error:
-            merged = _system_into_first_user(turns)
-            if merged is None:
-                raise ModelError(f"the model's chat template refuses this conversation: {error}") from error
-            text = self._apply(merged, add_generation_prompt=True)
-        encoded = self._tokenizer(text, add_special_tokens=self._template is not None, verbose=False)
+        _, text = self._template.accept(_turns(messages), generation=True)
+        encoded = self._tokenizer(text, add_special_tokens=self._template.plain, verbose=False)
         return np.asarray(encoded["input_ids"], np.int32)[: self._max_tokens]
 
     def decode(self, token_ids: Sequence[int] | np.ndarray) -> str:
@@ -132,43 +121,6 @@ class ChatRenderer:
         """The text that a single token stands for."""
         return self._tokenizer.decode([token_id], clean_up_tokenization_spaces=False)
 
-    def _apply(self, turns: list[dict[str, str]], add_generation_prompt: bool = False) -> str:
-        return self._tokenizer.apply_chat_template(
-            turns, chat_template=self._template, tokenize=False, add_generation_prompt=add_generation_prompt
-        )
-
-    def _render_turns(self, turns: list[dict[str, str]]) -> tuple[str, list[tuple[int, int]]]:
-        """The rendered text, and where the text of each assistant turn lies in it."""
-        from jinja2.exceptions import TemplateError
-
-        try:
-            text = self._apply(turns)
-        except TemplateError as error:
-            merged = _system_into_first_user(turns)
-            if merged is None:
-                raise ModelError(f"the model's chat template refuses this conversation: {error}") from error
-            return self._render_turns(merged)
-        spans = []
-        cursor = 0
-        for i, turn in enumerate(turns):
-            if turn["role"] != "assistant":
-                continue
-            prefix = self._apply(turns[:i], add_generation_prompt=True) if i else ""
-            # A template may change earlier turns once later ones follow (Qwen 3
-            # drops old reasoning); then the turn is found by its own text.
-            start = max(cursor, len(prefix)) if text.startswith(prefix) else cursor
-            content = turn["content"].strip()
-            found = text.find(content, start)
-            if found < 0:
-                raise ModelError(
-                    "the model's chat template changes the text of an assistant turn, so its tokens "
-                    f"cannot be told apart; the turn begins {content[:60]!r}"
-                )
-            start = start if text.startswith(prefix) else found
-            cursor = found + len(content)
-            spans.append((start, cursor))
-        return text, spans
-
     def _parts(self, ids: np.ndarray, offsets: np.ndarray, spans: list[tuple[int, int]]) -> np.ndarray:
         parts = np.zeros(len(ids), np.uint8)
         special = np.isin(ids, list(self._special))
@@ -176,16 +128,16 @@ class ChatRenderer:
         for start, end in spans:
             # A token belongs to the turn if any of its characters do: tokenizers
             # merge a space before a word into the word.
-            inside = (ends > start) & (starts < end)
+            inside = (ends > start) & (starts < end) & (end > start)
             parts[inside & ~special] = CONTENT
             parts[inside & special] = END_OF_TURN
-            closing = np.flatnonzero(special & (starts >= end))
-            if len(closing) and inside.any():
-                last = np.flatnonzero(inside)[-1]
-                between = slice(last + 1, closing[0] + 1)
+            after = starts >= end
+            closing = np.flatnonzero(special & after & (ends > starts))
+            if len(closing):
+                between = slice(int(np.argmax(after)), closing[0] + 1)
                 # Only if nothing but white space lies between, else the special
                 # token opens the next turn and the template has no closing one.
-                if not _has_words(ids[last + 1 : closing[0]], self._tokenizer):
+                if not _has_words(ids[between][:-1], self._tokenizer):
                     parts[between] = END_OF_TURN
         return parts
 
@@ -194,9 +146,5 @@ def _has_words(ids: np.ndarray, tokenizer: Any) -> bool:
     return bool(len(ids)) and re.search(r"\S", tokenizer.decode(ids.tolist())) is not None
 
 
-def _system_into_first_user(turns: list[dict[str, str]]) -> list[dict[str, str]] | None:
-    """For templates without a system role (Gemma): its text goes before the first user turn."""
-    if len(turns) < 2 or turns[0]["role"] != "system" or turns[1]["role"] != "user":
-        return None
-    merged = {"role": "user", "content": f"{turns[0]['content']}\n\n{turns[1]['content']}"}
-    return [merged, *turns[2:]]
+def _turns(messages: Sequence[Message]) -> list[dict[str, str]]:
+    return [{"role": message.role, "content": message.content} for message in messages]

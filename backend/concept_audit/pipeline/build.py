@@ -24,6 +24,7 @@ from concept_audit.model.identity import public_name
 from concept_audit.model.load import LanguageModel, default_layers, load_model
 from concept_audit.model.load import fingerprint as model_fingerprint
 from concept_audit.model.options import ModelSource
+from concept_audit.model.template import ChatTemplate, tokenizer_fingerprint
 from concept_audit.model.unembed import logit_effects
 from concept_audit.pipeline.activations import FindingFeatures, RunningModel, TokenSample
 from concept_audit.pipeline.engine import Driver, Engine, LocalEngine, missing_of
@@ -134,7 +135,8 @@ class _Build:
         self._end("rows", {"rows": stage.done})
 
     def _tokens(self) -> None:
-        opened = self._begin("tokens", self._manifest.key("rows"), self._lm.fingerprint, self._max_tokens)
+        reader = self._lm.fingerprint, self._manifest.fingerprints["tokenizer"]
+        opened = self._begin("tokens", self._manifest.key("rows"), *reader, self._max_tokens)
         work = Tokenizing(self._shards("rows"), self._shards("tokens"), self._model, self._max_tokens)
         if opened or missing_of(work):
             self._driver.finish(work, "Tokenizing rows", self._shards("rows").partition.sizes())
@@ -260,7 +262,13 @@ class _Build:
             "sae_centred": (self._sae is not None and self._sae.centred) or None,
             "cache": str(options.cache.resolve()),
         }
-        fingerprints = {"data": data_fingerprint(options.data, options.split), "model": self._lm.fingerprint}
+        if date := ChatTemplate(self._lm.tokenizer).date:
+            configuration["template_date"] = date
+        fingerprints = {
+            "data": data_fingerprint(options.data, options.split),
+            "model": self._lm.fingerprint,
+            "tokenizer": tokenizer_fingerprint(self._lm.tokenizer),
+        }
         if self._sae is not None:
             fingerprints["sae"] = model_fingerprint(self._sae.module)
         manifest = Manifest(configuration, fingerprints)
@@ -286,7 +294,8 @@ class _Build:
         names = [name for name in {**before, **after} if name not in ("data", "model", "cache", "device")]
         ours = [name for name in names if before.get(name) != after.get(name)]
         if ours:
-            changes = "; ".join(f"{n} was {_short(before.get(n))}, is now {_short(after.get(n))}" for n in ours)
+            was = {n: _short(before[n]) if n in before else "not recorded" for n in ours}
+            changes = "; ".join(f"{n} was {was[n]}, is now {_short(after.get(n))}" for n in ours)
             raise StoreError(
                 f"{self._layout.root}: an audit made with other settings ({changes}). Choose another --out, or "
                 "pass --rebuild to replace what the build found; labels, probes and flags are kept"

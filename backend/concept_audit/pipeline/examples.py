@@ -25,17 +25,17 @@ def example_activations(
     Raises:
         ConceptError: an example has no response tokens within the audit's length of a row.
     """
-    fingerprint = sources.manifest.fingerprints["model"]
+    reader = sources.manifest.reader
     max_tokens = sources.manifest.configuration["max_tokens"]
     hashes = [example.content_hash for example in examples]
     rows = sources.read(lambda cursor: queries.find_rows(cursor, hashes))
     kept = sources.read(
-        lambda cursor: {layer: workspace.cached_activations(cursor, fingerprint, layer, hashes) for layer in layers}
+        lambda cursor: {layer: workspace.cached_activations(cursor, reader, layer, hashes) for layer in layers}
     )
     outside = [e for e in examples if e.content_hash not in rows and any(e.content_hash not in kept[k] for k in layers)]
     if outside:
         fresh = _run(sources.model(), outside, layers, max_tokens, progress)
-        sources.write(lambda cursor: workspace.cache_activations(cursor, fingerprint, fresh))
+        sources.write(lambda cursor: workspace.cache_activations(cursor, reader, fresh))
         for layer in layers:
             kept[layer] |= {content_hash: means[layer] for content_hash, means in fresh.items()}
     found = {}

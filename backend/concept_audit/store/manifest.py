@@ -37,8 +37,9 @@ class Manifest:
     """What ``manifest.json`` holds.
 
     Attributes:
-        configuration: the settings that decide what a build finds (data, model, layers, SAE, ...).
-        fingerprints: hashes that tell data, model and SAE apart.
+        configuration: the settings that decide what a build finds (data, model, layers, SAE, ...); with
+            ``template_date``, the day that the model's chat template was told it is, if it asks for one.
+        fingerprints: hashes that tell data, model, tokenizer (with its chat template) and SAE apart.
         stages: stage → key (hash of what it depends on), done, and what it reports.
         versions: of the packages that built it.
         created: when the build began, ISO 8601 in UTC.
@@ -55,6 +56,12 @@ class Manifest:
     def complete(self) -> bool:
         """Whether the build came to its end."""
         return bool(self.stages.get("store", {}).get("done"))
+
+    @property
+    def reader(self) -> str:
+        """What a text's activations and answers hang on: the model, and how text becomes its tokens."""
+        # Audits made before the tokenizer was recorded know of the model alone.
+        return "-".join(self.fingerprints[name] for name in ("model", "tokenizer") if name in self.fingerprints)
 
     def report(self, stage: str) -> dict[str, Any]:
         """What a finished stage said about itself; empty if it has not run."""

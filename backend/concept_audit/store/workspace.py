@@ -225,22 +225,22 @@ def save_ranking(
     return ranking
 
 
-def cached_activations(cursor: Cursor, model: str, layer: int, hashes: Sequence[str]) -> dict[str, np.ndarray]:
+def cached_activations(cursor: Cursor, reader: str, layer: int, hashes: Sequence[str]) -> dict[str, np.ndarray]:
     """Mean response activations kept for texts outside the data: content_hash → float32 [d_model]."""
     found = cursor.execute(
         """SELECT content_hash, activation FROM base.row_activations
            WHERE model_fingerprint = ? AND layer = ? AND list_contains(?::VARCHAR[], content_hash)""",
-        [model, layer, list(hashes)],
+        [reader, layer, list(hashes)],
     ).fetchall()
     return {content_hash: np.asarray(values, np.float32) for content_hash, values in found}
 
 
-def cache_activations(cursor: Cursor, model: str, means: Mapping[str, Mapping[int, np.ndarray]]) -> None:
+def cache_activations(cursor: Cursor, reader: str, means: Mapping[str, Mapping[int, np.ndarray]]) -> None:
     """Keep activations: content_hash → layer → float32 [d_model]."""
     cursor.executemany(
         "INSERT OR REPLACE INTO base.row_activations VALUES (?, ?, ?, ?)",
         [
-            [content_hash, model, layer, values.tolist()]
+            [content_hash, reader, layer, values.tolist()]
             for content_hash, layers in means.items()
             for layer, values in layers.items()
         ],
@@ -291,20 +291,20 @@ def label_feature(cursor: Cursor, feature: int, label: str | None, by: str) -> N
         )
 
 
-def own_answers(cursor: Cursor, model: str, hashes: Sequence[str]) -> dict[str, str]:
+def own_answers(cursor: Cursor, reader: str, hashes: Sequence[str]) -> dict[str, str]:
     """What a model itself answers, where it was asked for single rows: content_hash → text."""
     found = cursor.execute(
         """SELECT content_hash, answer FROM base.own_answers
            WHERE model_fingerprint = ? AND list_contains(?::VARCHAR[], content_hash)""",
-        [model, list(hashes)],
+        [reader, list(hashes)],
     ).fetchall()
     return dict(found)
 
 
-def keep_own_answers(cursor: Cursor, model: str, texts: Mapping[str, str]) -> None:
+def keep_own_answers(cursor: Cursor, reader: str, texts: Mapping[str, str]) -> None:
     """Keep what a model itself answers: content_hash → text."""
     cursor.executemany(
-        "INSERT OR REPLACE INTO base.own_answers VALUES (?, ?, ?)", [[h, model, text] for h, text in texts.items()]
+        "INSERT OR REPLACE INTO base.own_answers VALUES (?, ?, ?)", [[h, reader, text] for h, text in texts.items()]
     )
 
 
