@@ -144,7 +144,7 @@ def test_the_table_of_models_says_what_is(name, kind):
     found = {}
     for batch in response_activations(lm, rows.ids, rows.response, [1]):
         found |= {row.index: row.mean[1] for row in batch}
-    ours = vector_filter(np.stack([found[i] for i in range(len(rows))]), DIRECTION[:, None])[:, 0]
+    ours = vector_filter([np.stack([found[i] for i in range(len(rows))])], DIRECTION[:, None])[:, 0]
     with torch.no_grad():
         wanted = [float(alone(lm, i, torch.from_numpy(m), 1)[1]) for i, m in zip(rows.ids, rows.response, strict=True)]
     assert said[1] == ("equal" if equal(ours, np.array(wanted), 1e-5) else "differs")
