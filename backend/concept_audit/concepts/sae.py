@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError, safe_open
 
 from concept_audit.errors import ConceptError, first_line
 
@@ -118,6 +120,16 @@ def load_sae(source: str, device: torch.device) -> SparseAutoencoder:
             ) from error
     module.eval().requires_grad_(False)
     return SparseAutoencoder(module, layer_of(module), source)
+
+
+def is_readable(directory: Path) -> bool:
+    """Whether the files of an SAE are there, of their full length, and can be read."""
+    try:
+        json.loads((directory / "cfg.json").read_text("utf-8"))
+        with safe_open(directory / "sae_weights.safetensors", "pt") as file:
+            return bool(file.keys())
+    except (OSError, ValueError, SafetensorError):
+        return False
 
 
 def layer_of(module: Any) -> int | None:
