@@ -281,9 +281,12 @@ class _Build:
         manifest = Manifest(configuration, fingerprints)
         if self._layout.manifest.exists():
             manifest = self._reconcile(manifest)
-        self._layout.root.mkdir(parents=True, exist_ok=True)
         _remove_leftovers(self._layout)
-        manifest.write(self._layout)
+        if manifest.stages and not manifest.complete:
+            with idle(self._layout, "what it reads is to be made anew"):
+                manifest.write(self._layout)
+        else:
+            manifest.write(self._layout)
         return manifest
 
     def _reconcile(self, wanted: Manifest) -> Manifest:
@@ -291,7 +294,11 @@ class _Build:
         if self._options.rebuild:
             # Without a manifest each stage finds by its key what is there of it, and clears away what is not.
             with suppress(StoreError):
-                wanted.stages = read_manifest(self._layout.manifest).stages
+                found = read_manifest(self._layout.manifest)
+                wanted.stages = found.stages
+                if (found.configuration, found.fingerprints) != (wanted.configuration, wanted.fingerprints):
+                    # From here on it is not the audit that these settings made.
+                    wanted.stages.get("store", {})["done"] = False
             return wanted
         found = read_manifest(self._layout.manifest)
         before = {**found.configuration, **{f"{k} (content)": v for k, v in found.fingerprints.items()}}
