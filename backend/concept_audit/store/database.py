@@ -30,6 +30,8 @@ from concept_audit.store.shard_store import check_command
 
 LOCK_PATIENCE_SECONDS = 8.0
 SEARCHES_KEPT = 32
+HEADER_BYTES = 3 * 4096
+"""What comes before the blocks of a DuckDB file."""
 
 _open: weakref.WeakValueDictionary[Path, Database] = weakref.WeakValueDictionary()
 _open_guard = threading.Lock()
@@ -52,9 +54,17 @@ def opens(path: Path) -> bool:
     try:
         with duckdb.connect(str(path), read_only=True) as con:
             found = con.execute("SELECT value FROM base.meta WHERE key = 'format'").fetchone()
+            if _is_short(con, path):
+                return False
     except duckdb.Error:
         return False
     return found == (str(schema.FORMAT),)
+
+
+def _is_short(con: Cursor, path: Path) -> bool:
+    """Whether the end of a database is missing, which DuckDB notices only when it reads what was there."""
+    sizes = con.execute("SELECT block_size * total_blocks FROM pragma_database_size()").fetchall()
+    return path.stat().st_size < HEADER_BYTES + max(size for (size,) in sizes)
 
 
 def opening_error(path: Path) -> str | None:
@@ -256,6 +266,8 @@ class Database:
         try:
             self._instance.execute(f"ATTACH '{_quoted(self._layout.audit)}' AS audit (READ_ONLY)")
             (found,) = only_row(self._instance.execute("SELECT value FROM audit.base.meta WHERE key = 'format'"))
+            if _is_short(self._instance, self._layout.audit):
+                raise duckdb.IOException("the end of the file is missing")
         except (duckdb.Error, AssertionError) as error:
             self._instance.execute("DETACH DATABASE IF EXISTS audit")
             raise StoreError(

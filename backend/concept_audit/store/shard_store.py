@@ -32,6 +32,8 @@ from concept_audit.store.partition import Partition, RowPartition
 TABLE, TENSORS = "parquet", "safetensors"
 COMMITTED = {f".{TABLE}", f".{TENSORS}", ".json"}
 """Endings of the names of all files that are committed here."""
+_SEALED = "sealed"
+_SEAL = (checksum.NAME, _SEALED)
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,7 @@ class ShardStore:
         """Commit named tensors, and a few JSON values about them."""
         contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
         with atomic_write(path) as partial:
-            save_file(contiguous, partial, {"about": _about(about)})
+            save_file(contiguous, partial, _metadata(about))
             checksum.seal(partial)
 
     def write_table(
@@ -86,7 +88,7 @@ class ShardStore:
                 for part in parts:
                     writer.write_table(part, row_group_size=group)
                 # Last, so that it may tell sums over the parts.
-                writer.add_key_value_metadata({"about": _about(about)})
+                writer.add_key_value_metadata(_metadata(about))
             checksum.seal(partial)
 
     def write_json(self, path: Path, values: Mapping[str, Any]) -> None:
@@ -260,9 +262,7 @@ def open_tensors(path: Path, framework: str) -> Iterator[Any]:
 
 def read_about(path: Path) -> dict[str, Any]:
     """The JSON values that were written with a file; raises as `read_tensors`."""
-    about = _description(path)
-    about.pop(checksum.NAME, None)
-    return about
+    return {name: value for name, value in _description(path).items() if name not in _SEAL}
 
 
 def is_as_written(path: Path) -> bool:
@@ -271,8 +271,10 @@ def is_as_written(path: Path) -> bool:
     Raises:
         StoreError: it is absent, or so damaged that it does not tell its checksum.
     """
-    written = _description(path).get(checksum.NAME)
-    return written is None or checksum.matches(path, written)
+    described = _description(path)
+    written = described.get(checksum.NAME)
+    # Two names say that there is a checksum: that one is damaged does not make it a file of an earlier version.
+    return _SEALED not in described if written is None else checksum.matches(path, written)
 
 
 def read_columns(path: Path, columns: Sequence[str], filters: Any = None) -> pa.Table:
@@ -304,14 +306,14 @@ def check_command(root: Path) -> str:
 def _description(path: Path) -> dict[str, Any]:
     with _readable(path):
         if path.suffix == f".{TABLE}":
-            metadata = pq.read_metadata(path).metadata or {}
-            return json.loads(metadata.get(b"about", b"{}"))
+            return json.loads(pq.read_metadata(path).metadata[b"about"])
         with safe_open(path, "pt") as file:
-            return json.loads((file.metadata() or {}).get("about", "{}"))
+            return json.loads(file.metadata()["about"])
 
 
-def _about(values: Mapping[str, Any] | None) -> str:
-    return json.dumps({**(values or {}), checksum.NAME: checksum.ROOM})
+def _metadata(about: Mapping[str, Any] | None) -> dict[str, str]:
+    # A single entry: several come in another order in each process, and equal shards are equal byte by byte.
+    return {"about": json.dumps({**(about or {}), checksum.NAME: checksum.ROOM, _SEALED: True})}
 
 
 def _damaged(path: Path, error: Exception) -> StoreError:
@@ -324,7 +326,7 @@ def _damaged(path: Path, error: Exception) -> StoreError:
 def _readable(path: Path) -> Iterator[None]:
     try:
         yield
-    except (OSError, ValueError, pa.ArrowException, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, TypeError, pa.ArrowException, SafetensorError) as error:
         raise _damaged(path, error) from error
 
 

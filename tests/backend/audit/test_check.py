@@ -99,7 +99,8 @@ def test_everything_that_is_damaged_is_made_again_and_nothing_else(built, audit_
     audit.flags.set([row], "review", "mine")
     layout = Layout(audit_directory)
     people = layout.workspace.read_bytes()
-    damaged = [shards(audit_directory, kind).path(0) for kind in ("rows", "tokens", "activations", "features")]
+    kinds = [shards(audit_directory, kind) for kind in ("rows", "tokens", "activations", "features")]
+    damaged, others = [kind.path(0) for kind in kinds], [kind.path(1) for kind in kinds]
     empty(damaged[0])
     cut(damaged[1])
     flip(damaged[2], -20)
@@ -107,7 +108,6 @@ def test_everything_that_is_damaged_is_made_again_and_nothing_else(built, audit_
     flip(layout.sae / "sae_weights.safetensors", -20)
     flip(layout.audit, layout.audit.stat().st_size // 2)
     empty(layout.manifest)
-    others = [shards(audit_directory, kind).path(1) for kind in ("rows", "tokens", "activations", "features")]
     before = [path.stat().st_mtime_ns for path in others]
     assert main(["check", str(audit_directory)]) == 1
     captured = capsys.readouterr()
