@@ -292,13 +292,15 @@ class _Build:
     def _reconcile(self, wanted: Manifest) -> Manifest:
         """Go on with the earlier build if it is the same; replace it only if told to."""
         if self._options.rebuild:
-            # Without a manifest each stage finds by its key what is there of it, and clears away what is not.
-            with suppress(StoreError):
-                found = read_manifest(self._layout.manifest)
-                wanted.stages = found.stages
-                if (found.configuration, found.fingerprints) != (wanted.configuration, wanted.fingerprints):
-                    # From here on it is not the audit that these settings made.
-                    wanted.stages.get("store", {})["done"] = False
+            before = self._manifest_before()
+            if before is None:
+                with idle(self._layout, "its shards are of another version"):
+                    self._layout.shards.remove_all()
+                return wanted
+            wanted.stages = before.stages
+            if (before.configuration, before.fingerprints) != (wanted.configuration, wanted.fingerprints):
+                # From here on it is not the audit that these settings made.
+                wanted.stages.get("store", {})["done"] = False
             return wanted
         found = read_manifest(self._layout.manifest)
         before = {**found.configuration, **{f"{k} (content)": v for k, v in found.fingerprints.items()}}
@@ -313,6 +315,13 @@ class _Build:
                 "pass --rebuild to replace what the build found; labels, probes and flags are kept"
             )
         return found
+
+    def _manifest_before(self) -> Manifest | None:
+        """The manifest or, if that is damaged, its copy; None where this version can read neither."""
+        for path in (self._layout.manifest, self._layout.manifest_copy):
+            with suppress(StoreError):
+                return read_manifest(path)
+        return None
 
     def _begin(self, stage: str, *depends: object) -> bool:
         """Whether a stage has work left; what is left of earlier configurations goes."""

@@ -16,7 +16,7 @@ from concept_audit.store.index import INDEX, present_index
 from concept_audit.store.layout import Layout
 from concept_audit.store.manifest import ON_REQUEST, STAGE_OF, Manifest, read_manifest
 from concept_audit.store.partition import RowPartition
-from concept_audit.store.shard_store import COMMITTED, RowShards, is_as_written, read_about
+from concept_audit.store.shard_store import COMMITTED, TENSORS, RowShards, is_as_written, open_tensors, read_about
 
 State = Literal["right", "damaged", "absent", "unfinished"]
 Maker = Literal["copy", "build", "index", "request", "nobody"]
@@ -27,6 +27,8 @@ REMEDIES: dict[Maker, str] = {
     "request": "made again when it is next asked for",
     "nobody": "put a backup of it in its place; nothing here touches it",
 }
+UNSUMMED = {"sae": ("cfg.json", "sae_weights.safetensors"), "store": ("audit.duckdb",)}
+"""Stage → the files that it makes, where the manifest does not name them."""
 SHOWN = 3
 
 
@@ -146,17 +148,28 @@ def _recorded(part: str, directory: Path, manifest: Manifest, stage: str) -> Fin
     """Files whose checksums are in the manifest: of the SAE, and of the store."""
     if not manifest.stages.get(stage, {}).get("done"):
         return Finding(part, "unfinished", "the build has not come to it yet", "build")
-    names: dict[str, Any] = manifest.report(stage).get("files", {})
+    # Earlier versions kept no checksums; whether the files are there, and can be opened, is told all the same.
+    names: dict[str, Any] = manifest.report(stage).get("files") or dict.fromkeys(UNSUMMED[stage])
     damaged = {}
     for name, written in names.items():
         path = directory / name
         if not path.is_file():
             return Finding(part, "absent", f"{path}", "build")
-        if digest(path) != written or (path.suffix == ".duckdb" and not opens(path)):
+        if (written and digest(path) != written) or not _opens(path):
             damaged[path] = "its content is not what was written"
     if damaged:
         return _damaged(part, damaged, "build")
-    return Finding(part, "right", ", ".join(names) or "its checksum was not kept by the version that made it", "build")
+    return Finding(part, "right", ", ".join(names), "build")
+
+
+def _opens(path: Path) -> bool:
+    if path.suffix != f".{TENSORS}":
+        return path.suffix != ".duckdb" or opens(path)
+    try:
+        with open_tensors(path, "pt") as file:
+            return bool(file.keys())
+    except StoreError:
+        return False
 
 
 def _index(layout: Layout, partition: RowPartition) -> Iterator[Finding]:

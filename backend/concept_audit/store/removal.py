@@ -98,8 +98,8 @@ def _is_file(layout: Layout, name: str) -> bool:
 
 def _remove_empty(layout: Layout) -> None:
     """Delete an audit's directories that hold nothing."""
-    for name in DIRECTORIES:
-        for place, _, _ in os.walk(layout.root / name, topdown=False):
+    for directory in [path for path in layout.root.iterdir() if path.name in DIRECTORIES or is_leftover(path.name)]:
+        for place, _, _ in os.walk(directory, topdown=False):
             with suppress(OSError):
                 os.rmdir(place)
 

@@ -137,12 +137,19 @@ class ShardStore:
         directory = self.root / kind / key if key else self.root / kind
         if directory.resolve() != self.root.parent.resolve() / directory.relative_to(self.root.parent):
             return  # behind a link, and so not ours to delete; nothing reads what lies under an older key
+        if directory.is_file() and directory.suffix in COMMITTED:
+            directory.unlink()  # an earlier version had no keys
         for place, _, names in os.walk(directory, topdown=False):
             for name in names:
                 if Path(name).suffix in COMMITTED or is_leftover(name):
                     Path(place, name).unlink(missing_ok=True)
             with suppress(OSError):  # not empty: something in it is not ours
                 os.rmdir(place)
+
+    def remove_all(self) -> None:
+        """Delete the shards of every kind, as `remove`."""
+        for directory in list(self.root.iterdir()) if self.root.is_dir() else ():
+            self.remove(directory.name)
 
     def remove_others(self, kind: str, key: str) -> None:
         """Delete what is left of a kind under other keys, as `remove`."""

@@ -201,6 +201,18 @@ def test_what_is_made_on_demand_is_checked_too(audit_directory):
     assert "influence" not in after and not query.exists() and not factors.exists()
 
 
+def test_an_audit_of_an_earlier_version_without_checksums_is_checked_as_far_as_can_be(audit_directory):
+    layout = Layout(audit_directory)
+    manifest = json.loads(layout.manifest.read_text())
+    for entry in manifest["stages"].values():
+        entry["report"].pop("files", None)
+    layout.manifest.write_text(json.dumps(manifest))
+    assert set(states(audit_directory).values()) == {"right"}
+    cut(layout.sae / "sae_weights.safetensors")
+    cut(layout.audit)
+    assert states(audit_directory)["SAE"] == states(audit_directory)["store"] == "damaged"
+
+
 def test_the_table_can_be_read_by_programs(audit_directory, capsys):
     assert main(["check", str(audit_directory), "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
