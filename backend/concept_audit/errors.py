@@ -23,6 +23,10 @@ class StoreError(AuditError):
     """An audit on disk is absent, incomplete, of another make or held by another process."""
 
 
+class FinishedIndexError(StoreError):
+    """There is a finished gradient index, which only goes when that is asked for."""
+
+
 def first_line(error: Exception) -> str:
     """The gist of an error that a library words in many lines, or in none."""
     lines = str(error).strip().splitlines()

@@ -155,7 +155,7 @@ def generate(out: Path, rows: int, concepts: int) -> None:
     con.execute(schema.AUDIT_VIEWS)
     con.execute("CHECKPOINT")
     con.close()
-    manifest.write(layout.manifest)
+    manifest.write(layout)
 
 
 def opened(audit: Path, concept: str):

@@ -49,6 +49,7 @@ def build_demo(cache: Path, progress: Progress, rebuild: bool = False, device: s
 
 def finish_demo(audit: Audit, progress: Progress) -> None:
     """Build the demo's gradient index, and the influence rankings of its probes and most varied features."""
-    audit.build_index(INDEX, progress=progress)
+    if audit.index.describe() is None:  # one that somebody has made with other options stays
+        audit.build_index(INDEX, progress=progress)
     features = audit.concepts.spread(RANKED_FEATURES)
     audit.rank_many([*(f"probe:{name}" for name in demo.PROBES), *features], progress=progress)

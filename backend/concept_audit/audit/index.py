@@ -23,13 +23,22 @@ class Index:
     def __init__(self, opened: OpenAudit):
         self._opened = opened
 
-    def build(self, options: IndexOptions | None = None, progress: Progress | None = None) -> dict[str, Any]:
+    def build(
+        self, options: IndexOptions | None = None, progress: Progress | None = None, replace: bool = False
+    ) -> dict[str, Any]:
         """Build the index, or what is missing of it; see `IndexOptions`.
+
+        Args:
+            replace: a finished index that was made with other options goes.
 
         Returns:
             its description, with the fidelity that was found.
+
+        Raises:
+            StoreError: another process is building it, or there is a finished one that is not to be replaced.
         """
-        return build_index(self._opened.sources(), options or IndexOptions(), progress or self._opened.progress)
+        reported = progress or self._opened.progress
+        return build_index(self._opened.sources(), options or IndexOptions(), reported, replace)
 
     def describe(self) -> dict[str, Any] | None:
         """Its description, if there is one that fits this audit."""

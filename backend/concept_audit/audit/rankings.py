@@ -13,7 +13,7 @@ from concept_audit.audit.metadata import with_metadata
 from concept_audit.audit.opened import DEFAULTS, EVERY_ROW, OpenAudit
 from concept_audit.influence.options import InfluenceOptions
 from concept_audit.pipeline.groups import group_table
-from concept_audit.pipeline.rank import Request, finished, request, scores_of, scores_of_many
+from concept_audit.pipeline.rank import Request, claimed, finished, request, scores_of, scores_of_many
 from concept_audit.progress import Progress
 from concept_audit.store import compare, queries, workspace
 from concept_audit.store.cursor import Cursor
@@ -99,9 +99,13 @@ class Rankings:
         if found.stored:
             return found.id
         wanted, sources = found.request, self._opened.sources()
-        scores = scores_of(sources, wanted, found.id, progress or self._opened.progress)
-        self._save([wanted], scores[:, None])
-        finished(sources, wanted, found.id)
+        reported = progress or self._opened.progress
+        with claimed(sources, wanted, found.id, reported):
+            # Another process may have put it there while this one waited.
+            if not self._opened.read(lambda cursor: queries.ranking_stored(cursor, found.id)):
+                scores = scores_of(sources, wanted, found.id, reported)
+                self._save([wanted], scores[:, None])
+                finished(sources, wanted, found.id)
         return found.id
 
     def ensure_many(

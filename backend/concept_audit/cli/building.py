@@ -15,7 +15,7 @@ from tyro.conf import OmitArgPrefixes
 from concept_audit.cli.flags import flags, made, switch
 from concept_audit.cli.opening import CACHE, DEFAULT_CACHE, JSON, Running, print_json
 from concept_audit.cli.serving import Server
-from concept_audit.errors import AuditError
+from concept_audit.errors import AuditError, FinishedIndexError
 from concept_audit.influence.options import IndexOptions
 from concept_audit.pipeline.options import BuildOptions
 from concept_audit.progress import for_this_terminal
@@ -125,12 +125,18 @@ class Index(Running):
     """build the gradient index: the influence of a new concept in seconds"""
 
     index: IndexFlags
+    replace: Annotated[bool, switch("delete a finished index that was made with other options, without asking")] = False
     json: JSON = False
 
     def run(self) -> None:
         progress = for_this_terminal()
-        audit = self.open(progress)
-        found = audit.build_index(made(IndexOptions, self.index))
+        audit, options = self.open(progress), made(IndexOptions, self.index)
+        try:
+            found = audit.build_index(options, replace=self.replace)
+        except FinishedIndexError as error:
+            if not sys.stdin.isatty() or input(f"{error}\nReplace it? [y/N] ").strip().lower() not in ("y", "yes"):
+                raise
+            found = audit.build_index(options, replace=True)
         if self.json:
             print_json(found)
             return

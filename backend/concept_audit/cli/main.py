@@ -10,6 +10,7 @@ from typing import Any
 import tyro
 
 from concept_audit.cli.building import Build, Demo, Index
+from concept_audit.cli.checking import Check
 from concept_audit.cli.concepts import Concepts, Features, Probe
 from concept_audit.cli.ranking import Export, Flag, Rank
 from concept_audit.cli.serving import Delete, Info, List, Serve, Sql
@@ -31,6 +32,7 @@ COMMANDS: dict[str, Any] = {
     "concepts": Concepts,
     "features": Features,
     "sql": Sql,
+    "check": Check,
     "delete": Delete,
 }
 DESCRIPTION = (

@@ -130,7 +130,8 @@ class Delete(Opening):
         self._confirm(f"{root} with its labels, probes and flags")
         from concept_audit.store.removal import remove_audit
 
-        remove_audit(root)
+        for path in remove_audit(root):
+            print(f"concept-audit: {path} is not the audit's own and stays", file=sys.stderr)
 
     def _confirm(self, what: str) -> None:
         if self.yes:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError, safe_open
 
 from concept_audit.concepts.sae_identity import check_readable, layer_of
 from concept_audit.errors import ConceptError, first_line
@@ -144,6 +146,16 @@ def read_centred(sae: SparseAutoencoder) -> SparseAutoencoder:
             lambda stream, hook: stream - stream.mean(-1, keepdim=True), is_permanent=True
         )
     return replace(sae, centred=True)
+
+
+def is_readable(directory: Path) -> bool:
+    """Whether the files of an SAE are there, of their full length, and can be read."""
+    try:
+        json.loads((directory / "cfg.json").read_text("utf-8"))
+        with safe_open(directory / "sae_weights.safetensors", "pt") as file:
+            return bool(file.keys())
+    except (OSError, ValueError, SafetensorError):
+        return False
 
 
 def check_fits(sae: SparseAutoencoder, model_name: str, d_model: int, n_layers: int) -> None:

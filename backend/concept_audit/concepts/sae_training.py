@@ -7,8 +7,8 @@ training that is killed goes on to the same weights.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -19,6 +19,7 @@ import torch
 
 from concept_audit.concepts.options import SaeTraining
 from concept_audit.concepts.sae import SparseAutoencoder, load_sae
+from concept_audit.files import atomic_directory, move_files, partial_name, remove, remove_leftovers
 from concept_audit.model.exact import in_float64
 from concept_audit.model.precision import native_bfloat16
 from concept_audit.progress import Stage
@@ -125,10 +126,10 @@ def train_sae(
         about: metadata to save with it: whose activations these are; see `concepts.sae_identity.check_model`.
     """
     trainer = _trainer(steps, d_model, layer, settings, device)
-    latest = _latest_checkpoint(checkpoints)
-    if latest is not None:
-        trainer.sae.load_weights_from_checkpoint(latest)
-        trainer.load_trainer_state(latest)
+    saved = _checkpoints(checkpoints)
+    if saved:
+        trainer.sae.load_weights_from_checkpoint(saved[-1])
+        trainer.load_trainer_state(saved[-1])
         stage.skip(trainer.n_training_steps)
     else:
         _prepare(trainer, list(islice(feed.from_step(0), 8)))
@@ -146,13 +147,12 @@ def train_sae(
     trainer.set_final_sae_metadata()
     for name, value in (about or {}).items():
         trainer.sae.cfg.metadata[name] = value
-    partial = out.with_name(f".{out.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
+    partial = partial_name(out)
+    partial.mkdir(parents=True)
     trainer.sae.save_inference_model(str(partial))
     quality = _measure(load_sae(str(partial), device), feed)
-    shutil.rmtree(out, ignore_errors=True)
-    partial.rename(out)
-    shutil.rmtree(checkpoints, ignore_errors=True)
+    move_files(partial, out)
+    remove_checkpoints(checkpoints)
     return quality
 
 
@@ -222,13 +222,22 @@ def _measure(sae: SparseAutoencoder, feed: TokenFeed) -> SaeQuality:
 
 def _save_checkpoint(trainer: Any, checkpoints: Path) -> None:
     name = f"step-{trainer.n_training_steps:08}"
-    shutil.rmtree(checkpoints / f".{name}.partial", ignore_errors=True)
-    trainer.save_checkpoint(f".{name}.partial", base_path=checkpoints)
-    (checkpoints / f".{name}.partial").rename(checkpoints / name)
-    for other in checkpoints.glob("step-*"):
+    with atomic_directory(checkpoints / name) as partial:
+        trainer.save_checkpoint(partial.name, base_path=checkpoints)
+    for other in _checkpoints(checkpoints):
         if other.name != name:
-            shutil.rmtree(other)
+            remove(other)
 
 
-def _latest_checkpoint(checkpoints: Path) -> Path | None:
-    return max(checkpoints.glob("step-*"), default=None)
+def remove_checkpoints(checkpoints: Path) -> None:
+    """Delete the states of a training; the directory too, if nothing else is in it."""
+    for path in _checkpoints(checkpoints):
+        remove(path)
+    remove_leftovers(checkpoints)
+    with suppress(OSError):
+        checkpoints.rmdir()
+
+
+def _checkpoints(checkpoints: Path) -> list[Path]:
+    """The states that are kept, the earliest first."""
+    return sorted(checkpoints.glob("step-[0-9]*"))

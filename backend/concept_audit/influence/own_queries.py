@@ -24,6 +24,7 @@ from concept_audit.influence.projection import LayerProjection
 from concept_audit.influence.queries import Gradients, Quantity, Rows
 from concept_audit.influence.scoring import SquaredNorms
 from concept_audit.model.batches import Batch, batches_by_length, halving
+from concept_audit.model.exact import in_float64
 from concept_audit.model.gradients import GradientPass, Visit, gradient_tokens_per_batch
 from concept_audit.model.linear import LinearLayer
 from concept_audit.model.load import LanguageModel
@@ -141,7 +142,7 @@ def own_token_scores(
     with GradientPass(lm, layers) as run:
 
         def score(chosen: Sequence[int]) -> None:
-            as_queries, batch = queries.batch(chosen, lm.device), rows.batch(chosen, lm.device)
+            as_queries, batch = queries.batch(chosen, lm), rows.batch(chosen, lm)
             asked: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
             quantity(run, as_queries, _keep(asked, as_queries))
             by_all = torch.zeros(*batch.ids.shape, len(gradients), dtype=wide, device=lm.device)
@@ -164,13 +165,13 @@ def own_token_scores(
             scale = norms.sqrt().clamp(min=torch.finfo(wide).tiny) if unit_normalised else torch.ones_like(norms)
             for place, i in enumerate(chosen):
                 if bool(torch.isfinite(losses[place])):
-                    parts = [part.double() for part in by_all[place].unbind(-1)]
-                    tokens = left_out(parts, by_own[place].double(), shares[i]) / scale[place].double()
+                    parts = [in_float64(part) for part in by_all[place].unbind(-1)]
+                    tokens = left_out(parts, in_float64(by_own[place]), shares[i]) / in_float64(scale[place])
                     values = tokens.cpu().numpy()[: len(found[i])]
                     found[i] = np.pad(values, (0, len(found[i]) - len(values)))
 
         for places in batches_by_length([spans[i] for i in scorable], budget or gradient_tokens_per_batch(lm.device)):
-            for _ in halving([scorable[place] for place in places], score, lambda text: None):
+            for _ in halving([scorable[place] for place in places], score, lambda text: None, lm.device):
                 pass
     return found
 
@@ -214,7 +215,7 @@ def compress_each(
     parts: dict[int, torch.Tensor] = {}
     with GradientPass(lm, layers) as run:
         for chosen in batches_by_length(queries.spans, budget or gradient_tokens_per_batch(lm.device)):
-            batch = queries.batch(chosen, lm.device)
+            batch = queries.batch(chosen, lm)
 
             def visit(
                 index: int, a: torch.Tensor, delta: torch.Tensor, chosen: Sequence[int] = chosen, batch: Batch = batch

@@ -7,16 +7,17 @@ shards/influence/<ranking>/query.safetensors    the query as rows were scored wi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from safetensors import safe_open
 
-from concept_audit.errors import ConceptError
+from concept_audit.errors import ConceptError, StoreError
+from concept_audit.files import remove_leftovers
 from concept_audit.influence.options import InfluenceOptions
 from concept_audit.influence.own_queries import OwnQueries, by_sign
 from concept_audit.influence.queries import (
@@ -39,13 +40,15 @@ from concept_audit.model.options import ModelSource
 from concept_audit.pipeline.curvature import CurvatureFit, curvature_of, fit_curvature
 from concept_audit.pipeline.engine import Worker
 from concept_audit.pipeline.own_queries import own_influence
+from concept_audit.pipeline.place import taking_turns
 from concept_audit.pipeline.sampling import as_rows
 from concept_audit.pipeline.sources import Sources
 from concept_audit.progress import Progress
 from concept_audit.store.examples import TokenizedExample, has_loss, read_tokens
 from concept_audit.store.layout import Layout
+from concept_audit.store.locks import held
 from concept_audit.store.partition import RowPartition, by_shard
-from concept_audit.store.shard_store import RowShards, ShardStore, read_about, read_tensors
+from concept_audit.store.shard_store import RowShards, ShardStore, intact, open_tensors, read_about, read_tensors
 
 GRAPH_SHARE = 0.5
 """What the activations of a single row may take of the free memory before it is scored in forward mode."""
@@ -167,8 +170,8 @@ def attribute(sources: Sources, run: Attribution, progress: Progress) -> Scores:
     tokens = sources.shards("tokens")
     shards = _shards(sources.layout.shards, run.ranking, tokens.partition)
     scoring = run.options.scoring
-    if not _query(shards).exists():
-        _prepare_query(_query(shards), sources, run, progress)
+    remove_leftovers(shards.file(""))
+    prepare(sources, run, progress)
     opened = open_query(_query(shards), sources.model())
     mode = "token_sum" if scoring.keep_tokens or scoring.unit_normalised else scoring.mode
     memory = int(GRAPH_SHARE * free_bytes(opened.lm.device))
@@ -196,11 +199,30 @@ def attribute(sources: Sources, run: Attribution, progress: Progress) -> Scores:
     return Scores(rows, unscored, float(read_about(_query(shards))["retained"]))
 
 
+def prepare(sources: Sources, run: Attribution, progress: Progress) -> None:
+    """Make the query of an attribution, if it is not kept already; raises as `attribute`."""
+    path = _query(_shards(sources.layout.shards, run.ranking, sources.shards("tokens").partition))
+    if not intact(path):
+        _prepare_query(path, sources, run, progress)
+
+
+@contextmanager
+def own_turn(sources: Sources, ranking: int, progress: Progress) -> Iterator[None]:
+    """Be the only process that computes a ranking's influence, after waiting for one that does.
+
+    Raises:
+        StoreError: the audit has been built anew.
+    """
+    doing = "computes the same ranking; its scores will serve here, too"
+    with taking_turns(sources.layout, sources.manifest, _lock(ranking), doing, progress.say):
+        yield
+
+
 def finish(layout: Layout, ranking: int, keep_tokens: bool) -> None:
     """Delete what was kept to go on with; the query stays, and token influences that were asked for."""
     if not keep_tokens:
         for path in layout.shards.path("influence", _key(ranking), "").glob("[0-9]*.safetensors"):
-            path.unlink()
+            path.unlink(missing_ok=True)
 
 
 def token_influence(sources: Sources, ranking: int, rows: Sequence[TokenizedExample]) -> dict[int, np.ndarray]:
@@ -219,7 +241,7 @@ def token_influence(sources: Sources, ranking: int, rows: Sequence[TokenizedExam
     rest = [row for row in rows if row.example_id not in found]
     if not rest:
         return found
-    if not _query(shards).exists():
+    if not has_query(sources.layout, ranking):
         raise ConceptError(
             "the query of this ranking has been deleted; compute the ranking again to see token influences"
         )
@@ -236,7 +258,10 @@ def token_influence(sources: Sources, ranking: int, rows: Sequence[TokenizedExam
 def forget_influence(layout: Layout, concept_id: str) -> None:
     """Delete the queries and token influences of a concept that is no more."""
     for query in (layout.shards.root / "influence").glob("*/query.safetensors"):
-        if read_about(query).get("concept_id") == concept_id:
+        if not intact(query) or read_about(query).get("concept_id") != concept_id:
+            continue
+        # One that is being computed is left to whoever does so.
+        with suppress(StoreError), held(layout.lock_of(f"ranking-{query.parent.name}"), "{who} computes it"):
             layout.shards.remove("influence", query.parent.name)
 
 
@@ -263,7 +288,7 @@ def keep_dense_query(
 
 def has_query(layout: Layout, ranking: int) -> bool:
     """Whether the query of a ranking is kept."""
-    return layout.shards.path("influence", _key(ranking), _QUERY).exists()
+    return intact(layout.shards.path("influence", _key(ranking), _QUERY))
 
 
 def open_query(path: Path, lm: LanguageModel) -> Opened:
@@ -289,6 +314,10 @@ def _key(ranking: int) -> str:
     return f"{ranking:016x}"
 
 
+def _lock(ranking: int) -> str:
+    return f"ranking-{_key(ranking)}"
+
+
 def _shards(store: ShardStore, ranking: int, partition: RowPartition) -> RowShards:
     return RowShards(store, "influence", _key(ranking), partition)
 
@@ -301,7 +330,7 @@ def _kept_tokens(path: Path, example_ids: Sequence[int]) -> dict[int, np.ndarray
     """Token influences kept in one shard, of those of the rows that have them: float32 [tokens]."""
     if not path.exists():
         return {}
-    with safe_open(path, "numpy") as file:
+    with open_tensors(path, "numpy") as file:
         names = set(file.keys())
         return {i: file.get_tensor(f"tokens.{i}") for i in example_ids if f"tokens.{i}" in names}
 

@@ -7,17 +7,17 @@ under other keys is cleared away. So the same command goes on where a killed bui
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
-from concept_audit.concepts.sae import SaeSource, SparseAutoencoder, load_sae
-from concept_audit.concepts.sae_training import HELD_OUT, TokenFeed, train_sae
+from concept_audit.concepts.sae import SaeSource, SparseAutoencoder, is_readable, load_sae
+from concept_audit.concepts.sae_training import HELD_OUT, TokenFeed, remove_checkpoints, train_sae
 from concept_audit.data.read import fingerprint as data_fingerprint
 from concept_audit.data.read import read_examples
 from concept_audit.errors import AuditError, ConceptError, StoreError
-from concept_audit.files import as_store_error, remove_leftovers
+from concept_audit.files import as_store_error, digest, remove_leftovers, remove_leftovers_of
 from concept_audit.influence.vector_filter import vector_filter
 from concept_audit.model.chat import ChatRenderer
 from concept_audit.model.identity import public_name
@@ -30,17 +30,21 @@ from concept_audit.pipeline.activations import FindingFeatures, RunningModel, To
 from concept_audit.pipeline.engine import Driver, Engine, LocalEngine, missing_of
 from concept_audit.pipeline.loaded_sae import loaded_sae
 from concept_audit.pipeline.options import LONGEST_ROW, BuildOptions, key
-from concept_audit.pipeline.place import held, refuse_foreign
+from concept_audit.pipeline.place import building, idle, refuse_foreign
 from concept_audit.pipeline.read import Tokenizing, read_rows
 from concept_audit.progress import Progress
 from concept_audit.store.activations import read_means, token_blocks
 from concept_audit.store.assemble import SaeDirections, assemble
+from concept_audit.store.database import opens
 from concept_audit.store.examples import token_counts
 from concept_audit.store.layout import Layout
 from concept_audit.store.manifest import STAGE_OF, Manifest, read_manifest
+from concept_audit.store.removal import own_files, remove_made
 from concept_audit.store.schema import FORMAT as STORE_FORMAT
 from concept_audit.store.shard_store import RowShards
 
+ANSWERS = ("answers", "answer_activations")
+"""Kinds that hang on a stage's key and are made on demand."""
 ON_DEMAND = {
     # What is computed when it is asked for hangs on the rows as tokens; rankings on the store, too.
     "tokens": ("curvature", "influence", "index"),
@@ -71,27 +75,42 @@ def build(options: BuildOptions, progress: Progress | None = None, engine: Engin
     lm.check_length(options.max_tokens)
     sae = loaded_sae(options, lm, progress)
     driver = Driver(engine or LocalEngine(lambda _: lm), progress)
-    with held(layout):
-        _run(_Build(layout, options, lm, sae, driver), examples, layout)
+    before = frozenset(own_files(layout)) if layout.root.exists() else None
+    with building(layout):
+        _run(_Build(layout, options, lm, sae, driver), examples, layout, before)
     return layout.root
 
 
-def _run(made: _Build, examples: Iterator, layout: Layout) -> None:
-    """Run the stages; what a new audit has written goes if it comes to nothing."""
+def _run(made: _Build, examples: Iterator, layout: Layout, before: frozenset[Path] | None) -> None:
+    """Run the stages; what a new audit has written goes if it comes to nothing, and nothing else.
+
+    Args:
+        before: the audit's files that were there already; None if not even its directory was.
+    """
     fresh = not layout.manifest.exists()
     try:
         made.run(examples)
     except AuditError:
         if fresh and not (layout.shards.root / "activations").exists():
-            shutil.rmtree(layout.root, ignore_errors=True)
+            remove_made(layout, before)
         raise
     except Exception as error:
         # Asked before the leftovers go, since these may be what fills the disk.
         refused = as_store_error(layout.root, error)
-        remove_leftovers(layout.root)
+        _remove_leftovers(layout)
         if refused is None:
             raise
         raise refused from error
+
+
+def _remove_leftovers(layout: Layout) -> None:
+    """Delete what killed builds had not finished writing: theirs alone, since other commands may be writing now."""
+    for path in (layout.manifest, layout.manifest_copy, layout.audit, layout.sae):
+        remove_leftovers_of(path)
+    remove_leftovers(layout.sae_training)
+    for kind in STAGE_OF:
+        if kind not in ANSWERS:
+            remove_leftovers(layout.shards.path(kind, "", ""))
 
 
 class _Build:
@@ -171,18 +190,20 @@ class _Build:
         )
         if opened or missing_of(work):
             self._driver.finish(work, f"Running the model to layer {max(self._layers)}", sizes, "tokens")
-            self._end("activations", {"tokens": sum(sizes.values()), "layers": list(self._layers)})
+            self._end(
+                "activations",
+                {"tokens": sum(sizes.values()), "layers": list(self._layers), "sae_disk": self._options.sae_disk},
+            )
 
     def _trained(self) -> bool:
         """Whether the SAE of this configuration is there."""
         entry = self._manifest.stages.get("sae", {"key": None, "done": False})
-        return entry["done"] and entry["key"] == key(
-            self._manifest.key("activations"), asdict(self._options.sae_training)
-        )
+        wanted = key(self._manifest.key("activations"), asdict(self._options.sae_training))
+        return entry["done"] and entry["key"] == wanted and is_readable(self._layout.sae)
 
     def _train(self, sample: TokenSample) -> SparseAutoencoder:
         settings = self._options.sae_training
-        if self._begin("sae", self._manifest.key("activations"), asdict(settings)):
+        if self._begin("sae", self._manifest.key("activations"), asdict(settings)) or not self._trained():
             blocks = token_blocks(self._shards("token_activations"))
             steps = settings.steps(sum(size - size // HELD_OUT for size, _ in blocks))
             with self._driver.progress.stage(f"Training an SAE on layer {sample.layer}", steps, "steps") as stage:
@@ -199,7 +220,8 @@ class _Build:
                     {"model_name": public_name(self._lm), "model_fingerprint": self._lm.fingerprint},
                 )
                 stage.detail = f"held-out explained variance {quality.explained_variance:.3f}, L0 {quality.l0:.1f}"
-            self._end("sae", asdict(quality))
+            files = {path.name: digest(path) for path in sorted(self._layout.sae.iterdir()) if path.is_file()}
+            self._end("sae", {**asdict(quality), "files": files})
         return load_sae(str(self._layout.sae), self._lm.device)
 
     def _features(self, sae: SparseAutoencoder) -> None:
@@ -214,12 +236,13 @@ class _Build:
     def _store(self) -> None:
         features = self._manifest.key("features") if self._sae else None
         opened = self._begin("store", STORE_FORMAT, self._manifest.key("activations"), features)
-        if not opened and self._layout.audit.exists():
+        if not opened and opens(self._layout.audit):
             self._driver.progress.say(f"{self._layout.root}: built already; nothing left to do")
             return
         key = self._manifest.key("store")
         assemble(self._layout, self._manifest, key, self._layers, self._directions(), self._driver.progress)
-        self._end("store", {})
+        files = {self._layout.audit.name: digest(self._layout.audit)}
+        self._end("store", {"files": files, "score_cells": self._options.score_cells})
 
     def _directions(self) -> SaeDirections | None:
         if self._sae is None:
@@ -274,18 +297,26 @@ class _Build:
         manifest = Manifest(configuration, fingerprints)
         if self._layout.manifest.exists():
             manifest = self._reconcile(manifest)
-        self._layout.root.mkdir(parents=True, exist_ok=True)
-        remove_leftovers(self._layout.root)
-        manifest.write(self._layout.manifest)
+        _remove_leftovers(self._layout)
+        if manifest.stages and not manifest.complete:
+            with idle(self._layout, "what it reads is to be made anew"):
+                manifest.write(self._layout)
+        else:
+            manifest.write(self._layout)
         return manifest
 
     def _reconcile(self, wanted: Manifest) -> Manifest:
         """Go on with the earlier build if it is the same; replace it only if told to."""
         if self._options.rebuild:
-            try:
-                wanted.stages = read_manifest(self._layout.manifest).stages
-            except StoreError:
-                shutil.rmtree(self._layout.shards.root, ignore_errors=True)
+            earlier = self._manifest_before()
+            if earlier is None:
+                with idle(self._layout, "its shards are of another version"):
+                    self._layout.shards.remove_all()
+                return wanted
+            wanted.stages = earlier.stages
+            if (earlier.configuration, earlier.fingerprints) != (wanted.configuration, wanted.fingerprints):
+                # From here on it is not the audit that these settings made.
+                wanted.stages.get("store", {})["done"] = False
             return wanted
         found = read_manifest(self._layout.manifest)
         before = {**found.configuration, **{f"{k} (content)": v for k, v in found.fingerprints.items()}}
@@ -303,6 +334,13 @@ class _Build:
         found.configuration["device"] = self._options.model.device
         return found
 
+    def _manifest_before(self) -> Manifest | None:
+        """The manifest or, if that is damaged, its copy; None where this version can read neither."""
+        for path in (self._layout.manifest, self._layout.manifest_copy):
+            with suppress(StoreError):
+                return read_manifest(path)
+        return None
+
     def _begin(self, stage: str, *depends: object) -> bool:
         """Whether a stage has work left; what is left of earlier configurations goes."""
         wanted = key(*depends)
@@ -310,23 +348,28 @@ class _Build:
         changed = entry.get("key") != wanted
         if not changed and entry["done"]:
             return False
-        # Until this stage is done the store speaks of shards that are not there any more.
-        self._manifest.stages.get("store", {})["done"] = False
-        if changed:
-            self._manifest.stages[stage] = {"key": wanted, "done": False, "report": {}}
-        self._manifest.write(self._layout.manifest)
-        if changed:
+        if not changed:
+            self._write_begun(stage, entry)
+            return True
+        with idle(self._layout, "what it reads is to be made anew"):
+            self._write_begun(stage, {"key": wanted, "done": False, "report": {}})
             for kind in (kind for kind, of in STAGE_OF.items() if of == stage):
                 self._layout.shards.remove_others(kind, wanted)
             for kind in ON_DEMAND.get(stage, ()):
                 self._layout.shards.remove(kind)
             if stage == "sae":
-                shutil.rmtree(self._layout.sae_training, ignore_errors=True)
+                remove_checkpoints(self._layout.sae_training)
         return True
+
+    def _write_begun(self, stage: str, entry: dict) -> None:
+        # Until this stage is done the store speaks of shards that are not there any more.
+        self._manifest.stages.get("store", {})["done"] = False
+        self._manifest.stages[stage] = entry
+        self._manifest.write(self._layout)
 
     def _end(self, stage: str, report: dict) -> None:
         self._manifest.stages[stage].update(done=True, report=report)
-        self._manifest.write(self._layout.manifest)
+        self._manifest.write(self._layout)
 
     def _shards(self, kind: str) -> RowShards:
         return self._manifest.shards(self._layout, kind)

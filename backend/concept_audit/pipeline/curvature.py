@@ -20,8 +20,8 @@ from functools import lru_cache
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
 
+from concept_audit.files import remove_leftovers
 from concept_audit.influence.curvature import Eigenbasis, LayerCurvature, eigenbasis, kfac_eigenvalues
 from concept_audit.influence.fitting import Accumulator, Covariances, Fisher, SquaredGradients, accumulate
 from concept_audit.influence.options import CurvatureKind, CurvatureOptions
@@ -30,12 +30,13 @@ from concept_audit.model.load import LanguageModel
 from concept_audit.model.options import ModelSource
 from concept_audit.pipeline.engine import Driver, Worker
 from concept_audit.pipeline.options import key
+from concept_audit.pipeline.place import taking_turns
 from concept_audit.pipeline.sampling import as_rows, rows_with_tokens
 from concept_audit.pipeline.sources import Sources
 from concept_audit.progress import Progress, Stage
 from concept_audit.store.examples import read_examples
 from concept_audit.store.partition import ListedPartition
-from concept_audit.store.shard_store import RowShards, ShardSet, read_tensors
+from concept_audit.store.shard_store import RowShards, ShardSet, intact, open_tensors, read_tensors
 
 PART_TOKENS = 10_240
 """Of the rows that are summed in one go, at least: what a kill loses, and what one worker does at a time."""
@@ -152,8 +153,12 @@ def fit_curvature(
     shards = ShardSet(sources.layout.shards, "curvature", key(made_of), ListedPartition(()))
     files = CurvatureFiles(shards)
     shards.store.claim(shards.file(DESCRIPTION), made_of, "curvature factors", "to have them fitted again")
-    missing = [block for block in blocks if not files.block(block).exists()]
-    if missing:
+    if all(intact(files.block(block)) for block in blocks):
+        return files
+    lock, doing = f"curvature-{shards.key}", "fits the same curvature; its factors will serve here, too"
+    with taking_turns(sources.layout, sources.manifest, lock, doing, progress.say):
+        remove_leftovers(shards.file(""))
+        missing = [block for block in blocks if not intact(files.block(block))]
         lm = lm.in_dtype(getattr(torch, fit.precision))
         parts = _parts(sources.shards("tokens"), fit.tokens)
         for group in _groups(lm, missing, fit.weights):
@@ -200,7 +205,7 @@ def _fit_group(
     sums = replace(files.shards, key=f"{files.shards.key}/covariances-{first}-{last}", partition=partition)
     work = Summing(sources.shards("tokens"), sums, parts, sources.model_source, fit, (first, last))
     driver = sources.driver(progress)
-    if not all(files.basis(block).exists() for block in group):
+    if not all(intact(files.basis(block)) for block in group):
         covariances = Covariances.of(layers, _summed(driver, work, f"Covariances of {named}"))
         with progress.stage(f"Eigenvectors of {named}", len(layers), "layers") as stage:
             for block in group:
@@ -217,7 +222,7 @@ def _fit_group(
                 finished[f"{layer.name}.eigenvalues"] = squares.eigenvalues(index)
         files.shards.store.write_tensors(files.block(block), finished)
     for block in group:
-        files.basis(block).unlink()
+        files.basis(block).unlink(missing_ok=True)
     sums.store.remove(sums.kind, sums.key)
 
 
@@ -227,7 +232,7 @@ def _summed(driver: Driver, work: Summing, name: str) -> dict[str, torch.Tensor]
     driver.finish(work, name, sizes)
     total = read_tensors(work.sums.path(0))
     for number in range(1, len(work.parts)):
-        with safe_open(work.sums.path(number), "pt") as file:
+        with open_tensors(work.sums.path(number), "pt") as file:
             for tensor_name, tensor in total.items():
                 tensor += file.get_tensor(tensor_name)
     return total

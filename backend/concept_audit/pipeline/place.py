@@ -2,55 +2,86 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-import filelock
-
 from concept_audit.errors import StoreError
-from concept_audit.files import as_store_error
 from concept_audit.store.layout import Layout
-
-HOLDER = "build.pid"
-"""Names the process that holds the lock."""
+from concept_audit.store.locks import all_held, awaited, held
+from concept_audit.store.manifest import Manifest, read_manifest
+from concept_audit.store.removal import strangers
 
 
 def refuse_foreign(layout: Layout) -> None:
     """Raise StoreError for a directory that holds something else than an audit."""
+    if layout.manifest.exists() or not layout.root.exists():
+        return
     # A build that was killed at its very start has left its lock, and no manifest.
-    ours = layout.manifest.exists() or layout.lock.exists()
-    if not ours and layout.root.exists() and any(layout.root.iterdir()):
+    if found := strangers(layout):
         raise StoreError(
-            f"{layout.root}: not empty and not an audit (no manifest.json); choose another --out, or empty it"
+            f"{layout.root}: not empty and not an audit (no manifest.json, but {found[0].name}); "
+            "choose another --out, or empty it"
         )
 
 
 @contextmanager
-def held(layout: Layout) -> Iterator[None]:
+def building(layout: Layout) -> Iterator[None]:
     """Keep other builds of this audit out.
 
     Raises:
         StoreError: another process is building it, or the place may not be written to.
     """
-    lock = filelock.FileLock(layout.lock)
-    holder = layout.root / HOLDER
-    try:
-        layout.root.mkdir(parents=True, exist_ok=True)
-        lock.acquire(timeout=0)
-    except filelock.Timeout:
-        who = f" (PID {holder.read_text().strip()})" if holder.exists() else ""
-        raise StoreError(
-            f"{layout.root}: another process{who} is building this audit; wait for it, or choose another --out"
-        ) from None
-    except OSError as error:
-        refused = as_store_error(layout.root, error)
-        if refused is None:
-            raise
-        raise refused from error
-    try:
-        holder.write_text(str(os.getpid()))
+    with held(layout.lock, f"{_plain(layout)}: {{who}} is building this audit; wait for it, or choose another --out"):
         yield
-    finally:
-        holder.unlink(missing_ok=True)
-        lock.release()
+
+
+@contextmanager
+def idle(layout: Layout, purpose: str) -> Iterator[None]:
+    """Keep out whoever makes something on demand: an index, curvature factors, a ranking.
+
+    Args:
+        purpose: for the error: ``what it reads is to be made anew``.
+
+    Raises:
+        StoreError: another process is making something.
+    """
+    with all_held(layout.locks, f"{_plain(layout)}: {{who}} computes on this audit, and {purpose}; wait for it"):
+        yield
+
+
+@contextmanager
+def making(layout: Layout, manifest: Manifest, name: str, what: str) -> Iterator[None]:
+    """Be the only process that makes one thing on demand; a second one is refused.
+
+    Args:
+        manifest: of the build that it is made from.
+        name: of the lock; see `Layout.lock_of`.
+        what: is made.
+
+    Raises:
+        StoreError: another process is making it, or the audit has been built anew.
+    """
+    with held(layout.lock_of(name), f"{_plain(layout)}: {{who}} is building its {what}; wait for it"):
+        _refuse_rebuilt(layout, manifest)
+        yield
+
+
+@contextmanager
+def taking_turns(
+    layout: Layout, manifest: Manifest, name: str, doing: str, say: Callable[[str], None]
+) -> Iterator[None]:
+    """As `making`, but a second process waits, for what it finds then is what it was to make."""
+    with awaited(layout.lock_of(name), doing, say):
+        _refuse_rebuilt(layout, manifest)
+        yield
+
+
+def _refuse_rebuilt(layout: Layout, manifest: Manifest) -> None:
+    """Raise StoreError if the rows are not those any more that a process has begun with."""
+    # Whoever builds takes these locks, too, before anything goes: asked now, it holds until the lock is given back.
+    if read_manifest(layout.manifest).stages.get("tokens") != manifest.stages.get("tokens"):
+        raise StoreError(f"{layout.root}: has been built anew meanwhile; open it again")
+
+
+def _plain(layout: Layout) -> str:
+    return str(layout.root).replace("{", "{{").replace("}", "}}")

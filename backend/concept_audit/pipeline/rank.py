@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
@@ -30,7 +31,15 @@ from concept_audit.model.linear import resolve_weights
 from concept_audit.model.load import LanguageModel, find_device
 from concept_audit.model.precision import resolve_precision
 from concept_audit.pipeline.answers import ANSWER_TOKENS, Answering, answered
-from concept_audit.pipeline.attribution import Attribution, attribute, finish, has_query, keep_dense_query
+from concept_audit.pipeline.attribution import (
+    Attribution,
+    attribute,
+    finish,
+    has_query,
+    keep_dense_query,
+    own_turn,
+    prepare,
+)
 from concept_audit.pipeline.examples import example_activations
 from concept_audit.pipeline.index.query import Target, index_scores, open_index, solved_query
 from concept_audit.pipeline.options import key
@@ -186,9 +195,19 @@ def scores_of_many(sources: Sources, wanted: Sequence[Request], progress: Progre
     return scores
 
 
+def claimed(sources: Sources, wanted: Request, ranking: int, progress: Progress) -> AbstractContextManager[None]:
+    """For as long as a ranking is computed: whoever asks for the same one meanwhile waits for it."""
+    if wanted.method in NEED_GRADIENTS and wanted.index is None:
+        return own_turn(sources, ranking, progress)
+    return nullcontext()  # done in seconds, and nothing of it lies on disk before it is in the store
+
+
 def keep_query(sources: Sources, wanted: Request, ranking: int, progress: Progress) -> None:
-    """Keep the whole query of a ranking that the index answered, so that rows can be scored exactly."""
-    if wanted.index is None or has_query(sources.layout, ranking):
+    """Keep the whole query of a ranking, if it is not kept already, so that rows can be scored exactly."""
+    if has_query(sources.layout, ranking):
+        return
+    if wanted.index is None:
+        prepare(sources, _attribution(sources, wanted, ranking, progress), progress)
         return
     target = _target(sources, wanted, sources.model(), progress)
     damping, normalised = wanted.options.curvature.damping, wanted.options.scoring.unit_normalised

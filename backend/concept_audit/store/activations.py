@@ -8,12 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
-from safetensors import safe_open
 
 from concept_audit.store.partition import by_shard, first_row
-from concept_audit.store.shard_store import RowShards, read_columns
+from concept_audit.store.shard_store import RowShards, open_tensors, read_columns, table_rows
 
 FIRINGS = pa.schema(
     [
@@ -86,7 +84,7 @@ def read_answers(answers: RowShards, example_ids: Sequence[int]) -> dict[int, st
 def answered_rows(answers: RowShards) -> int:
     """How many rows' prompts the model has answered itself."""
     shards = [answers.path(number) for number in range(len(answers.partition))]
-    return sum(pq.read_metadata(shard).num_rows for shard in shards if shard.exists())
+    return sum(table_rows(shard) for shard in shards if shard.exists())
 
 
 def write_token_activations(shards: RowShards, number: int, activations: np.ndarray, owners: np.ndarray) -> None:
@@ -109,7 +107,7 @@ def token_blocks(shards: RowShards) -> list[tuple[int, Callable[[], np.ndarray]]
     """All token activations in blocks of at most `TOKENS_PER_BLOCK`: size, and a function that reads them."""
     blocks: list[tuple[int, Callable[[], np.ndarray]]] = []
     for number in shards.numbers():
-        with safe_open(shards.path(number), "numpy") as file:
+        with open_tensors(shards.path(number), "numpy") as file:
             total = file.get_slice("example_id").get_shape()[0]
         for start in range(0, total, TOKENS_PER_BLOCK):
             size = min(TOKENS_PER_BLOCK, total - start)
@@ -150,10 +148,10 @@ def read_firings(features: RowShards, feature: int, example_ids: Sequence[int]) 
 
 
 def _tensor(path: Path, name: str) -> np.ndarray:
-    with safe_open(path, "numpy") as file:
+    with open_tensors(path, "numpy") as file:
         return file.get_tensor(name)
 
 
 def _read_block(path: Path, start: int, size: int) -> np.ndarray:
-    with safe_open(path, "numpy") as file:
+    with open_tensors(path, "numpy") as file:
         return file.get_slice("activations")[start : start + size]

@@ -16,7 +16,7 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 
-from concept_audit.files import atomic_write
+from concept_audit.files import atomic_write, remove
 from concept_audit.progress import Progress, Stage
 from concept_audit.store import schema
 from concept_audit.store.activations import read_means
@@ -86,7 +86,7 @@ def assemble(
             con.execute(f"SET memory_limit = '{MEMORY_LIMIT}'")
             # Each thread sorts in memory of its own: a few share the limit well.
             con.execute("SET threads = 2")
-            con.execute("SET temp_directory = ?", [str(layout.root / "tmp.partial")])
+            con.execute("SET temp_directory = ?", [f"{partial}.tmp"])
             con.execute(schema.AUDIT_TABLES)
             con.execute("INSERT INTO base.meta VALUES ('format', ?), ('build_id', ?)", [str(schema.FORMAT), build_id])
             with progress.stage("Writing rows to the store", len(rows.partition), "shards") as stage:
@@ -103,7 +103,7 @@ def assemble(
         finally:
             con.close()
             for leftover in partial.parent.glob(partial.name + ".*"):
-                leftover.unlink(missing_ok=True)
+                remove(leftover)
 
 
 def _insert_examples(con: Cursor, rows: RowShards, tokens: RowShards, stage: Stage) -> None:

@@ -20,15 +20,18 @@ from pathlib import Path
 
 import duckdb
 
-from concept_audit.errors import StoreError
+from concept_audit.errors import StoreError, first_line
 from concept_audit.files import as_store_error
 from concept_audit.store import schema
 from concept_audit.store.cursor import Cursor, only_row
 from concept_audit.store.filters import RowFilter
 from concept_audit.store.layout import Layout
+from concept_audit.store.shard_store import check_command
 
 LOCK_PATIENCE_SECONDS = 8.0
 SEARCHES_KEPT = 32
+HEADER_BYTES = 3 * 4096
+"""What comes before the blocks of a DuckDB file."""
 
 _open: weakref.WeakValueDictionary[Path, Database] = weakref.WeakValueDictionary()
 _open_guard = threading.Lock()
@@ -42,6 +45,37 @@ def database(layout: Layout) -> Database:
         if found is None:
             found = _open[key] = Database(Layout(key))
         return found
+
+
+def opens(path: Path) -> bool:
+    """Whether a database that a build wrote is there, and can be opened in this version's format."""
+    if not path.exists():
+        return False
+    try:
+        with duckdb.connect(str(path), read_only=True) as con:
+            found = con.execute("SELECT value FROM base.meta WHERE key = 'format'").fetchone()
+            if _is_short(con, path):
+                return False
+    except duckdb.Error:
+        return False
+    return found == (str(schema.FORMAT),)
+
+
+def _is_short(con: Cursor, path: Path) -> bool:
+    """Whether the end of a database is missing, which DuckDB notices only when it reads what was there."""
+    sizes = con.execute("SELECT block_size * total_blocks FROM pragma_database_size()").fetchall()
+    return path.stat().st_size < HEADER_BYTES + max(size for (size,) in sizes)
+
+
+def opening_error(path: Path) -> str | None:
+    """Why a database that people write to cannot be opened; None if it can, or if somebody holds it open now."""
+    try:
+        duckdb.connect(str(path), read_only=True).close()
+    except duckdb.Error as error:
+        # What a killed process left to be put in order is no damage, and only a writer can do it.
+        waits = path.with_name(path.name + ".wal").exists() or "lock" in str(error).lower()
+        return None if waits else first_line(error)
+    return None
 
 
 @atexit.register
@@ -232,8 +266,17 @@ class Database:
         if self._attached_audit is not None:
             self._instance.execute("DETACH audit")
             self._attached_audit = None
-        self._attach_file("audit", self._layout.audit, read_only=True)
-        (found,) = only_row(self._instance.execute("SELECT value FROM audit.base.meta WHERE key = 'format'"))
+        try:
+            self._instance.execute(f"ATTACH '{_quoted(self._layout.audit)}' AS audit (READ_ONLY)")
+            (found,) = only_row(self._instance.execute("SELECT value FROM audit.base.meta WHERE key = 'format'"))
+            if _is_short(self._instance, self._layout.audit):
+                raise duckdb.IOException("the end of the file is missing")
+        except (duckdb.Error, AssertionError) as error:
+            self._instance.execute("DETACH DATABASE IF EXISTS audit")
+            raise StoreError(
+                f"{self._layout.audit}: damaged ({first_line(error)}); `{check_command(self._layout.root)}` makes it "
+                "again from what the build has found; labels, probes and flags are kept"
+            ) from error
         if int(found) != schema.FORMAT:
             self._instance.execute("DETACH audit")
             raise StoreError(
@@ -245,11 +288,10 @@ class Database:
     def _attach_file(self, name: str, path: Path, read_only: bool, fresh: bool = False) -> None:
         # The storage version of a file that is there cannot be lowered.
         mode = " (READ_ONLY)" if read_only else f" (STORAGE_VERSION '{schema.STORAGE}')" if fresh else ""
-        quoted = str(path).replace("'", "''")
         deadline = time.monotonic() + LOCK_PATIENCE_SECONDS
         while True:
             try:
-                self._instance.execute(f"ATTACH '{quoted}' AS {name}{mode}")
+                self._instance.execute(f"ATTACH '{_quoted(path)}' AS {name}{mode}")
                 return
             except duckdb.IOException as error:
                 if "lock" not in str(error).lower():
@@ -265,6 +307,10 @@ class Database:
 
     def _detach(self) -> None:
         self._instance.execute("DETACH workspace")
+
+
+def _quoted(path: Path) -> str:
+    return str(path).replace("'", "''")
 
 
 def _roll_back(cursor: Cursor) -> None:

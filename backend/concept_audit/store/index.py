@@ -17,12 +17,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import safe_open
 
 from concept_audit.errors import StoreError
 from concept_audit.store.layout import Layout
 from concept_audit.store.partition import RowPartition, by_shard, first_row
-from concept_audit.store.shard_store import RowShards
+from concept_audit.store.shard_store import RowShards, check_command, intact, open_tensors
 
 INDEX = "index"
 """Kind of the shards."""
@@ -97,14 +96,19 @@ class IndexFiles:
         """
         found = []
         for path in self.paths():
-            with safe_open(path, "numpy") as file:
+            with open_tensors(path, "numpy") as file:
                 found.append(file.get_tensor("squares")[:, :blocks].sum(1, dtype=np.float64))
         return np.sqrt(np.concatenate(found))
+
+    def remove_rows(self) -> None:
+        """Delete the codes of all rows."""
+        for number in range(len(self.rows.partition)):
+            self.rows.path(number).unlink(missing_ok=True)
 
     def complete(self, blocks: Sequence[int]) -> bool:
         """Whether the projection of these blocks and all rows' codes are there."""
         projections = (self.projection(block) for block in blocks)
-        return all(path.exists() for path in (self.sides, *projections)) and not self.rows.missing()
+        return all(intact(path) for path in (self.sides, *projections)) and not self.rows.missing()
 
     def paths(self) -> list[Path]:
         """The files of all rows' codes, in order.
@@ -116,7 +120,8 @@ class IndexFiles:
             raise StoreError(
                 f"{self.rows.path(missing[0])}: absent or damaged, and so {len(missing)} of "
                 f"{len(self.rows.partition)} shards of the gradient index; `concept-audit index "
-                f"{self.rows.store.root.parent}` with the same options makes what is missing"
+                f"{self.rows.store.root.parent}` with the same options makes what is missing, and so does "
+                f"`{check_command(self.rows.store.root.parent)}`"
             )
         return [self.rows.path(number) for number in range(len(self.rows.partition))]
 
@@ -128,10 +133,15 @@ def index_files(layout: Layout, key: str, partition: RowPartition) -> IndexFiles
 
 def present_index(layout: Layout, partition: RowPartition) -> IndexFiles | None:
     """The index that an audit has, finished or not: the one that was worked on last; None if there is none."""
-    found = sorted(
-        (layout.shards.root / INDEX).glob("*/index.json"), key=lambda path: (path.stat().st_mtime_ns, str(path))
-    )
-    return index_files(layout, found[-1].parent.name, partition) if found else None
+    found = present_indexes(layout, partition)
+    return found[-1] if found else None
+
+
+def present_indexes(layout: Layout, partition: RowPartition) -> list[IndexFiles]:
+    """Every index that an audit has, finished or not, in the order in which they were worked on."""
+    described = (layout.shards.root / INDEX).glob("*/index.json")
+    ordered = sorted((path.stat().st_mtime_ns, path.parent.name) for path in described)
+    return [index_files(layout, key, partition) for _, key in ordered]
 
 
 def sweep(paths: Sequence[Path], queries: np.ndarray, ends: int) -> Iterator[np.ndarray]:
@@ -150,7 +160,7 @@ def sweep(paths: Sequence[Path], queries: np.ndarray, ends: int) -> Iterator[np.
     """
     integer, floating = _integer_product(queries, ends), _float_product(queries, ends)
     for path in paths:
-        with safe_open(path, "pt") as file:
+        with open_tensors(path, "pt") as file:
             codes = file.get_tensor("codes")
             scales = file.get_tensor("scales").double().numpy()
         multiply = integer if integer is not None and codes.dtype == torch.int8 else floating
@@ -167,7 +177,7 @@ def products(files: IndexFiles, example_ids: Sequence[int], queries: np.ndarray)
     places = {example_id: place for place, example_id in enumerate(example_ids)}
     wide = queries.astype(np.float64)
     for number, ids in by_shard(example_ids).items():
-        with safe_open(files.rows.complete(number), "numpy") as file:
+        with open_tensors(files.rows.complete(number), "numpy") as file:
             codes, scales = file.get_slice("codes"), file.get_slice("scales")
             for example_id in ids:
                 row = example_id - first_row(number)

@@ -24,6 +24,11 @@ class Layout:
         return self.root / "manifest.json"
 
     @property
+    def manifest_copy(self) -> Path:
+        """The same once more, should the first be damaged; written after it."""
+        return self.root / "manifest.copy.json"
+
+    @property
     def audit(self) -> Path:
         """What the pipeline found; read-only once built."""
         return self.root / "audit.duckdb"
@@ -34,9 +39,23 @@ class Layout:
         return self.root / "workspace.duckdb"
 
     @property
+    def databases(self) -> tuple[Path, ...]:
+        """All databases."""
+        return self.audit, self.workspace
+
+    @property
     def lock(self) -> Path:
         """Held by the process that builds the audit."""
         return self.root / "build.lock"
+
+    @property
+    def locks(self) -> Path:
+        """Where the locks of all that is made on demand lie; see `lock_of`."""
+        return self.root / "locks"
+
+    def lock_of(self, name: str) -> Path:
+        """Held by the process that makes something on demand: ``index``, ``curvature-<key>``, ``ranking-<id>``."""
+        return self.locks / f"{name}.lock"
 
     @property
     def sae(self) -> Path:

@@ -14,7 +14,7 @@ from concept_audit.errors import StoreError
 from concept_audit.files import atomic_write
 from concept_audit.store.layout import Layout
 from concept_audit.store.partition import RowPartition
-from concept_audit.store.shard_store import TABLE, TENSORS, RowShards
+from concept_audit.store.shard_store import TABLE, TENSORS, RowShards, check_command
 
 FORMAT = 2
 """1 had the rows of 256 in a file, whose name did not say what it was of."""
@@ -28,6 +28,8 @@ STAGE_OF = {
     "features": "features",
 }
 """Kind of shards → the stage by whose key they are named."""
+ON_REQUEST = {"token_activations", "answers", "answer_activations"}
+"""Kinds of which a finished build may have none, or some: kept for a while, or made when they are asked for."""
 TABLES = {"rows", "tokens", "answers", "features"}
 PACKAGES = ("concept-audit", "torch", "transformers", "sae-lens", "duckdb")
 
@@ -77,10 +79,12 @@ class Manifest:
         suffix = TABLE if kind in TABLES else TENSORS
         return RowShards(layout.shards, kind, self.key(STAGE_OF[kind]), partition, suffix)
 
-    def write(self, path: Path) -> None:
-        """Replace the file in one step."""
-        with atomic_write(path) as partial:
-            partial.write_text(json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n", "utf-8")
+    def write(self, layout: Layout) -> None:
+        """Replace the file in one step, then its copy."""
+        text = json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n"
+        for path in (layout.manifest, layout.manifest_copy):
+            with atomic_write(path) as partial:
+                partial.write_text(text, "utf-8")
 
 
 def read_manifest(path: Path) -> Manifest:
@@ -99,7 +103,8 @@ def read_manifest(path: Path) -> Manifest:
         ) from None
     except (OSError, ValueError, AttributeError) as error:
         raise StoreError(
-            f"{path}: damaged ({error}); run the build again with --rebuild, which keeps the workspace"
+            f"{path}: damaged ({error}); `{check_command(path.parent)}` puts its copy in its place; without one, run "
+            "the build again with --rebuild, which keeps the workspace"
         ) from error
     if known == 1:
         raise StoreError(

@@ -10,8 +10,10 @@ is noticed and made again.
 from __future__ import annotations
 
 import json
-import shutil
-from collections.abc import Iterable, Mapping, Sequence
+import os
+import shlex
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,11 +24,16 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
-from concept_audit.errors import StoreError
-from concept_audit.files import atomic_write
+from concept_audit.errors import StoreError, first_line
+from concept_audit.files import atomic_write, is_leftover
+from concept_audit.store import checksum
 from concept_audit.store.partition import Partition, RowPartition
 
 TABLE, TENSORS = "parquet", "safetensors"
+COMMITTED = {f".{TABLE}", f".{TENSORS}", ".json"}
+"""Endings of the names of all files that are committed here."""
+_SEALED = "sealed"
+_SEAL = (checksum.NAME, _SEALED)
 
 
 @dataclass(frozen=True)
@@ -58,7 +65,8 @@ class ShardStore:
         """Commit named tensors, and a few JSON values about them."""
         contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
         with atomic_write(path) as partial:
-            save_file(contiguous, partial, {"about": json.dumps(dict(about or {}))})
+            save_file(contiguous, partial, _metadata(about))
+            checksum.seal(partial)
 
     def write_table(
         self,
@@ -75,11 +83,13 @@ class ShardStore:
             about: a few JSON values about it; may be filled while the parts are drawn.
             group: rows of a row group, which is what is read at a time; None for one a part.
         """
-        with atomic_write(path) as partial, pq.ParquetWriter(partial, schema, compression="zstd") as writer:
-            for part in parts:
-                writer.write_table(part, row_group_size=group)
-            # Last, so that it may tell sums over the parts.
-            writer.add_key_value_metadata({"about": json.dumps(dict(about or {}))})
+        with atomic_write(path) as partial:
+            with pq.ParquetWriter(partial, schema, compression="zstd") as writer:
+                for part in parts:
+                    writer.write_table(part, row_group_size=group)
+                # Last, so that it may tell sums over the parts.
+                writer.add_key_value_metadata(_metadata(about))
+            checksum.seal(partial)
 
     def write_json(self, path: Path, values: Mapping[str, Any]) -> None:
         """Commit JSON values."""
@@ -97,7 +107,7 @@ class ShardStore:
         except FileNotFoundError:
             return None
         except (OSError, ValueError) as error:
-            raise StoreError(f"{path}: damaged ({error}); delete it to have it made again") from error
+            raise _damaged(path, error) from error
 
     def claim(self, path: Path, made_of: Mapping[str, Any], what: str, purpose: str) -> None:
         """Say in a description beside files what they are of.
@@ -123,15 +133,30 @@ class ShardStore:
             )
 
     def remove(self, kind: str, key: str | None = None) -> None:
-        """Delete the shards of a kind, under one key or all."""
-        shutil.rmtree(self.root / kind / key if key else self.root / kind, ignore_errors=True)
+        """Delete the shards of a kind, under one key or all. Links are not followed, and other files stay."""
+        directory = self.root / kind / key if key else self.root / kind
+        if directory.resolve() != self.root.parent.resolve() / directory.relative_to(self.root.parent):
+            return  # behind a link, and so not ours to delete; nothing reads what lies under an older key
+        if directory.is_file() and directory.suffix in COMMITTED:
+            directory.unlink()  # an earlier version had no keys
+        for place, _, names in os.walk(directory, topdown=False):
+            for name in names:
+                if Path(name).suffix in COMMITTED or is_leftover(name):
+                    Path(place, name).unlink(missing_ok=True)
+            with suppress(OSError):  # not empty: something in it is not ours
+                os.rmdir(place)
+
+    def remove_all(self) -> None:
+        """Delete the shards of every kind, as `remove`."""
+        for directory in list(self.root.iterdir()) if self.root.is_dir() else ():
+            self.remove(directory.name)
 
     def remove_others(self, kind: str, key: str) -> None:
-        """Delete what is left of a kind under other keys."""
+        """Delete what is left of a kind under other keys, as `remove`."""
         directory = self.root / kind
         for path in directory.iterdir() if directory.is_dir() else ():
             if path.name != key:
-                shutil.rmtree(path, ignore_errors=True)
+                self.remove(kind, path.name)
 
 
 @dataclass(frozen=True)
@@ -190,7 +215,8 @@ class ShardSet:
         many = f", and so {len(missing)} of {len(self.partition)} shards" if len(missing) > 1 else ""
         return StoreError(
             f"{self.path(missing[0])}: absent or damaged{many}; "
-            "run the command that made the audit again, it makes what is missing"
+            "run the command that made the audit again, it makes what is missing, or "
+            f"`{check_command(self.store.root.parent)}`"
         )
 
     def write_tensors(
@@ -221,27 +247,99 @@ class RowShards(ShardSet):
 
 
 def read_tensors(path: Path, device: torch.device | str = "cpu") -> dict[str, torch.Tensor]:
-    """Named tensors of a file."""
-    return load_file(path, device=str(device))
+    """Named tensors of a file.
+
+    Raises:
+        StoreError: it is absent or damaged.
+    """
+    with _readable(path):
+        return load_file(path, device=str(device))
+
+
+@contextmanager
+def open_tensors(path: Path, framework: str) -> Iterator[Any]:
+    """A file of tensors, to read some of; raises as `read_tensors`.
+
+    Args:
+        framework: ``pt`` or ``numpy``.
+    """
+    with _readable(path), safe_open(path, framework) as file:
+        yield file
 
 
 def read_about(path: Path) -> dict[str, Any]:
-    """The JSON values that were written with a file."""
-    if path.suffix == f".{TABLE}":
-        metadata = pq.read_metadata(path).metadata or {}
-        return json.loads(metadata.get(b"about", b"{}"))
-    with safe_open(path, "pt") as file:
-        return json.loads((file.metadata() or {}).get("about", "{}"))
+    """The JSON values that were written with a file; raises as `read_tensors`."""
+    return {name: value for name, value in _description(path).items() if name not in _SEAL}
+
+
+def is_as_written(path: Path) -> bool:
+    """Whether every byte of a file is the one that was written; true of files that have no checksum yet.
+
+    Raises:
+        StoreError: it is absent, or so damaged that it does not tell its checksum.
+    """
+    described = _description(path)
+    written = described.get(checksum.NAME)
+    # Two names say that there is a checksum: that one is damaged does not make it a file of an earlier version.
+    return _SEALED not in described if written is None else checksum.matches(path, written)
 
 
 def read_columns(path: Path, columns: Sequence[str], filters: Any = None) -> pa.Table:
-    """Some columns of a table."""
-    return pq.read_table(path, columns=list(columns), filters=filters)
+    """Some columns of a table; raises as `read_tensors`."""
+    with _readable(path):
+        return pq.read_table(path, columns=list(columns), filters=filters)
+
+
+def table_rows(path: Path) -> int:
+    """How many rows a table has, whatever they are of; raises as `read_tensors`."""
+    with _readable(path):
+        return pq.read_metadata(path).num_rows
+
+
+def intact(path: Path) -> bool:
+    """Whether a file is there, of its full length, with a description that can be read."""
+    try:
+        read_about(path)
+    except StoreError:
+        return False
+    return True
+
+
+def check_command(root: Path) -> str:
+    """The command that finds what is damaged in an audit, and has it made again."""
+    return shlex.join(["concept-audit", "check", str(root), "--repair"])
+
+
+def _description(path: Path) -> dict[str, Any]:
+    with _readable(path):
+        if path.suffix == f".{TABLE}":
+            return json.loads(pq.read_metadata(path).metadata[b"about"])
+        with safe_open(path, "pt") as file:
+            return json.loads(file.metadata()["about"])
+
+
+def _metadata(about: Mapping[str, Any] | None) -> dict[str, str]:
+    # A single entry: several come in another order in each process, and equal shards are equal byte by byte.
+    return {"about": json.dumps({**(about or {}), checksum.NAME: checksum.ROOM, _SEALED: True})}
+
+
+def _damaged(path: Path, error: Exception) -> StoreError:
+    # shards/<kind>/<key>/<file>; some lie deeper.
+    root = next((above.parent for above in path.parents if above.name == "shards"), path.parent)
+    return StoreError(f"{path}: absent or damaged ({first_line(error)}); `{check_command(root)}` has it made again")
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError, KeyError, TypeError, pa.ArrowException, SafetensorError) as error:
+        raise _damaged(path, error) from error
 
 
 def _rows(path: Path) -> int | None:
     """Rows that a shard records; None if it cannot be read."""
     try:
         return read_about(path).get("rows")
-    except (OSError, ValueError, pa.ArrowException, SafetensorError):
+    except StoreError:
         return None

@@ -79,7 +79,7 @@ def test_all_numbers_and_no_code_give_exact_scores(audit, monkeypatch):
         "encode",
         lambda numbers, spread: ((numbers / spread).astype(np.float32), np.ones(len(numbers), np.float32)),
     )
-    audit.build_index(dataclasses.replace(SMALL, row_bytes=10**9))
+    audit.build_index(dataclasses.replace(SMALL, row_bytes=10**9), replace=True)
     exact = by_row(audit, "tone", "concept_influence", EXACT)
     guess = by_row(audit, "tone", "concept_influence", FROM_INDEX)
     # Components are kept in bfloat16, which holds ones exactly.

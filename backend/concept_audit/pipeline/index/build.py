@@ -13,11 +13,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-import filelock
 import numpy as np
 import torch
 
-from concept_audit.errors import ConceptError, StoreError
+from concept_audit.errors import ConceptError, FinishedIndexError, StoreError
+from concept_audit.files import remove_leftovers
 from concept_audit.influence import projection
 from concept_audit.influence.learning import Components, Learner, most_samples
 from concept_audit.influence.options import IndexOptions
@@ -34,12 +34,13 @@ from concept_audit.pipeline.index.fidelity import SCORED_ROWS, HeldOut, hold_out
 from concept_audit.pipeline.index.query import NORMS, projection_reader
 from concept_audit.pipeline.index.reporting import reporting
 from concept_audit.pipeline.options import key
+from concept_audit.pipeline.place import making
 from concept_audit.pipeline.sampling import as_rows, drawn_rows
 from concept_audit.pipeline.sources import Sources
 from concept_audit.progress import Progress
 from concept_audit.store.examples import read_tokens
-from concept_audit.store.index import INDEX, IndexFiles, index_files
-from concept_audit.store.shard_store import RowShards, read_tensors
+from concept_audit.store.index import INDEX, IndexFiles, index_files, present_indexes
+from concept_audit.store.shard_store import RowShards, intact, read_tensors
 
 SIDE_ROWS = 48
 COST = {"curvature": 3.5, "sides": 2.5, "samples": 0.7, "rows": 1.0, "exact": 5.0}
@@ -51,8 +52,11 @@ LEARNING = "held out rows apart"
 """What the projection learns from; an index of a version that learned from all rows is another one."""
 
 
-def build_index(sources: Sources, options: IndexOptions, progress: Progress) -> dict[str, Any]:
+def build_index(sources: Sources, options: IndexOptions, progress: Progress, replace: bool = False) -> dict[str, Any]:
     """Build what is missing of the index.
+
+    Args:
+        replace: a finished index that was made with other options goes.
 
     Returns:
         the finished description.
@@ -61,6 +65,7 @@ def build_index(sources: Sources, options: IndexOptions, progress: Progress) -> 
         ConceptError: an option makes no sense.
         ModelError: the model has no weights to track.
         StoreError: another process is building it.
+        FinishedIndexError: there is a finished one with other options, and it is not to be replaced.
     """
     _check(options)
     lm, layers = sources.model(), sorted(options.layers or sources.layers)
@@ -84,17 +89,39 @@ def build_index(sources: Sources, options: IndexOptions, progress: Progress) -> 
         **({"partial": True} if options.partial else {}),
     }
     files = index_files(sources.layout, key(made_of), sources.shards("tokens").partition)
-    found = files.describe()
-    same = found is not None and {k: found.get(k) for k in made_of} == made_of
-    if found is not None and same and found.get("done") and files.complete(range(1, layers[-1] + 1)):
-        return found
-    files.rows.store.remove_others(INDEX, files.rows.key)
-    files.write_description({**made_of, "done": False})
-    try:
-        with filelock.FileLock(files.root / "index.lock", timeout=0), reporting(files, progress) as reported:
+    with making(sources.layout, sources.manifest, INDEX, INDEX):
+        found = _described(files)
+        same = found is not None and {k: found.get(k) for k in made_of} == made_of
+        if found is not None and same and found.get("done") and files.complete(range(1, layers[-1] + 1)):
+            return found
+        if not replace:
+            _refuse_to_replace(sources, files, made_of)
+        files.rows.store.remove_others(INDEX, files.rows.key)
+        remove_leftovers(files.root)
+        files.write_description({**made_of, "done": False})
+        with reporting(files, progress) as reported:
             return _Building(sources, files, options, made_of, reported).run()
-    except filelock.Timeout:
-        raise StoreError(f"{sources.layout.root}: another process is building its index; wait for it") from None
+
+
+def _described(files: IndexFiles) -> dict[str, Any] | None:
+    """The description of an index; None if there is none that can be read."""
+    try:
+        return files.describe()
+    except StoreError:
+        return None
+
+
+def _refuse_to_replace(sources: Sources, files: IndexFiles, made_of: Mapping[str, Any]) -> None:
+    """Raise StoreError if there is a finished index with other options that answers for this audit."""
+    for other in present_indexes(sources.layout, files.rows.partition):
+        found = _described(other) if other != files else None
+        if not found or not found.get("done") or any(found.get(n) != made_of[n] for n in ("model", "data")):
+            continue
+        changes = [f"{n} {found.get(n)}, asked for {made_of[n]}" for n in made_of if found.get(n) != made_of[n]]
+        raise FinishedIndexError(
+            f"{sources.layout.root}: has a finished gradient index with other options ({'; '.join(changes)}); pass "
+            "--replace to delete it and build this one, or leave these options as they were"
+        )
 
 
 @dataclass(frozen=True)
@@ -212,8 +239,11 @@ class _Building:
 
     def _learn(self, held: HeldOut) -> None:
         """Learn the projection from a sample of the rows that are not held out, and keep it."""
-        if self._files.sides.exists() and all(self._files.projection(b).exists() for b in self._blocks):
+        if all(intact(path) for path in (self._files.sides, *map(self._files.projection, self._blocks))):
             return
+        # Rows that an earlier projection has coded are not read with this one.
+        self._files.sides.unlink(missing_ok=True)
+        self._files.remove_rows()
         seed, wanted = self._made_of["seed"], self._options.samples
         learner = Learner(
             self._lm,

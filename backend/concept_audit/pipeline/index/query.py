@@ -253,7 +253,7 @@ class OpenIndex:
         each = compress_each(
             self._lm, layers, target.quantity, texts, self._curvatures, self._reader(), damping, budget
         )
-        alone = each.double().cpu().numpy()
+        alone = each.cpu().double().numpy()
         totals = []
         for part, weights, places in by_sign(queries, target.weights):
             total = np.zeros(alone.shape[1])

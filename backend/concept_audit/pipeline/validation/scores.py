@@ -13,7 +13,7 @@ from concept_audit.influence.vector_filter import vector_filter
 from concept_audit.pipeline.examples import example_activations
 from concept_audit.pipeline.options import key
 from concept_audit.pipeline.own_queries import own_among, rows_of
-from concept_audit.pipeline.rank import Request, request, scores_of, scores_of_many
+from concept_audit.pipeline.rank import Request, claimed, request, scores_of, scores_of_many
 from concept_audit.pipeline.sources import Sources
 from concept_audit.pipeline.validation.options import RANDOM, Candidate, ResolvedOptions
 from concept_audit.pipeline.validation.setting import Setting, digest, fit_of
@@ -51,7 +51,8 @@ def _scores(sources: Sources, setting: Setting, candidate: Candidate, n_rows: in
             scores = sources.read(lambda cursor: ranking_scores(cursor, ranking, n_rows))
         else:
             progress.say(f"Ranking by {candidate.name}")
-            scores = scores_of(sources, wanted, ranking, progress)
+            with claimed(sources, wanted, ranking, progress):
+                scores = scores_of(sources, wanted, ranking, progress)
         kept = {"scores": _json(scores)}
         write_unit(sources.layout, unit, kept)
     return np.array(kept["scores"], float)
