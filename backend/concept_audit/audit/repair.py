@@ -67,7 +67,8 @@ def repair(root: str | Path, options: RepairOptions | None = None, progress: Pro
     if "build" in makers:
         build(_build_options(layout, read_manifest(layout.manifest), options), progress)
     if "index" in makers and index is not None:
-        Audit(layout.root, progress, device=options.device).build_index(index, progress, replace=True)
+        audit = Audit(layout.root, progress, device=options.device, trust_remote_code=options.trust_remote_code)
+        audit.build_index(index, progress, replace=True)
     return examine(layout)
 
 
