@@ -39,6 +39,8 @@ class Audit:
         read_only: refuse whatever people do: labels, flags, names. Results are still computed and kept.
         device: where the model runs; ``auto`` for the fastest there is.
         engine: does the heavy work; None for this process.
+        derived_bytes: how large the file of what is computed on demand may grow; None for what the environment
+            says (``CONCEPT_AUDIT_DERIVED_BYTES``), or else 2 GiB.
 
     Attributes:
         concepts: SAE features and probes, and what is known of each.
@@ -66,8 +68,9 @@ class Audit:
         read_only: bool = False,
         device: str = "auto",
         engine: Engine | None = None,
+        derived_bytes: int | None = None,
     ):
-        self.opened = OpenAudit(root, progress, read_only, device, engine)
+        self.opened = OpenAudit(root, progress, read_only, device, engine, derived_bytes)
         self.labels = Labels(self.opened)
         self.probes = Probes(self.opened, self.labels)
         self.concepts = Concepts(self.opened, self.probes)

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
 from concept_audit.concepts.sae import SaeSource
+from concept_audit.errors import StoreError
 from concept_audit.model.load import LanguageModel
 from concept_audit.model.options import ModelOptions, ModelSource
 from concept_audit.pipeline.engine import Driver, Engine
 from concept_audit.progress import Progress
 from concept_audit.store.cursor import Cursor
 from concept_audit.store.database import Database
+from concept_audit.store.derived import BYTES
 from concept_audit.store.layout import Layout
 from concept_audit.store.manifest import Manifest
 from concept_audit.store.shard_store import RowShards
@@ -29,6 +32,7 @@ class Sources:
         model: loads the model; called only if it is needed.
         engine: does the heavy work.
         device: where the model runs; ``auto`` for the fastest there is.
+        derived_bytes: how large the file of what is computed on demand may grow.
     """
 
     layout: Layout
@@ -37,16 +41,17 @@ class Sources:
     model: Callable[[], LanguageModel]
     engine: Engine
     device: str = "auto"
+    derived_bytes: int = BYTES
 
     def read(self, query: Callable[[Cursor], Found]) -> Found:
         """Run a query of the store."""
         with self.database.reading() as cursor:
             return query(cursor)
 
-    def write(self, change: Callable[[Cursor], Found]) -> Found:
-        """Change the workspace, in a transaction."""
-        with self.database.writing() as cursor:
-            return change(cursor)
+    def cache(self, save: Callable[[Cursor], None]) -> None:
+        """Keep what spares time and nothing else; if it cannot be kept, so be it."""
+        with suppress(StoreError), self.database.deriving(self.derived_bytes) as cursor:
+            save(cursor)
 
     def driver(self, progress: Progress) -> Driver:
         """Runs stages on this audit's engine."""

@@ -30,8 +30,18 @@ class Layout:
 
     @property
     def workspace(self) -> Path:
-        """What people did: probes, labels, flags, rankings made on demand."""
+        """What people did, which nothing can make again: probes, labels, flags, notes, views, evidence, the log."""
         return self.root / "workspace.duckdb"
+
+    @property
+    def derived(self) -> Path:
+        """What was computed on demand: rankings, token values. Bounded; may be deleted at any time."""
+        return self.root / "derived.duckdb"
+
+    @property
+    def backups(self) -> Path:
+        """Copies of the workspace: those asked for, and those made before it was changed as a whole."""
+        return self.root / "backups"
 
     @property
     def lock(self) -> Path:

@@ -1,0 +1,64 @@
+"""What is known of a database's file from outside: its name and state, its log, its copies, who holds it."""
+
+from __future__ import annotations
+
+import re
+from contextlib import suppress
+from datetime import UTC, datetime
+from itertools import count
+from pathlib import Path
+
+import duckdb
+
+from concept_audit.store.cursor import Cursor
+from concept_audit.store.layout import Layout
+
+
+def roll_back(cursor: Cursor) -> None:
+    """Undo a transaction, if it is not over."""
+    # The failed statement may have ended it already.
+    with suppress(duckdb.Error):
+        cursor.execute("ROLLBACK")
+
+
+def log_of(path: Path) -> Path:
+    """Where DuckDB keeps what was committed to a file and is not in it yet."""
+    return path.with_name(path.name + ".wal")
+
+
+def backup_path(layout: Layout, what: str) -> Path:
+    """A name for a copy of the workspace that no copy has."""
+    stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
+    for number in count(1):
+        path = layout.backups / f"workspace-{what}-{stamp}{f'-{number}' if number > 1 else ''}.duckdb"
+        if not path.exists():
+            return path
+    raise AssertionError("numbers do not end")
+
+
+def newer(number: int, known: int) -> str:
+    """Why a file is refused that a later version wrote, and what helps."""
+    return (
+        f"was written by a newer version of Concept audit (format {number}, this one reads up to {known}); "
+        "update this one: pip install -U concept-audit"
+    )
+
+
+def identity_of(path: Path) -> tuple[int, int] | None:
+    """Tells whether another file has come to a path: inode and time; None if there is none."""
+    try:
+        state = path.stat()
+    except FileNotFoundError:
+        return None
+    return state.st_ino, state.st_mtime_ns
+
+
+def quoted(path: Path) -> str:
+    """A path as a string of SQL."""
+    return "'" + str(path).replace("'", "''") + "'"
+
+
+def holder(error: str) -> str:
+    """Which process has a file, by DuckDB's words."""
+    found = re.search(r"held in (.+?) \(PID (\d+)\)", error)
+    return f" ({Path(found[1]).name}, PID {found[2]})" if found else ""
