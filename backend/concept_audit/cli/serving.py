@@ -103,21 +103,13 @@ class Delete(Opening):
             audit = self.open(Progress())
             if self.probe not in audit.labels.counts()["probe"].tolist():
                 raise AuditError(f"probe {self.probe!r}: there is none of this name in {audit.name}")
-            self._confirm(f"the probe {self.probe!r} of {root} with its labels")
+            confirmed(f"delete the probe {self.probe!r} of {root} with its labels", self.yes)
             audit.probes.delete(self.probe)
             return
-        self._confirm(f"{root} with its labels, probes and flags")
+        confirmed(f"delete {root} with its labels, probes and flags", self.yes)
         from concept_audit.store.removal import remove_audit
 
         remove_audit(root)
-
-    def _confirm(self, what: str) -> None:
-        if self.yes:
-            return
-        if not sys.stdin.isatty():
-            raise AuditError(f"delete {what}? Pass --yes to do it without being asked")
-        if input(f"Delete {what}? [y/N] ").strip().lower() not in ("y", "yes"):
-            raise AuditError("nothing was deleted")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,3 +128,17 @@ class Sql(Opening):
         from concept_audit.data.write import write
 
         write(found, self.format, self.out)
+
+
+def confirmed(what: str, yes: bool) -> None:
+    """Go on only if the person at the terminal agrees, or has said so beforehand.
+
+    Raises:
+        AuditError: they do not, or there is nobody to ask.
+    """
+    if yes:
+        return
+    if not sys.stdin.isatty():
+        raise AuditError(f"{what}? Pass --yes to do it without being asked")
+    if input(f"{what[0].upper()}{what[1:]}? [y/N] ").strip().lower() not in ("y", "yes"):
+        raise AuditError("nothing was changed")

@@ -270,6 +270,8 @@ class _Build:
                 wanted.stages = read_manifest(self._layout.manifest).stages
             except StoreError:
                 shutil.rmtree(self._layout.shards.root, ignore_errors=True)
+            # From here on the manifest tells of another audit than the store: nobody is shown one for the other.
+            wanted.stages.get("store", {})["done"] = False
             return wanted
         found = read_manifest(self._layout.manifest)
         before = {**found.configuration, **{f"{k} (content)": v for k, v in found.fingerprints.items()}}

@@ -158,6 +158,18 @@ class Attachments:
         if not log_of(path).exists():
             self.copy(name, path)
 
+    def replace(self, name: str, new: Path) -> None:
+        """Put another file in the place of one that is attached for writing, and seen by nobody else meanwhile.
+
+        Raises:
+            StoreError: the log of the old one is not settled, and would meet the new one.
+        """
+        self.settle(name)
+        path = self._paths[name]
+        if log_of(path).exists():
+            raise StoreError(f"{path}: could not be brought to rest; free some space and try again")
+        new.replace(path)
+
     def _counts(self, name: str) -> dict[str, int]:
         tables = self._instance.execute(
             "SELECT schema_name, table_name FROM duckdb_tables() WHERE database_name = ? AND NOT internal", [name]

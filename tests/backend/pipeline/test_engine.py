@@ -146,7 +146,8 @@ def tables(database: Path, names: Sequence[str] | None = None) -> dict[str, list
     with duckdb.connect(str(database), read_only=True) as con:
         every = con.execute("SELECT table_name FROM duckdb_tables() WHERE schema_name = 'base'").fetchall()
         return {
-            name: con.execute(f"SELECT * FROM base.{name} ORDER BY ALL").fetchall()
+            # When a ranking was asked for last says nothing of it.
+            name: con.execute(f"SELECT COLUMNS(c -> c <> 'used') FROM base.{name} ORDER BY ALL").fetchall()
             for (name,) in every
             if names is None or name in names
         }
