@@ -20,11 +20,11 @@ from concept_audit.errors import StoreError, first_line
 from concept_audit.files import as_store_error, atomic_write
 from concept_audit.store import migrations, schema
 from concept_audit.store.cursor import Cursor, only_row
-from concept_audit.store.database_files import backup_path, holder, identity_of, log_of, newer, quoted, roll_back
+from concept_audit.store.database_files import backup_path, holder, identity_of, log_of, newer, quoted, roll_back, turn
 from concept_audit.store.layout import Layout
 
 LOCK_PATIENCE_SECONDS = 8.0
-SHORTEST_WAIT, LONGEST_WAIT = 0.002, 0.03
+SHORTEST_WAIT, LONGEST_WAIT = 0.001, 0.02
 LOCKED = ("lock on file", "used by another process")
 """What DuckDB says, on one system or another, of a file that is another process's."""
 Access = Literal["read", "write", "raw"]
@@ -64,6 +64,11 @@ class Attachments:
         Raises:
             StoreError: one is absent, of another format, damaged, or held for too long; none is attached then.
         """
+        # DuckDB's locks go to whoever happens to ask when one is free; who has come first asks first here.
+        with turn(self._layout.turn):
+            self._open_when_free(wanted)
+
+    def _open_when_free(self, wanted: Mapping[str, Access]) -> None:
         deadline, wait = time.monotonic() + LOCK_PATIENCE_SECONDS, SHORTEST_WAIT
         while True:
             try:
@@ -76,7 +81,7 @@ class Attachments:
                         f"{locked.path}: another process{holder(locked.reason)} holds it; close that program "
                         "or its connection, then try again"
                     ) from None
-                # Those that wait try at different times, lest they get in each other's way for ever.
+                # Programs that know of no turns wait too: at different times, lest they meet for ever.
                 time.sleep(random.uniform(0.5, 1.5) * wait)
                 wait = min(1.5 * wait, LONGEST_WAIT)
             except BaseException:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from itertools import count
 from pathlib import Path
@@ -13,12 +15,37 @@ import duckdb
 from concept_audit.store.cursor import Cursor
 from concept_audit.store.layout import Layout
 
+try:
+    import fcntl
+except ImportError:  # on Windows
+    fcntl = None  # type: ignore[assignment]
+
 
 def roll_back(cursor: Cursor) -> None:
     """Undo a transaction, if it is not over."""
     # The failed statement may have ended it already.
     with suppress(duckdb.Error):
         cursor.execute("ROLLBACK")
+
+
+@contextmanager
+def turn(path: Path) -> Iterator[None]:
+    """Wait for one's turn among the processes that wait here, who get it in the order in which they came.
+
+    Args:
+        path: of an empty file. Where it cannot be written, or the system has no such locks, there are no turns.
+    """
+    descriptor = None
+    if fcntl is not None:
+        with suppress(OSError):
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+    try:
+        yield
+    finally:
+        # The lock goes with its last descriptor, also when a process is killed.
+        if descriptor is not None:
+            os.close(descriptor)
 
 
 def log_of(path: Path) -> Path:

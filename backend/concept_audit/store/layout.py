@@ -39,6 +39,11 @@ class Layout:
         return self.root / "derived.duckdb"
 
     @property
+    def turn(self) -> Path:
+        """Held by the process whose turn it is to open the databases; empty."""
+        return self.root / "turn.lock"
+
+    @property
     def backups(self) -> Path:
         """Copies of the workspace: those asked for, and those made before it was changed as a whole."""
         return self.root / "backups"
