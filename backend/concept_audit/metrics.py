@@ -108,6 +108,23 @@ def precision_at_k(scores: np.ndarray, labels: np.ndarray, k: int) -> float:
 # Correlations and means, with their intervals
 
 
+def ranks_and_percentiles(scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Rows by score, the largest first; ties keep their order.
+
+    Args:
+        scores: float64 [n]; NaN where a row has none.
+
+    Returns:
+        the m rows that have one, int64 [m], rank 1 first; and of each, float64 [m], 100 times the share of
+        these m scores that are at most its own (the empirical distribution function).
+    """
+    order = np.argsort(-scores, kind="stable")
+    order = order[~np.isnan(scores[order])]
+    falling = scores[order]
+    below = len(falling) - np.searchsorted(-falling, -falling, side="left")
+    return order.astype(np.int64), 100 * (below / max(len(falling), 1))
+
+
 def correlation(x: np.ndarray, y: np.ndarray, kind: str = "spearman", seed: int = 0) -> Estimate:
     """Spearman's or Pearson's correlation with a bootstrap interval over the pairs.
 

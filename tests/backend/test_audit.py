@@ -59,7 +59,7 @@ def test_activations_of_typed_examples_equal_those_of_the_same_rows(audit):
     told_apart = [
         LabelledExample((*e.messages[:-1], Message("assistant", e.messages[-1].content)), e.label) for e in examples
     ]
-    with audit.opened.database.writing() as cursor:
+    with audit.opened.database.deriving() as cursor:
         cursor.execute("DELETE FROM base.row_activations")
     lm = audit.model()
     from concept_audit.pipeline.examples import _run
@@ -89,7 +89,7 @@ def test_training_again_replaces_the_ranking(audit):
     after = audit.rank("topic")
     assert before["example_id"].tolist() == after["example_id"].tolist()[::-1]
     with audit.opened.database.reading() as cursor:
-        assert cursor.execute("SELECT count(DISTINCT ranking_id) FROM base.ranking_scores").fetchone() == (1,)
+        assert cursor.execute("SELECT count(DISTINCT ranking_id) FROM derived.base.ranking_scores").fetchone() == (1,)
     assert audit.probes.list()[0].version == 2
 
 

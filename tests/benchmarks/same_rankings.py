@@ -60,10 +60,12 @@ class Compared:
 
 
 def attach(before: Path, after: Path) -> duckdb.DuckDBPyConnection:
-    """The four databases, read-only: ``before``, ``before_workspace``, ``after``, ``after_workspace``."""
+    """The four databases, read-only: ``before``, ``before_derived``, ``after``, ``after_derived``."""
     con = duckdb.connect()
     for side, root in zip(SIDES, (before, after), strict=True):
-        for name, file in ((side, "audit.duckdb"), (f"{side}_workspace", "workspace.duckdb")):
+        # Earlier versions kept what is computed on demand in the workspace.
+        derived = "derived.duckdb" if (root / "derived.duckdb").exists() else "workspace.duckdb"
+        for name, file in ((side, "audit.duckdb"), (f"{side}_derived", derived)):
             path = str(root / file).replace("'", "''")
             con.execute(f"ATTACH '{path}' AS {name} (READ_ONLY)")
     con.execute(
@@ -78,7 +80,7 @@ def rankings(con: duckdb.DuckDBPyConnection, side: str) -> list[Ranking]:
     columns = "ranking_id, concept_id, method, parameters"
     build = f"(SELECT value FROM {side}.base.meta WHERE key = 'build_id')"
     found = []
-    for database, where in ((side, ""), (f"{side}_workspace", f"WHERE build_id = {build}")):
+    for database, where in ((side, ""), (f"{side}_derived", f"WHERE build_id = {build}")):
         rows = con.execute(f"SELECT {columns} FROM {database}.base.rankings {where} ORDER BY concept_id, ranking_id")
         found += [
             Ranking(ranking, database, concept, method, {"engine": "exact", **json.loads(parameters)})

@@ -40,6 +40,8 @@ class Audit:
         device: where the model runs; ``auto`` for the fastest there is, None for where the audit was built.
         engine: does the heavy work; None for this process.
         trust_remote_code: run Python code that comes with the model; asked of each process, whoever built the audit.
+        derived_bytes: how large the file of what is computed on demand may grow; None for what the environment
+            says (``CONCEPT_AUDIT_DERIVED_BYTES``), or else 2 GiB.
 
     Attributes:
         concepts: SAE features and probes, and what is known of each.
@@ -68,8 +70,9 @@ class Audit:
         device: str | None = None,
         engine: Engine | None = None,
         trust_remote_code: bool = False,
+        derived_bytes: int | None = None,
     ):
-        self.opened = OpenAudit(root, progress, read_only, device, engine, trust_remote_code)
+        self.opened = OpenAudit(root, progress, read_only, device, engine, trust_remote_code, derived_bytes)
         self.labels = Labels(self.opened)
         self.probes = Probes(self.opened, self.labels)
         self.concepts = Concepts(self.opened, self.probes)

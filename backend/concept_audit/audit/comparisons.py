@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any, TypeVar
+
 import numpy as np
 import pandas as pd
 
 from concept_audit.audit.concepts import Concepts
 from concept_audit.audit.opened import EVERY_ROW, OpenAudit
-from concept_audit.audit.rankings import Rankings
-from concept_audit.influence.options import InfluenceOptions
+from concept_audit.audit.rankings import Asked, Rankings
 from concept_audit.pipeline.groups import against_group
 from concept_audit.store import compare
 from concept_audit.store.features import group_of
 from concept_audit.store.filters import RowFilter
 
-Asked = tuple[str, str, InfluenceOptions]
-"""A ranking, by concept, method and options; it is computed if it is not in the store."""
+Found = TypeVar("Found")
 
 
 class Comparisons:
@@ -28,15 +29,11 @@ class Comparisons:
 
     def agreement(self, one: Asked, other: Asked, where: RowFilter = EVERY_ROW) -> compare.Agreement:
         """Rank correlation and overlap of the first rows of two rankings, among the rows that pass a filter."""
-        a, b, where = *self._both(one, other), self._opened.searched(where)
-        key = ("agreement", a, b, repr(where))
-        return self._opened.cached_read(key, lambda cursor: compare.agreement(cursor, a, b, where))
+        return self._compared("agreement", one, other, where, compare.agreement)
 
     def points(self, one: Asked, other: Asked, where: RowFilter = EVERY_ROW, limit: int = 2000) -> pd.DataFrame:
         """At most `limit` rows with the scores, ranks and percentiles (a_… and b_…) that two rankings give them."""
-        a, b, where = *self._both(one, other), self._opened.searched(where)
-        key = ("points", a, b, repr(where), limit)
-        return self._opened.cached_read(key, lambda cursor: compare.points(cursor, a, b, where, limit))
+        return self._compared("points", one, other, where, compare.points, limit)
 
     def disagreements(
         self, one: Asked, other: Asked, where: RowFilter = EVERY_ROW, higher: str = "either", limit: int = 10
@@ -46,8 +43,7 @@ class Comparisons:
         Args:
             higher: ``a`` for rows that the first puts higher, ``b`` for the second, ``either`` for both.
         """
-        a, b, where = *self._both(one, other), self._opened.searched(where)
-        return self._opened.read(lambda cursor: compare.disagreements(cursor, a, b, where, higher, limit))
+        return self._compared("disagreements", one, other, where, compare.disagreements, higher, limit)
 
     def correlations(self, concept: str) -> tuple[list[tuple[str, str]], np.ndarray]:
         """Spearman correlations among the stored rankings of a concept: (method, parameters) and [n, n]."""
@@ -69,5 +65,13 @@ class Comparisons:
         found = self._concepts.get(concept).concept_id
         return self._opened.read(lambda cursor: compare.labelled_rows(cursor, found))
 
-    def _both(self, one: Asked, other: Asked) -> tuple[int, int]:
-        return self._rankings.ensure(*one), self._rankings.ensure(*other)
+    def _compared(
+        self, name: str, one: Asked, other: Asked, where: RowFilter, query: Callable[..., Found], *more: Any
+    ) -> Found:
+        searched = self._opened.searched(where)
+
+        def compared(a: int, b: int) -> Found:
+            key = (name, a, b, repr(searched), *more)
+            return self._rankings.read(key, [a, b], lambda cursor: query(cursor, a, b, searched, *more))
+
+        return self._rankings.using([one, other], compared)

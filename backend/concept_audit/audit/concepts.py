@@ -27,7 +27,7 @@ class Concepts:
     def __init__(self, opened: OpenAudit, probes: Probes):
         self._opened = opened
         self._probes = probes
-        self._sae: SparseAutoencoder | None = None
+        self._sae: tuple[str, SparseAutoencoder] | None = None
         self._sae_guard = threading.Lock()
 
     def list(self, live_only: bool = False) -> pd.DataFrame:
@@ -143,6 +143,8 @@ class Concepts:
 
     def _autoencoder(self) -> SparseAutoencoder:
         with self._sae_guard:
-            if self._sae is None:
-                self._sae = self._opened.sources().sae_source.load(self._opened.model().device)
-            return self._sae
+            # The key is a hash over the weights: a build may have made the audit anew, with another SAE.
+            key = self._opened.made.key("features")
+            if self._sae is None or self._sae[0] != key:
+                self._sae = key, self._opened.sources().sae_source.load(self._opened.model().device)
+            return self._sae[1]

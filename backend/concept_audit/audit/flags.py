@@ -71,10 +71,17 @@ class Flags:
             top: only the first so many of them, by rank.
             how: in words, how they were chosen, for the log.
         """
-        ranking = self._rankings.ensure(concept, method, options) if concept else None
         where = self._opened.searched(where)
         who, how = by or user_name(), how or (f"first {top:,} that match" if top else "all that match")
-        return self._change(lambda cursor: store_flags.flag_matching(cursor, ranking, where, flag, note, who, how, top))
+
+        def change(ranking: int | None = None) -> FlagChange:
+            return self._opened.change(
+                lambda cursor: store_flags.flag_matching(cursor, ranking, where, flag, note, who, how, top),
+                WITHOUT_FLAGS,
+                ranked=ranking is not None,
+            )
+
+        return self._rankings.using([(concept, method, options)] if concept else [], change)
 
     def undo(self, event_id: int, by: str = "") -> FlagChange:
         """Undo a change of flags; texts that somebody has changed since keep what they have.

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import getpass
+import os
 import threading
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Collection, Hashable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,12 +21,14 @@ from concept_audit.pipeline.sources import ChosenDevice, Sources, chosen_device,
 from concept_audit.progress import Progress
 from concept_audit.store import queries
 from concept_audit.store.database import database
+from concept_audit.store.derived import BYTES
 from concept_audit.store.filters import RowFilter
 from concept_audit.store.index import INDEX
 from concept_audit.store.layout import Layout
 from concept_audit.store.manifest import Manifest, read_manifest
 
 EVERY_ROW = RowFilter()
+BYTES_VARIABLE = "CONCEPT_AUDIT_DERIVED_BYTES"
 DEFAULTS = InfluenceOptions()
 
 
@@ -38,6 +42,8 @@ class OpenAudit:
         device: where the model runs; ``auto`` for the fastest there is, None for where the audit was built.
         engine: does the heavy work; None for this process.
         trust_remote_code: run Python code that comes with the model.
+        derived_bytes: how large the file of what is computed on demand may grow; None for what the environment
+            says (`BYTES_VARIABLE`), or else 2 GiB.
 
     Attributes:
         layout: where its files are.
@@ -55,14 +61,13 @@ class OpenAudit:
         device: str | None = None,
         engine: Engine | None = None,
         trust_remote_code: bool = False,
+        derived_bytes: int | None = None,
     ):
         self.layout = Layout(Path(root))
         self.progress = progress or Progress()
         self.read_only = read_only
-        if not self.manifest.complete:
-            raise StoreError(
-                f"{root}: this audit is not finished; run the same `concept-audit build` again, it goes on where it was"
-            )
+        self._finished()
+        self._derived_bytes = _bytes_from_environment() if derived_bytes is None else derived_bytes
         self.database = database(self.layout)
         self._device = device
         self._trust_remote_code = trust_remote_code
@@ -89,8 +94,13 @@ class OpenAudit:
 
     @property
     def made(self) -> Manifest:
-        """The manifest, remembered; not to be changed."""
-        return self.remembered("manifest", lambda: read_manifest(self.layout.manifest), of_build=True)
+        """The manifest, remembered; not to be changed.
+
+        Raises:
+            StoreError: a build is at work on the audit, or was stopped midway: its store and its shards are not of
+                one build until it is done.
+        """
+        return self._memory_of_build.get("manifest", self._finished)
 
     @property
     def build_id(self) -> str:
@@ -119,14 +129,22 @@ class OpenAudit:
             StoreError: its weights are not those that the audit was made with.
         """
         with self._model_guard:
-            if self._lm is None:
+            # A build may have made the audit anew, with another model.
+            if self._lm is None or self._lm.fingerprint != self.made.fingerprints["model"]:
                 self._lm = self._load_model()
             return self._lm
 
     def sources(self) -> Sources:
         """The audit, as far as the pipeline needs it."""
         return Sources(
-            self.layout, self.database, self.made, self.model, self._engine, self.device.name, self._trust_remote_code
+            self.layout,
+            self.database,
+            self.made,
+            self.model,
+            self._engine,
+            self.device.name,
+            self._trust_remote_code,
+            self._derived_bytes,
         )
 
     def searched(self, where: RowFilter) -> RowFilter:
@@ -137,9 +155,18 @@ class OpenAudit:
         return replace(where, found=self.database.found(self.build_id, words))
 
     def read(self, query: Callable) -> Any:
-        """What a query of the store finds now."""
-        with self.database.reading() as cursor:
-            return query(cursor)
+        """What a query of the store finds now.
+
+        Raises:
+            StoreError: the audit is being built anew, or another process holds a file.
+        """
+        _ = self.made
+        try:
+            with self.database.reading() as cursor:
+                return query(cursor)
+        finally:
+            for notice in self.database.notices():
+                self.progress.say(notice)
 
     def cached_read(self, key: Hashable, query: Callable, of_build: bool = False) -> Any:
         """As `read`, but remembered until a file of the audit changes, whoever changes it.
@@ -154,41 +181,79 @@ class OpenAudit:
         """As `cached_read`, for what is not a query alone."""
         return (self._memory_of_build if of_build else self._memory).get(key, compute)
 
+    def derive(self, save: Callable, keep: Collection[int] = ()) -> Any:
+        """Keep what has been computed and can be computed again.
+
+        Args:
+            keep: rankings that are being shown, and stay.
+        """
+        _ = self.made
+        try:
+            with self.database.deriving(self._derived_bytes, keep) as cursor:
+                return save(cursor)
+        finally:
+            self._memory.forget()
+
+    def cache(self, save: Callable) -> None:
+        """As `derive`, for what spares time and nothing else: if it cannot be kept, so be it."""
+        with suppress(StoreError):
+            self.derive(save)
+
+    def forget(self) -> None:
+        """Remember nothing that people or demands can change."""
+        self._memory.forget()
+
     def write(self, save: Callable) -> Any:
-        """Keep what has been computed."""
+        """Keep what has been computed and would take long to compute again: evidence."""
+        _ = self.made
         try:
             with self.database.writing() as cursor:
                 return save(cursor)
         finally:
             self._memory.forget()
 
-    def change(self, change: Callable, keeps: frozenset[str] = frozenset()) -> Any:
+    def change(self, change: Callable, keeps: frozenset[str] = frozenset(), ranked: bool = False) -> Any:
         """A change that a person makes.
 
         Args:
             keeps: the queries whose results it cannot change: these are remembered on.
+            ranked: it looks at scores.
 
         Raises:
             StoreError: the audit was opened to be read only.
         """
         if self.read_only:
             raise StoreError(f"{self.name}: opened read-only, so nothing can be changed; start it without --read-only")
-        with self.database.writing() as cursor:
-            # Nobody else can write now: what is remembered is of the state before, or it is not kept.
+        _ = self.made
+        kept: dict[Hashable, Any] = {}
+        # Nobody else can write before the lease ends: what is remembered is of the state before or of that after.
+        with self.database.writing(ranked, lambda: self._memory.restart(kept)) as cursor:
             kept = self._memory.valid(keeps) if keeps else {}
-            result = change(cursor)
-        self._memory.restart(kept)
-        return result
+            return change(cursor)
 
     def _build_files(self) -> list[Path]:
         return [self.layout.manifest, self.layout.audit]
 
     def _files(self) -> list[Path]:
-        workspace = self.layout.workspace
-        log = workspace.with_name(f"{workspace.name}.wal")
+        databases = (self.layout.workspace, self.layout.derived)
+        logs = [path.with_name(f"{path.name}.wal") for path in databases]
         # A directory changes when an index is begun, and its description when one is finished.
         indexes = self.layout.shards.root / INDEX
-        return [*self._build_files(), workspace, log, indexes, *sorted(indexes.glob("*/index.json"))]
+        return [*self._build_files(), *databases, *logs, indexes, *sorted(indexes.glob("*/index.json"))]
+
+    def _finished(self) -> Manifest:
+        """The manifest of a build that is done.
+
+        Raises:
+            StoreError: it is not.
+        """
+        found = read_manifest(self.layout.manifest)
+        if not found.complete:
+            raise StoreError(
+                f"{self.root}: this audit is not finished: a build is at work on it, or was stopped midway. Wait for it, "
+                "or run the same `concept-audit build` again, it goes on where it was; labels, probes and flags are safe"
+            )
+        return found
 
     def _load_model(self) -> LanguageModel:
         manifest = self.manifest
@@ -209,6 +274,15 @@ class OpenAudit:
                 f"{lm.name} now have {now}; put the earlier ones back, or build again with --rebuild"
             )
         return lm
+
+
+def _bytes_from_environment() -> int:
+    text = os.environ.get(BYTES_VARIABLE, "")
+    if not text:
+        return BYTES
+    if not text.isdigit():
+        raise StoreError(f"{BYTES_VARIABLE}={text}: give a number of bytes, such as {BYTES}")
+    return int(text)
 
 
 def user_name() -> str:

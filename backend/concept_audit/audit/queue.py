@@ -7,10 +7,12 @@ from collections.abc import Sequence
 import pandas as pd
 
 from concept_audit.audit.labels import Labels
-from concept_audit.audit.opened import OpenAudit
+from concept_audit.audit.opened import DEFAULTS, OpenAudit
 from concept_audit.audit.probes import Probes
 from concept_audit.audit.rankings import Rankings
 from concept_audit.store import queries, workspace
+from concept_audit.store.cursor import Cursor
+from concept_audit.store.derived import require_rankings
 from concept_audit.store.filters import RowFilter
 
 KINDS = ("likely", "uncertain", "unlikely")
@@ -43,9 +45,11 @@ class Queue:
             if probe in counts.index
             else 0
         )
-        ranking = self._rankings.ensure(f"probe:{probe}")
         boundary = float(trained.details.get("boundary", 0.0))
-        return self._first(probe, where, kinds[done % len(kinds)], ranking, boundary)
+        asked = (f"probe:{probe}", "vector_filter", DEFAULTS)
+        return self._rankings.using(
+            [asked], lambda ranking: self._first(probe, where, kinds[done % len(kinds)], ranking, boundary)
+        )
 
     def skip(self, probe: str, content_hashes: Sequence[str]) -> None:
         """Offer these texts no more."""
@@ -59,5 +63,10 @@ class Queue:
     def _first(
         self, probe: str, where: RowFilter, kind: str, ranking: int | None = None, boundary: float = 0.0
     ) -> tuple[str, pd.Series] | None:
-        found = self._opened.read(lambda cursor: queries.unlabelled(cursor, probe, where, ranking, kind, boundary))
+
+        def first(cursor: Cursor) -> pd.DataFrame:
+            require_rankings(cursor, [] if ranking is None else [ranking])
+            return queries.unlabelled(cursor, probe, where, ranking, kind, boundary)
+
+        found = self._opened.read(first)
         return None if found.empty else (kind, found.iloc[0])

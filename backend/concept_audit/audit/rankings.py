@@ -2,24 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Hashable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 
 from concept_audit.audit.concepts import Concepts
 from concept_audit.audit.metadata import with_metadata
 from concept_audit.audit.opened import DEFAULTS, EVERY_ROW, OpenAudit
+from concept_audit.errors import StoreError
 from concept_audit.influence.options import InfluenceOptions
 from concept_audit.pipeline.groups import group_table
 from concept_audit.pipeline.rank import Request, claimed, finished, request, scores_of, scores_of_many
 from concept_audit.progress import Progress
 from concept_audit.store import compare, queries, workspace
 from concept_audit.store.cursor import Cursor
+from concept_audit.store.derived import RankingGoneError, require_rankings, save_ranking
 from concept_audit.store.filters import RowFilter
-from concept_audit.store.rankings import ranking_id
+from concept_audit.store.rankings import RankingIdentity, identify, ranked
 
+ATTEMPTS = 3
+SCORES_AT_ONCE = 500_000
+"""Rows times rankings that are saved in one lease: others wait for as long as that takes."""
+Asked = tuple[str, str, InfluenceOptions]
+"""A ranking, by concept, method and options."""
+Found = TypeVar("Found")
 RANK_COLUMNS = ["rank", "example_id", "score", "percentile", "prompt", "response"]
 
 
@@ -28,14 +38,19 @@ class Ranking:
     """A ranking that was asked for.
 
     Attributes:
-        id: what it has in the store; a hash of what it is of.
+        identity: what it is of: the build, the concept's training, method and parameters.
         request: what it depends on.
         stored: whether it is in the store, so that asking for it costs nothing.
     """
 
-    id: int
+    identity: RankingIdentity
     request: Request
     stored: bool
+
+    @property
+    def id(self) -> int:
+        """What it has in the store; a hash of what it is of."""
+        return self.identity.ranking_id
 
 
 class Rankings:
@@ -63,9 +78,13 @@ class Rankings:
             method: one of `METHODS`.
             options: how influence is computed, for the methods that need to know.
         """
-        ranking, where = self.ensure(concept, method, options), self._opened.searched(where)
-        key = ("rank", ranking, repr(where), top, offset)
-        return self._opened.cached_read(key, lambda cursor: queries.rows(cursor, ranking, where, top, offset))
+        where = self._opened.searched(where)
+
+        def rows(ranking: int) -> pd.DataFrame:
+            key = ("rank", ranking, repr(where), top, offset)
+            return self.read(key, [ranking], lambda cursor: queries.rows(cursor, ranking, where, top, offset))
+
+        return self.using([(concept, method, options)], rows)
 
     def table(
         self,
@@ -86,27 +105,67 @@ class Rankings:
         method: str = "vector_filter",
         options: InfluenceOptions = DEFAULTS,
         progress: Progress | None = None,
+        keep: Collection[int] = (),
     ) -> int:
         """The id of a ranking in the store, where it is put if it is not there.
 
-        A computation that is interrupted goes on where it was when it is asked for again.
+        A computation that is interrupted goes on where it was when it is asked for again. One that ends when the
+        probe has been trained again meanwhile is of the training that it was asked for, and is said to be.
+
+        Args:
+            keep: rankings that are needed beside it, which it must not put out.
 
         Raises:
             ConceptError: no such concept, method or layer, or no queries.
             ModelError: the model has no weights to attribute to, or a row does not fit into memory.
+            StoreError: the audit has been built anew meanwhile.
         """
         found = self.find(concept, method, options)
+        self._opened.database.used([found.id])
         if found.stored:
             return found.id
-        wanted, sources = found.request, self._opened.sources()
-        reported = progress or self._opened.progress
-        with claimed(sources, wanted, found.id, reported):
+        sources, reported = self._opened.sources(), progress or self._opened.progress
+        with claimed(sources, found.request, found.id, reported):
             # Another process may have put it there while this one waited.
             if not self._opened.read(lambda cursor: queries.ranking_stored(cursor, found.id)):
-                scores = scores_of(sources, wanted, found.id, reported)
-                self._save([wanted], scores[:, None])
-                finished(sources, wanted, found.id)
+                scores = scores_of(sources, found.request, found.id, reported)
+                self._save([found], scores[:, None], [found.id, *keep])
+                finished(sources, found.request, found.id)
+        self._say_if_old(found, reported)
         return found.id
+
+    def using(self, asked: Sequence[Asked], use: Callable[..., Found], progress: Progress | None = None) -> Found:
+        """What comes of rankings, which are computed if they are not in the store.
+
+        Args:
+            asked: concept, method and options of each.
+            use: given their ids. It is asked again if somebody threw one away meanwhile, as the bound of the file or
+                a person may at any time.
+        """
+        for attempts_left in reversed(range(ATTEMPTS)):
+            ids: list[int] = []
+            for concept, method, options in asked:
+                ids.append(self.ensure(concept, method, options, progress, ids))
+            try:
+                return use(*ids)
+            except RankingGoneError:
+                self._opened.forget()
+                if not attempts_left:
+                    raise
+        raise AssertionError("the last attempt returns or raises")
+
+    def read(self, key: Hashable, rankings: Collection[int], query: Callable[[Cursor], Found]) -> Found:
+        """As `OpenAudit.cached_read`, of rankings that have to be there.
+
+        Raises:
+            RankingGoneError: one is not.
+        """
+
+        def checked(cursor: Cursor) -> Found:
+            require_rankings(cursor, rankings)
+            return query(cursor)
+
+        return self._opened.cached_read(key, checked)
 
     def ensure_many(
         self,
@@ -120,20 +179,21 @@ class Rankings:
         Raises:
             ConceptError, ModelError: as `ensure`.
         """
-        missing: dict[int, Request] = {}
+        missing: dict[int, Ranking] = {}
         reported = progress or self._opened.progress
         with reported.stage("Queries of the concepts", len(concepts), "concepts") as stage:
             for name in concepts:
                 found = self.find(name, method, options)
                 if not found.stored:
-                    missing[found.id] = found.request
+                    missing[found.id] = found
                 stage.advance()
-        indexed = [wanted for wanted in missing.values() if wanted.index is not None]
+        indexed = [found for found in missing.values() if found.request.index is not None]
         if indexed:
-            self._save(indexed, scores_of_many(self._opened.sources(), indexed, reported))
-        for wanted in missing.values():
-            if wanted.index is None:
-                self.ensure(wanted.concept.concept_id, method, options, progress)
+            requests = [found.request for found in indexed]
+            self._save(indexed, scores_of_many(self._opened.sources(), requests, reported), list(missing))
+        for found in missing.values():
+            if found.request.index is None:
+                self.ensure(found.identity.concept_id, method, options, progress, list(missing))
 
     def find(self, concept: str, method: str, options: InfluenceOptions = DEFAULTS) -> Ranking:
         """A ranking's id, what it depends on, and whether it is in the store; nothing is computed.
@@ -145,9 +205,9 @@ class Rankings:
 
         def resolve() -> Ranking:
             wanted = request(self._opened.sources(), found, method, options)
-            ranking = ranking_id(self._opened.build_id, found.concept_id, found.version, method, wanted.parameters)
-            stored = self._opened.read(lambda cursor: queries.ranking_stored(cursor, ranking))
-            return Ranking(ranking, wanted, stored)
+            identity = identify(self._opened.build_id, found, method, wanted.parameters, wanted.concept)
+            stored = self._opened.read(lambda cursor: queries.ranking_stored(cursor, identity.ranking_id))
+            return Ranking(identity, wanted, stored)
 
         return self._opened.remembered(("asked", found.concept_id, method, repr(options)), resolve)
 
@@ -176,16 +236,24 @@ class Rankings:
         options: InfluenceOptions = DEFAULTS,
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Bin edges, counts of all rows, and counts of the rows that pass the filter."""
-        ranking, where = self.ensure(concept, method, options), self._opened.searched(where)
-        key = ("histogram", ranking, repr(where), bins)
-        return self._opened.cached_read(key, lambda cursor: queries.histogram(cursor, ranking, where, bins))
+        where = self._opened.searched(where)
+
+        def counts(ranking: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+            key = ("histogram", ranking, repr(where), bins)
+            return self.read(key, [ranking], lambda cursor: queries.histogram(cursor, ranking, where, bins))
+
+        return self.using([(concept, method, options)], counts)
 
     def summary(
         self, concept: str, method: str = "vector_filter", options: InfluenceOptions = DEFAULTS
     ) -> dict[str, float]:
         """Mean, deviation and count of a ranking's scores."""
-        ranking = self.ensure(concept, method, options)
-        return self._opened.cached_read(("summary", ranking), lambda cursor: queries.score_summary(cursor, ranking))
+
+        def summary(ranking: int) -> dict[str, float]:
+            key = ("summary", ranking)
+            return self.read(key, [ranking], lambda cursor: queries.score_summary(cursor, ranking))
+
+        return self.using([(concept, method, options)], summary)
 
     def scores_elsewhere(self, concept: str, example_ids: Sequence[int]) -> pd.DataFrame:
         """What the stored rankings of a concept say of rows.
@@ -218,16 +286,45 @@ class Rankings:
             mean from that of all rows, in standard deviations of the scores), by mean, largest first; with
             `beside`, also beside_mean, beside_low, beside_high.
         """
-        ranking = self.ensure(concept, method, options)
-        second = self.ensure(concept, beside, beside_options or options) if beside else None
-        return self._opened.read(lambda cursor: group_table(cursor, ranking, by, second))
+        asked: list[Asked] = [(concept, method, options)]
+        if beside:
+            asked.append((concept, beside, beside_options or options))
 
-    def _save(self, wanted: Sequence[Request], scores: np.ndarray) -> None:
-        """Keep scores, [rows, requests]."""
-        build = self._opened.read(queries.build_id)
+        def table(ranking: int, second: int | None = None) -> pd.DataFrame:
+            wanted = [ranking] if second is None else [ranking, second]
+            key = ("groups", *wanted, by)
+            return self.read(key, wanted, lambda cursor: group_table(cursor, ranking, by, second))
 
-        def save(cursor: Cursor) -> None:
-            for place, each in enumerate(wanted):
-                workspace.save_ranking(cursor, build, each.concept, each.method, each.parameters, scores[:, place])
+        return self.using(asked, table)
 
-        self._opened.write(save)
+    def _save(self, found: Sequence[Ranking], scores: np.ndarray, keep: Collection[int]) -> None:
+        """Keep scores, [rows, rankings], if they are of the build that they were asked for.
+
+        Raises:
+            StoreError: they are not.
+        """
+        sizes = self._opened.sources().shards("tokens").partition.sizes()
+        if self._opened.build_id != found[0].identity.build_id or len(scores) != sum(sizes.values()):
+            raise StoreError(
+                f"{self._opened.name}: was built anew while its rows were ranked, so the ranking was of rows that are "
+                "no more; ask for it again"
+            )
+        # Ranks are computed before others have to wait, and saved in several leases.
+        for first in range(0, len(found), at_once := max(1, SCORES_AT_ONCE // max(len(scores), 1))):
+            part = range(first, min(first + at_once, len(found)))
+            rows = [ranked(np.array([found[n].id]), scores[:, [n]]) for n in part]
+
+            def save(cursor: Cursor, part: range = part, rows: Sequence[pa.Table] = rows) -> None:
+                for n, table in zip(part, rows, strict=True):
+                    save_ranking(cursor, found[n].identity, table)
+
+            self._opened.derive(save, keep)
+
+    def _say_if_old(self, found: Ranking, progress: Progress) -> None:
+        name, version = found.request.concept.name, found.identity.version
+        present = self._opened.read(workspace.probes) if found.request.concept.kind == "probe" else []
+        now = next((probe.version for probe in present if probe.name == name), version)
+        if now != version:
+            progress.say(
+                f"{name}: was trained again meanwhile; this ranking is of version {version}, the present one is {now}"
+            )

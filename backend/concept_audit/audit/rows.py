@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -20,11 +19,12 @@ from concept_audit.pipeline.answers import own_answer
 from concept_audit.pipeline.attribution import token_influence
 from concept_audit.pipeline.rank import NEED_GRADIENTS, keep_query
 from concept_audit.progress import Progress
+from concept_audit.store import derived, queries
 from concept_audit.store import features as store_features
-from concept_audit.store import queries, workspace
 from concept_audit.store.activations import answered_rows, read_answers, read_firings
 from concept_audit.store.examples import TokenizedExample, TokenizedText, read_texts
 from concept_audit.store.filters import RowFilter
+from concept_audit.store.rankings import digest
 from concept_audit.store.shard_store import RowShards
 from concept_audit.types import Concept
 
@@ -63,10 +63,13 @@ class Rows:
         options: InfluenceOptions = DEFAULTS,
     ) -> int:
         """How many rows pass a filter; with a concept, of those that it ranks."""
-        ranking = self._rankings.ensure(concept, method, options) if concept else None
         where = self._opened.searched(where)
-        key = ("count", ranking, repr(where))
-        return self._opened.cached_read(key, lambda cursor: queries.count_rows(cursor, ranking, where))
+
+        def counted(ranking: int | None = None) -> int:
+            key, wanted = ("count", ranking, repr(where)), [] if ranking is None else [ranking]
+            return self._rankings.read(key, wanted, lambda cursor: queries.count_rows(cursor, ranking, where))
+
+        return self._rankings.using([(concept, method, options)] if concept else [], counted)
 
     def metadata_fields(self) -> pd.DataFrame:
         """Metadata fields with their most frequent values: field, n_rows, n_values, top_values."""
@@ -100,12 +103,11 @@ class Rows:
     def probe_heatmaps(self, concept: Concept, example_ids: Sequence[int]) -> dict[int, Heatmap]:
         """As `heatmaps`, of a direction that need not be saved."""
         texts = read_texts(self._tokens, example_ids)
-        direction = hashlib.blake2b(concept.direction.tobytes(), digest_size=12).hexdigest()
 
         def compute(missing: Mapping[str, int]) -> dict[str, np.ndarray]:
             return token_projections(self._opened.model(), concept, {h: texts[i] for h, i in missing.items()})
 
-        values = self._token_values(f"{concept.layer}:{direction}", texts, compute)
+        values = self._token_values(f"{concept.layer}:{digest(concept.direction)}", texts, compute)
         return {i: probe_heatmap(i, row, values[row.content_hash]) for i, row in texts.items()}
 
     def influence_heatmaps(
@@ -175,7 +177,7 @@ class Rows:
         texts = read_texts(self._tokens, ids)
         reader = self._opened.made.reader
         hashes = [row.content_hash for row in texts.values()]
-        known = self._opened.read(lambda cursor: workspace.own_answers(cursor, reader, hashes))
+        known = self._opened.read(lambda cursor: derived.own_answers(cursor, reader, hashes))
         single = {i: known[row.content_hash] for i, row in texts.items() if row.content_hash in known}
         return single | read_answers(self._opened.sources().shards("answers"), ids)
 
@@ -193,7 +195,7 @@ class Rows:
         if text is None:
             raise ConceptError(f"row {example_id}: it has no prompt before its response, so there is nothing to answer")
         reader = self._opened.made.reader
-        self._opened.write(lambda cursor: workspace.keep_own_answers(cursor, reader, {row.content_hash: text}))
+        self._opened.cache(lambda cursor: derived.keep_own_answers(cursor, reader, {row.content_hash: text}))
         return text
 
     def answered(self) -> int:
@@ -242,7 +244,7 @@ class Rows:
             compute: given the rows that have none, content hash → example id; may leave some out.
         """
         hashes = [row.content_hash for row in texts.values()]
-        known = self._opened.read(lambda cursor: workspace.cached_projections(cursor, identity, hashes))
+        known = self._opened.read(lambda cursor: derived.cached_projections(cursor, identity, hashes))
         # Rows may have been cut at another length when their values were kept.
         missing = {
             row.content_hash: i
@@ -251,6 +253,6 @@ class Rows:
         }
         if missing:
             fresh = compute(missing)
-            self._opened.write(lambda cursor: workspace.cache_projections(cursor, identity, fresh))
+            self._opened.cache(lambda cursor: derived.cache_projections(cursor, identity, fresh))
             known |= fresh
         return known

@@ -9,6 +9,7 @@ from typing import Any
 
 import tyro
 
+from concept_audit.cli.backups import Backup, Restore
 from concept_audit.cli.building import Build, Demo, Index
 from concept_audit.cli.checking import Check
 from concept_audit.cli.concepts import Concepts, Features, Probe
@@ -34,6 +35,8 @@ COMMANDS: dict[str, Any] = {
     "sql": Sql,
     "check": Check,
     "delete": Delete,
+    "backup": Backup,
+    "restore": Restore,
 }
 DESCRIPTION = (
     "See which rows of a training set push a language model towards a concept, and take them out. "

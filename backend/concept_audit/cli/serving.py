@@ -124,22 +124,14 @@ class Delete(Opening):
             audit = self.open(Progress())
             if self.probe not in audit.labels.counts()["probe"].tolist():
                 raise AuditError(f"probe {self.probe!r}: there is none of this name in {audit.name}")
-            self._confirm(f"the probe {self.probe!r} of {root} with its labels")
+            confirmed(f"delete the probe {self.probe!r} of {root} with its labels", self.yes)
             audit.probes.delete(self.probe)
             return
-        self._confirm(f"{root} with its labels, probes and flags")
+        confirmed(f"delete {root} with its labels, probes and flags", self.yes)
         from concept_audit.store.removal import remove_audit
 
         for path in remove_audit(root):
             print(f"concept-audit: {path} is not the audit's own and stays", file=sys.stderr)
-
-    def _confirm(self, what: str) -> None:
-        if self.yes:
-            return
-        if not sys.stdin.isatty():
-            raise AuditError(f"delete {what}? Pass --yes to do it without being asked")
-        if input(f"Delete {what}? [y/N] ").strip().lower() not in ("y", "yes"):
-            raise AuditError("nothing was deleted")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,3 +150,17 @@ class Sql(Opening):
         from concept_audit.data.write import write
 
         write(found, self.format, self.out)
+
+
+def confirmed(what: str, yes: bool) -> None:
+    """Go on only if the person at the terminal agrees, or has said so beforehand.
+
+    Raises:
+        AuditError: they do not, or there is nobody to ask.
+    """
+    if yes:
+        return
+    if not sys.stdin.isatty():
+        raise AuditError(f"{what}? Pass --yes to do it without being asked")
+    if input(f"{what[0].upper()}{what[1:]}? [y/N] ").strip().lower() not in ("y", "yes"):
+        raise AuditError("nothing was changed")

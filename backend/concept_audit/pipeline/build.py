@@ -35,7 +35,7 @@ from concept_audit.pipeline.read import Tokenizing, read_rows
 from concept_audit.progress import Progress
 from concept_audit.store.activations import read_means, token_blocks
 from concept_audit.store.assemble import SaeDirections, assemble
-from concept_audit.store.database import opens
+from concept_audit.store.database_files import opens
 from concept_audit.store.examples import token_counts
 from concept_audit.store.layout import Layout
 from concept_audit.store.manifest import STAGE_OF, Manifest, read_manifest

@@ -12,7 +12,7 @@ from concept_audit.model.chat import ChatRenderer
 from concept_audit.model.load import LanguageModel
 from concept_audit.pipeline.sources import Sources
 from concept_audit.progress import Progress
-from concept_audit.store import queries, workspace
+from concept_audit.store import derived, queries
 from concept_audit.store.activations import means_of
 from concept_audit.types import LabelledExample
 
@@ -30,12 +30,12 @@ def example_activations(
     hashes = [example.content_hash for example in examples]
     rows = sources.read(lambda cursor: queries.find_rows(cursor, hashes))
     kept = sources.read(
-        lambda cursor: {layer: workspace.cached_activations(cursor, reader, layer, hashes) for layer in layers}
+        lambda cursor: {layer: derived.cached_activations(cursor, reader, layer, hashes) for layer in layers}
     )
     outside = [e for e in examples if e.content_hash not in rows and any(e.content_hash not in kept[k] for k in layers)]
     if outside:
         fresh = _run(sources.model(), outside, layers, max_tokens, progress)
-        sources.write(lambda cursor: workspace.cache_activations(cursor, reader, fresh))
+        sources.cache(lambda cursor: derived.cache_activations(cursor, reader, fresh))
         for layer in layers:
             kept[layer] |= {content_hash: means[layer] for content_hash, means in fresh.items()}
     found = {}

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
 from concept_audit.concepts.sae import SaeSource
-from concept_audit.errors import ModelError
+from concept_audit.errors import ModelError, StoreError
 from concept_audit.model.load import LanguageModel, find_device
 from concept_audit.model.options import ModelOptions, ModelSource
 from concept_audit.pipeline.engine import Driver, Engine
 from concept_audit.progress import Progress
 from concept_audit.store.cursor import Cursor
 from concept_audit.store.database import Database
+from concept_audit.store.derived import BYTES
 from concept_audit.store.layout import Layout
 from concept_audit.store.manifest import Manifest
 from concept_audit.store.shard_store import RowShards
@@ -31,6 +33,7 @@ class Sources:
         engine: does the heavy work.
         device: where the model runs; ``auto`` for the fastest there is.
         trust_remote_code: run Python code that comes with the model. This process's consent, never the manifest's.
+        derived_bytes: how large the file of what is computed on demand may grow.
     """
 
     layout: Layout
@@ -40,16 +43,17 @@ class Sources:
     engine: Engine
     device: str = "auto"
     trust_remote_code: bool = False
+    derived_bytes: int = BYTES
 
     def read(self, query: Callable[[Cursor], Found]) -> Found:
         """Run a query of the store."""
         with self.database.reading() as cursor:
             return query(cursor)
 
-    def write(self, change: Callable[[Cursor], Found]) -> Found:
-        """Change the workspace, in a transaction."""
-        with self.database.writing() as cursor:
-            return change(cursor)
+    def cache(self, save: Callable[[Cursor], None]) -> None:
+        """Keep what spares time and nothing else; if it cannot be kept, so be it."""
+        with suppress(StoreError), self.database.deriving(self.derived_bytes) as cursor:
+            save(cursor)
 
     def driver(self, progress: Progress) -> Driver:
         """Runs stages on this audit's engine."""

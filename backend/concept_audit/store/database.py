@@ -1,37 +1,35 @@
-"""The two databases of an audit, open for as short as can be.
+"""The three databases of an audit, open for as short as can be.
 
-DuckDB lets one process write a file, or several read it. The workspace is
-therefore attached for single queries only, so that the app, the command line and
-a person's own SQL can work on one audit side by side. Within a process all
-threads share one instance, since DuckDB attaches a file only once.
+DuckDB lets one process write a file, or several read it. What people did and what was
+computed on demand are therefore attached for single queries only, so that the app, the
+command line and a person's own SQL can work on one audit side by side. Within a process
+all threads share one instance, since DuckDB attaches a file only once.
 """
 
 from __future__ import annotations
 
 import atexit
 import hashlib
-import re
 import threading
-import time
 import weakref
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 
-import duckdb
-
-from concept_audit.errors import StoreError, first_line
 from concept_audit.files import as_store_error
-from concept_audit.store import schema
-from concept_audit.store.cursor import Cursor, only_row
+from concept_audit.store import derived
+from concept_audit.store.attaching import Access, Attachments
+from concept_audit.store.cursor import Cursor
+from concept_audit.store.database_files import roll_back
 from concept_audit.store.filters import RowFilter
 from concept_audit.store.layout import Layout
-from concept_audit.store.shard_store import check_command
 
-LOCK_PATIENCE_SECONDS = 8.0
-SEARCHES_KEPT = 32
-HEADER_BYTES = 3 * 4096
-"""What comes before the blocks of a DuckDB file."""
+SEARCHES_KEPT, SEARCH_LOCKS = 64, 16
+READING: Mapping[str, Access] = {"audit": "read", "workspace": "read", "derived": "read"}
+WRITING: Mapping[str, Access] = {"audit": "read", "workspace": "write"}
+DERIVING: Mapping[str, Access] = {"audit": "read", "derived": "write"}
+HOLDING: Mapping[str, Access] = {"workspace": "raw"}
 
 _open: weakref.WeakValueDictionary[Path, Database] = weakref.WeakValueDictionary()
 _open_guard = threading.Lock()
@@ -47,37 +45,6 @@ def database(layout: Layout) -> Database:
         return found
 
 
-def opens(path: Path) -> bool:
-    """Whether a database that a build wrote is there, and can be opened in this version's format."""
-    if not path.exists():
-        return False
-    try:
-        with duckdb.connect(str(path), read_only=True) as con:
-            found = con.execute("SELECT value FROM base.meta WHERE key = 'format'").fetchone()
-            if _is_short(con, path):
-                return False
-    except duckdb.Error:
-        return False
-    return found == (str(schema.FORMAT),)
-
-
-def _is_short(con: Cursor, path: Path) -> bool:
-    """Whether the end of a database is missing, which DuckDB notices only when it reads what was there."""
-    sizes = con.execute("SELECT block_size * total_blocks FROM pragma_database_size()").fetchall()
-    return path.stat().st_size < HEADER_BYTES + max(size for (size,) in sizes)
-
-
-def opening_error(path: Path) -> str | None:
-    """Why a database that people write to cannot be opened; None if it can, or if somebody holds it open now."""
-    try:
-        duckdb.connect(str(path), read_only=True).close()
-    except duckdb.Error as error:
-        # What a killed process left to be put in order is no damage, and only a writer can do it.
-        waits = path.with_name(path.name + ".wal").exists() or "lock" in str(error).lower()
-        return None if waits else first_line(error)
-    return None
-
-
 @atexit.register
 def _close_all() -> None:
     # DuckDB complains at length about instances that outlive the interpreter.
@@ -86,80 +53,115 @@ def _close_all() -> None:
 
 
 class Database:
-    """Hands out cursors on ``workspace`` with ``audit`` attached, one writer or many readers at a time.
+    """Hands out cursors: to many readers at a time, or to one who writes.
 
     Leases do not nest in one thread: a writer would wait for its own reader to end.
     """
 
     def __init__(self, layout: Layout):
         self._layout = layout
-        self._instance = duckdb.connect(config={"allow_community_extensions": False})
-        self._instance.execute("SET preserve_insertion_order = true")
+        self._files = Attachments(layout)
         self._turn = threading.Condition()
         self._readers = 0
         self._writing = False
         self._waiting_writers = 0
-        self._attached_audit: tuple[int, int] | None = None
-        self._prepared = False
-        self._found: list[str] = []
         self._mine = threading.local()
+        self._searches = [threading.Lock() for _ in range(SEARCH_LOCKS)]
+        self._searched: dict[str, int] = {}
+        self._search_guard = threading.Lock()
+        self._used: dict[int, datetime] = {}
 
     def close(self) -> None:
         """Let go of the files; no lease may be taken afterwards."""
-        self._instance.close()
+        self._files.close()
+
+    def notices(self) -> list[str]:
+        """What was done to the files since this was asked last, that people should know of."""
+        told, self._files.notices = self._files.notices, []
+        return told
 
     @contextmanager
     def reading(self) -> Iterator[Cursor]:
-        """A cursor for queries.
+        """A cursor on ``workspace``, for queries; ``audit`` and ``derived`` are beside it.
 
         Raises:
-            StoreError: the audit is absent, or another process keeps the workspace locked.
+            StoreError: the audit is absent, or another process keeps a file locked.
         """
         self._refuse_nesting()
         with self._turn:
-            self._turn.wait_for(lambda: not self._writing and not self._waiting_writers)
+            self._turn.wait_for(self._may_read)
             if not self._readers:
-                self._attach(write=False)
+                self._files.open(READING)
             self._readers += 1
         self._mine.lease = True
         try:
-            with self._cursor() as cursor:
+            with self._cursor("workspace") as cursor:
                 yield cursor
+        except BaseException as error:
+            self._files.broke(error)
+            raise
         finally:
             self._mine.lease = False
             with self._turn:
                 self._readers -= 1
                 if not self._readers:
-                    self._detach()
+                    self._files.release()
                 self._turn.notify_all()
 
     @contextmanager
-    def writing(self) -> Iterator[Cursor]:
-        """A cursor in a transaction on the workspace: committed at the end, undone by an error.
+    def writing(self, ranked: bool = False, settled: Callable[[], None] | None = None) -> Iterator[Cursor]:
+        """A cursor in a transaction on ``workspace``: committed at the end, undone by an error.
+
+        Args:
+            ranked: ``derived`` is beside it, for those who look at scores; others need not wait for it.
+            settled: called once all is on disk, while nobody else can write yet.
 
         Raises:
             StoreError: as `reading`, or the disk is full.
         """
-        self._refuse_nesting()
-        with self._turn:
-            self._waiting_writers += 1
-            try:
-                self._turn.wait_for(lambda: not self._writing and not self._readers)
-                self._attach(write=True)
-                self._writing = True
-            finally:
-                self._waiting_writers -= 1
-                self._turn.notify_all()
-        self._mine.lease = True
-        try:
-            with self._cursor() as cursor, self._transaction(cursor):
+        wanted: Mapping[str, Access] = {**READING, **WRITING} if ranked else WRITING
+        with self._alone(wanted):
+            with self._cursor("workspace") as cursor, self._transaction(cursor, self._layout.workspace):
                 yield cursor
-        finally:
-            self._mine.lease = False
-            with self._turn:
-                self._writing = False
-                self._detach()
-                self._turn.notify_all()
+            if settled is not None:
+                self._files.settle("workspace")
+                settled()
+
+    @contextmanager
+    def deriving(self, limit: int = derived.BYTES, keep: Collection[int] = ()) -> Iterator[Cursor]:
+        """A cursor in a transaction on ``derived``, which afterwards takes no more room than it may.
+
+        What people did is not touched, and may be read and written by other processes meanwhile.
+
+        Args:
+            limit: how large the file may grow, in bytes.
+            keep: rankings that are being shown, and stay.
+
+        Raises:
+            StoreError: as `writing`.
+        """
+        since = derived.now()
+        with self._alone(DERIVING):
+            used, self._used = self._used, {}
+            with self._cursor("derived") as cursor:
+                with self._transaction(cursor, self._layout.derived):
+                    derived.touch(cursor, used)
+                    yield cursor
+                self._bound(cursor, limit, keep, since)
+
+    @contextmanager
+    def holding(self) -> Iterator[Attachments]:
+        """The workspace alone, whatever its format, kept from everybody else.
+
+        Raises:
+            StoreError: it cannot be opened, or another process keeps it locked.
+        """
+        with self._alone(HOLDING):
+            yield self._files
+
+    def used(self, rankings: Collection[int]) -> None:
+        """Say that rankings are asked for: they stay longer than those that are not."""
+        self._used |= dict.fromkeys(rankings, derived.now())
 
     def found(self, build: str, words: Sequence[str]) -> str:
         """The name of a table with the ids of the rows in which all these words occur.
@@ -172,153 +174,96 @@ class Database:
         """
         digest = hashlib.blake2b("\0".join([build, *words]).encode("utf-8", "surrogatepass"), digest_size=12)
         name = f"memory.main.found_{digest.hexdigest()}"
-        with self.reading() as cursor:
-            if name not in self._found:
+        # Two who look for the same words search once; most who look for others need not wait.
+        search = self._searches[digest.digest()[0] % SEARCH_LOCKS]
+        with search, self.reading() as cursor:
+            if self._searched.get(name) != self._files.generation:
                 condition, parameters = RowFilter(text=" ".join(f'"{word}"' for word in words)).sql()
-                cursor.execute(
-                    f"CREATE TABLE IF NOT EXISTS {name} AS SELECT example_id FROM audit.main.examples e WHERE {condition}",
-                    parameters,
-                )
-                self._found.append(name)
-                if len(self._found) > SEARCHES_KEPT:
-                    cursor.execute(f"DROP TABLE IF EXISTS {self._found.pop(0)}")
+                query = f"SELECT example_id FROM audit.main.examples e WHERE {condition}"
+                cursor.execute(f"CREATE OR REPLACE TABLE {name} AS {query}", parameters)
+            self._remember(cursor, name)
         return name
+
+    def _remember(self, cursor: Cursor, name: str) -> None:
+        """Keep a search as the latest, and let the one go that nobody has asked for longest."""
+        with self._search_guard:
+            self._searched.pop(name, None)
+            self._searched[name] = self._files.generation
+            forgotten = next(iter(self._searched)) if len(self._searched) > SEARCHES_KEPT else None
+            if forgotten is not None:
+                del self._searched[forgotten]
+                cursor.execute(f"DROP TABLE IF EXISTS {forgotten}")
+
+    def _may_read(self) -> bool:
+        # A reader who joins others sees the store that they see, which a build may have replaced.
+        joins = not self._readers or not self._files.replaced()
+        return joins and not self._writing and not self._waiting_writers
+
+    @contextmanager
+    def _alone(self, wanted: Mapping[str, Access]) -> Iterator[None]:
+        self._refuse_nesting()
+        with self._turn:
+            self._waiting_writers += 1
+            try:
+                self._turn.wait_for(lambda: not self._writing and not self._readers)
+                self._files.open(wanted)
+                self._writing = True
+            finally:
+                self._waiting_writers -= 1
+                self._turn.notify_all()
+        self._mine.lease = True
+        try:
+            yield
+        except BaseException as error:
+            self._files.broke(error)
+            raise
+        finally:
+            self._mine.lease = False
+            with self._turn:
+                self._writing = False
+                self._files.release()
+                self._turn.notify_all()
+
+    def _bound(self, cursor: Cursor, limit: int, keep: Collection[int], since: datetime) -> None:
+        """Keep ``derived`` within its bound: the transaction is over, so what is in it counts already."""
+        self._files.settle("derived")
+        taken, free = self._files.taken("derived")
+        if taken + free <= limit:
+            return
+        with self._transaction(cursor, self._layout.derived):
+            derived.trim(cursor, taken, limit, keep, since)
+        self._files.settle("derived")
+        taken, free = self._files.taken("derived")
+        # Room that is free is used again by what comes: only a file that is mostly air is worth writing anew.
+        if taken + free > limit and free > taken:
+            self._files.compact("derived")
 
     def _refuse_nesting(self) -> None:
         if getattr(self._mine, "lease", False):
             raise RuntimeError("this thread holds a lease on the database already")
 
     @contextmanager
-    def _cursor(self) -> Iterator[Cursor]:
-        cursor = self._instance.cursor()
+    def _cursor(self, name: str) -> Iterator[Cursor]:
+        cursor = self._files.cursor()
         try:
-            cursor.execute("USE workspace")
+            cursor.execute(f"USE {name}")
             yield cursor
         finally:
             cursor.close()
 
     @contextmanager
-    def _transaction(self, cursor: Cursor) -> Iterator[None]:
-        cursor.execute("BEGIN")
+    def _transaction(self, cursor: Cursor, path: Path) -> Iterator[None]:
         try:
+            cursor.execute("BEGIN")
             yield
             cursor.execute("COMMIT")
         except Exception as error:
-            _roll_back(cursor)
-            refused = as_store_error(self._layout.workspace, error)
+            self._files.broke(error)
+            roll_back(cursor)
+            refused = as_store_error(path, error)
             if refused is None:
                 raise
             raise refused from error
         except BaseException:
-            _roll_back(cursor)
+            roll_back(cursor)
             raise
-
-    def _attach(self, write: bool) -> None:
-        self._attach_audit()
-        fresh = not self._layout.workspace.exists()
-        # A process that was killed may have left a log, which only a writer can put in order.
-        log = self._layout.workspace.with_name(self._layout.workspace.name + ".wal")
-        if fresh or not self._prepared or (log.exists() and not write):
-            self._attach_file("workspace", self._layout.workspace, read_only=False, fresh=fresh)
-            self._prepare_workspace()
-            self._detach()
-        self._attach_file("workspace", self._layout.workspace, read_only=not write)
-
-    def _prepare_workspace(self) -> None:
-        """Make what is missing in a workspace: all of a new one, what has come since in an older one.
-
-        Raises:
-            StoreError: it was written by a later version.
-        """
-        cursor = self._instance.cursor()
-        try:
-            cursor.execute("USE workspace")
-            cursor.execute(schema.WORKSPACE_TABLES)
-            found = cursor.execute("SELECT value FROM base.meta WHERE key = 'format'").fetchone()
-            if found is not None and int(found[0]) > schema.FORMAT:
-                self._detach()
-                raise StoreError(
-                    f"{self._layout.workspace}: written in format {found[0]}, this version reads up to "
-                    f"{schema.FORMAT}; use the version that wrote it"
-                )
-            views = hashlib.blake2b(schema.WORKSPACE_VIEWS.encode(), digest_size=8).hexdigest()
-            known = cursor.execute("SELECT value FROM base.meta WHERE key = 'views'").fetchone()
-            if found is None or int(found[0]) < schema.FORMAT or known != (views,):
-                cursor.execute(schema.WORKSPACE_VIEWS)
-                state = [["format", str(schema.FORMAT)], ["views", views]]
-                cursor.executemany("INSERT OR REPLACE INTO base.meta VALUES (?, ?)", state)
-            self._prepared = True
-        finally:
-            cursor.close()
-
-    def _attach_audit(self) -> None:
-        """Attach ``audit.duckdb``, again if a build has replaced it."""
-        try:
-            state = self._layout.audit.stat()
-        except FileNotFoundError:
-            raise StoreError(
-                f"{self._layout.root}: the audit is not finished (no audit.duckdb); run "
-                "`concept-audit build` again with the same options, it goes on where it was"
-            ) from None
-        identity = (state.st_ino, state.st_mtime_ns)
-        if identity == self._attached_audit:
-            return
-        if self._attached_audit is not None:
-            self._instance.execute("DETACH audit")
-            self._attached_audit = None
-        try:
-            self._instance.execute(f"ATTACH '{_quoted(self._layout.audit)}' AS audit (READ_ONLY)")
-            (found,) = only_row(self._instance.execute("SELECT value FROM audit.base.meta WHERE key = 'format'"))
-            if _is_short(self._instance, self._layout.audit):
-                raise duckdb.IOException("the end of the file is missing")
-        except (duckdb.Error, AssertionError) as error:
-            self._instance.execute("DETACH DATABASE IF EXISTS audit")
-            raise StoreError(
-                f"{self._layout.audit}: damaged ({first_line(error)}); `{check_command(self._layout.root)}` makes it "
-                "again from what the build has found; labels, probes and flags are kept"
-            ) from error
-        if int(found) != schema.FORMAT:
-            self._instance.execute("DETACH audit")
-            raise StoreError(
-                f"{self._layout.audit}: written in format {found}, this version reads {schema.FORMAT}; run the same "
-                "`concept-audit build` (or `demo`) again, which writes the store anew from what it has found"
-            )
-        self._attached_audit = identity
-
-    def _attach_file(self, name: str, path: Path, read_only: bool, fresh: bool = False) -> None:
-        # The storage version of a file that is there cannot be lowered.
-        mode = " (READ_ONLY)" if read_only else f" (STORAGE_VERSION '{schema.STORAGE}')" if fresh else ""
-        deadline = time.monotonic() + LOCK_PATIENCE_SECONDS
-        while True:
-            try:
-                self._instance.execute(f"ATTACH '{_quoted(path)}' AS {name}{mode}")
-                return
-            except duckdb.IOException as error:
-                if "lock" not in str(error).lower():
-                    raise as_store_error(path, error) or StoreError(
-                        f"{path}: cannot be opened ({error}); if it is damaged, move it away"
-                    ) from error
-                if time.monotonic() > deadline:
-                    raise StoreError(
-                        f"{path}: another process{_holder(str(error))} holds it; close that program "
-                        "or its connection, then try again"
-                    ) from error
-                time.sleep(0.05)
-
-    def _detach(self) -> None:
-        self._instance.execute("DETACH workspace")
-
-
-def _quoted(path: Path) -> str:
-    return str(path).replace("'", "''")
-
-
-def _roll_back(cursor: Cursor) -> None:
-    # The failed statement may have ended the transaction already.
-    with suppress(duckdb.Error):
-        cursor.execute("ROLLBACK")
-
-
-def _holder(error: str) -> str:
-    found = re.search(r"held in (.+?) \(PID (\d+)\)", error)
-    return f" ({Path(found[1]).name}, PID {found[2]})" if found else ""

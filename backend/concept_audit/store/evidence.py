@@ -23,18 +23,18 @@ from concept_audit.store.filters import json_pointer
 from concept_audit.store.layout import Layout
 
 EVIDENCE_TABLES = """
-CREATE TABLE IF NOT EXISTS base.evidence (
+CREATE TABLE base.evidence (
     evidence_id VARCHAR PRIMARY KEY, build_id VARCHAR NOT NULL, concept_id VARCHAR NOT NULL,
     version INTEGER NOT NULL, number INTEGER NOT NULL, about JSON NOT NULL);
-CREATE TABLE IF NOT EXISTS base.evidence_runs (
+CREATE TABLE base.evidence_runs (
     evidence_id VARCHAR NOT NULL, kind VARCHAR NOT NULL, method VARCHAR NOT NULL, share DOUBLE NOT NULL,
     number INTEGER NOT NULL, seed INTEGER NOT NULL, n_rows INTEGER NOT NULL, own DOUBLE, text DOUBLE,
     shown DOUBLE, preference DOUBLE, loss DOUBLE, judge DOUBLE);
-CREATE TABLE IF NOT EXISTS base.evidence_results (
+CREATE TABLE base.evidence_results (
     evidence_id VARCHAR NOT NULL, measure VARCHAR NOT NULL, quantity VARCHAR NOT NULL, method VARCHAR NOT NULL,
     other VARCHAR NOT NULL, share DOUBLE NOT NULL, estimate DOUBLE, low DOUBLE, high DOUBLE, p DOUBLE,
     n INTEGER NOT NULL);
-CREATE TABLE IF NOT EXISTS base.evidence_scores (
+CREATE TABLE base.evidence_scores (
     evidence_id VARCHAR NOT NULL, method VARCHAR NOT NULL, example_id BIGINT NOT NULL, score DOUBLE,
     label TINYINT, percentile_low DOUBLE, percentile_high DOUBLE);
 """
@@ -123,7 +123,10 @@ def save_evidence(cursor: Cursor, build: str, version: int, evidence: Evidence) 
         columns = _PARTS[table]
         if len(frame):
             raw = pa.Table.from_pandas(frame[columns], preserve_index=False)  # noqa: F841 - found by name
-            cursor.execute(f"INSERT INTO base.{table} SELECT ?, {', '.join(columns)} FROM raw", [evidence.evidence_id])
+            cursor.execute(
+                f"INSERT INTO base.{table} (evidence_id, {', '.join(columns)}) SELECT ?, {', '.join(columns)} FROM raw",
+                [evidence.evidence_id],
+            )
 
 
 def list_evidence(cursor: Cursor) -> pd.DataFrame:

@@ -12,6 +12,7 @@ import pandas as pd
 from concept_audit.errors import StoreError
 from concept_audit.store import queries
 from concept_audit.store.cursor import Cursor, only_row
+from concept_audit.store.derived import require_rankings
 from concept_audit.store.filters import RowFilter
 
 STATE = "{'flag': f.flag, 'note': f.note, 'flagged_by': f.flagged_by, 'flagged_at': f.flagged_at}"
@@ -54,7 +55,13 @@ def flag_matching(
     how: str,
     top: int | None = None,
 ) -> FlagChange:
-    """As `set_flags`, for every row that passes a filter, or the first `top` of them by rank."""
+    """As `set_flags`, for every row that passes a filter, or the first `top` of them by rank.
+
+    Raises:
+        RankingGoneError: the ranking is not there any more.
+    """
+    if ranking is not None:
+        require_rankings(cursor, [ranking])
     source, condition, parameters = queries.matching(ranking, where)
     one, order = ("s.example_id", "s.rank") if ranking is not None else ("e.example_id", "e.example_id")
     chosen = f"""SELECT DISTINCT content_hash FROM main.examples WHERE example_id IN (
@@ -143,7 +150,8 @@ def _log(cursor: Cursor, action: str, note: str, how: str, undoes: int | None, b
     count = only_row(cursor.execute("SELECT count(*) FROM temp.changes"))[0]
     if not count:
         return FlagChange(None, 0)
-    event_id = only_row(cursor.execute("SELECT nextval('base.flag_events')"))[0]
+    # Nobody else writes meanwhile, and no event ever goes.
+    event_id = only_row(cursor.execute("SELECT coalesce(max(event_id), 0) + 1 FROM base.flag_log"))[0]
     cursor.execute(
         "INSERT INTO base.flag_log VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
         [event_id, action, note, count, how, undoes, by, now],

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from concept_audit.errors import StoreError, first_line
 from concept_audit.files import digest, is_leftover
-from concept_audit.store.database import opening_error, opens
+from concept_audit.store.database_files import opening_error, opens
 from concept_audit.store.index import INDEX, present_index
 from concept_audit.store.layout import Layout
 from concept_audit.store.manifest import ON_REQUEST, STAGE_OF, Manifest, read_manifest

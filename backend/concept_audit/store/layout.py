@@ -35,13 +35,28 @@ class Layout:
 
     @property
     def workspace(self) -> Path:
-        """What people did: probes, labels, flags, rankings made on demand."""
+        """What people did, which nothing can make again: probes, labels, flags, notes, views, evidence, the log."""
         return self.root / "workspace.duckdb"
+
+    @property
+    def derived(self) -> Path:
+        """What was computed on demand: rankings, token values. Bounded; may be deleted at any time."""
+        return self.root / "derived.duckdb"
 
     @property
     def databases(self) -> tuple[Path, ...]:
         """All databases."""
-        return self.audit, self.workspace
+        return self.audit, self.workspace, self.derived
+
+    @property
+    def turn(self) -> Path:
+        """Held by the process whose turn it is to open the databases; empty."""
+        return self.root / "turn.lock"
+
+    @property
+    def backups(self) -> Path:
+        """Copies of the workspace: those asked for, and those made before it was changed as a whole."""
+        return self.root / "backups"
 
     @property
     def lock(self) -> Path:

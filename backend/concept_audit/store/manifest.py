@@ -113,8 +113,8 @@ def read_manifest(path: Path) -> Manifest:
         )
     if known != FORMAT:
         raise StoreError(
-            f"{path}: written in format {known}, this version reads {FORMAT}; "
-            "use the version that wrote it, or build again with --rebuild"
+            f"{path}: was written by a newer version of Concept audit (format {known}, this one reads {FORMAT}); "
+            "update this one: pip install -U concept-audit"
         )
     return Manifest(**values)
 

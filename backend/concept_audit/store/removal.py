@@ -14,15 +14,17 @@ from concept_audit.store.layout import Layout
 from concept_audit.store.locks import all_held, held
 from concept_audit.store.shard_store import COMMITTED
 
+BACKUP = re.compile(r"workspace-.+\.duckdb")
 DIRECTORIES = {
     "shards": lambda name: Path(name).suffix in {*COMMITTED, ".lock"},
     "sae": lambda name: Path(name).suffix in {".json", ".safetensors"},
     "sae-training": lambda name: Path(name).suffix in {".json", ".safetensors", ".pt"},
     "locks": lambda name: Path(name).suffix in {".lock", ".pid"},
     "tmp.partial": lambda name: True,
+    "backups": lambda name: BACKUP.fullmatch(name) is not None,
 }
 """The directories of an audit → whether a file in it, by its name, is one of those that are written there."""
-FILES = re.compile(r"manifest(\.copy)?\.json|build\.(lock|pid)|index\.log")
+FILES = re.compile(r"manifest(\.copy)?\.json|build\.(lock|pid)|turn\.lock|index\.log")
 """The files beside these directories and the databases."""
 
 

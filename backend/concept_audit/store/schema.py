@@ -1,12 +1,16 @@
-"""Tables and views of the two databases of an audit.
+"""Tables and views of an audit's three databases, apart by what can be made again.
 
-Tables live in the schema ``base`` and may change from version to version; the
-views in ``main`` are the contract that any DuckDB client may rely on.
-``audit.duckdb`` stands by itself. The views of ``workspace.duckdb`` join both, so
-it wants the other attached as ``audit``::
+``audit.duckdb`` is what the build found, and ``derived.duckdb`` what was computed on demand: a command makes
+either again. ``workspace.duckdb`` is what people did, which nothing can make again; the files hang on it and it
+on neither.
 
-    duckdb cache/demo/workspace.duckdb
+Tables live in the schema ``base`` and may change from version to version; the views in ``main`` are the contract
+that any DuckDB client may rely on. ``audit.duckdb`` stands by itself. The views of ``workspace.duckdb`` join all
+three, so it wants the others attached under their names; without ``derived`` all but ``scores`` can be asked::
+
+    duckdb -readonly cache/demo/workspace.duckdb
     ATTACH 'cache/demo/audit.duckdb' AS audit (READ_ONLY);
+    ATTACH 'cache/demo/derived.duckdb' AS derived (READ_ONLY);
     SELECT * FROM scores WHERE concept_id = 'probe:flattery' ORDER BY rank LIMIT 10;
 """
 
@@ -15,6 +19,11 @@ from __future__ import annotations
 from concept_audit.store.evidence import EVIDENCE_TABLES
 
 FORMAT = 2
+"""Of ``audit.duckdb``; another one has to be built anew."""
+WORKSPACE_FORMAT = 3
+"""Of ``workspace.duckdb``; an older one is brought here step by step: see `concept_audit.store.migrations`."""
+DERIVED_FORMAT = 1
+"""Of ``derived.duckdb``; any other is thrown away."""
 STORAGE = "v1.4.0"
 """DuckDB's storage version of new files: the oldest DuckDB that may be installed reads them."""
 
@@ -67,56 +76,65 @@ CREATE VIEW main.feature_activations AS
     FROM base.feature_activations;
 """
 
-WORKSPACE_TABLES = """
-CREATE SCHEMA IF NOT EXISTS base;
-CREATE TABLE IF NOT EXISTS base.meta (key VARCHAR PRIMARY KEY, value VARCHAR NOT NULL);
-CREATE TABLE IF NOT EXISTS base.probes (
+PEOPLES_TABLES = """
+CREATE SCHEMA base;
+CREATE TABLE base.meta (key VARCHAR PRIMARY KEY, value VARCHAR NOT NULL);
+CREATE TABLE base.probes (
     name VARCHAR PRIMARY KEY, version INTEGER NOT NULL, layer INTEGER NOT NULL, fit VARCHAR NOT NULL,
     direction FLOAT[] NOT NULL, details JSON NOT NULL, model_fingerprint VARCHAR NOT NULL,
     trained_at TIMESTAMP NOT NULL);
-CREATE TABLE IF NOT EXISTS base.probe_examples (
-    probe VARCHAR NOT NULL, content_hash VARCHAR NOT NULL, messages JSON NOT NULL, label TINYINT NOT NULL,
-    labelled_at TIMESTAMP NOT NULL, PRIMARY KEY (probe, content_hash));
-CREATE TABLE IF NOT EXISTS base.flags (
-    content_hash VARCHAR PRIMARY KEY, flag VARCHAR NOT NULL, note VARCHAR NOT NULL,
-    flagged_by VARCHAR NOT NULL, flagged_at TIMESTAMP NOT NULL);
-CREATE TABLE IF NOT EXISTS base.rankings (
-    ranking_id BIGINT PRIMARY KEY, build_id VARCHAR NOT NULL, concept_id VARCHAR NOT NULL,
-    version INTEGER NOT NULL, method VARCHAR NOT NULL, parameters JSON NOT NULL);
-CREATE TABLE IF NOT EXISTS base.ranking_scores (
-    ranking_id BIGINT NOT NULL, example_id BIGINT NOT NULL, score DOUBLE NOT NULL,
-    rank BIGINT NOT NULL, percentile DOUBLE NOT NULL);
-CREATE TABLE IF NOT EXISTS base.row_activations (
-    content_hash VARCHAR NOT NULL, model_fingerprint VARCHAR NOT NULL, layer INTEGER NOT NULL,
-    activation FLOAT[] NOT NULL, PRIMARY KEY (content_hash, model_fingerprint, layer));
-CREATE TABLE IF NOT EXISTS base.token_projections (
-    content_hash VARCHAR NOT NULL, direction_hash VARCHAR NOT NULL, values FLOAT[] NOT NULL,
-    PRIMARY KEY (content_hash, direction_hash));
-CREATE TABLE IF NOT EXISTS base.probe_versions (
+CREATE TABLE base.probe_versions (
     name VARCHAR NOT NULL, version INTEGER NOT NULL, layer INTEGER NOT NULL, fit VARCHAR NOT NULL,
     direction FLOAT[] NOT NULL, details JSON NOT NULL, model_fingerprint VARCHAR NOT NULL,
     trained_at TIMESTAMP NOT NULL, PRIMARY KEY (name, version));
-CREATE TABLE IF NOT EXISTS base.probe_skips (
+CREATE TABLE base.probe_trainings (
+    name VARCHAR NOT NULL, version INTEGER NOT NULL, direction VARCHAR NOT NULL, PRIMARY KEY (name, version));
+CREATE TABLE base.probe_examples (
+    probe VARCHAR NOT NULL, content_hash VARCHAR NOT NULL, messages JSON NOT NULL, label TINYINT NOT NULL,
+    labelled_at TIMESTAMP NOT NULL, PRIMARY KEY (probe, content_hash));
+CREATE TABLE base.probe_skips (
     probe VARCHAR NOT NULL, content_hash VARCHAR NOT NULL, PRIMARY KEY (probe, content_hash));
-CREATE SEQUENCE IF NOT EXISTS base.flag_events START 1;
-CREATE TABLE IF NOT EXISTS base.flag_log (
+CREATE TABLE base.flags (
+    content_hash VARCHAR PRIMARY KEY, flag VARCHAR NOT NULL, note VARCHAR NOT NULL,
+    flagged_by VARCHAR NOT NULL, flagged_at TIMESTAMP NOT NULL);
+CREATE TABLE base.flag_log (
     event_id BIGINT PRIMARY KEY, action VARCHAR NOT NULL, note VARCHAR NOT NULL, n_texts BIGINT NOT NULL,
     how VARCHAR NOT NULL, undoes BIGINT, made_by VARCHAR NOT NULL, made_at TIMESTAMP NOT NULL);
-CREATE TABLE IF NOT EXISTS base.flag_changes (
+CREATE TABLE base.flag_changes (
     event_id BIGINT NOT NULL, content_hash VARCHAR NOT NULL, before STRUCT(
         flag VARCHAR, note VARCHAR, flagged_by VARCHAR, flagged_at TIMESTAMP), after STRUCT(
         flag VARCHAR, note VARCHAR, flagged_by VARCHAR, flagged_at TIMESTAMP));
-CREATE TABLE IF NOT EXISTS base.saved_views (
+CREATE TABLE base.saved_views (
     name VARCHAR PRIMARY KEY, page VARCHAR NOT NULL, query VARCHAR NOT NULL, saved_by VARCHAR NOT NULL,
     saved_at TIMESTAMP NOT NULL);
-CREATE TABLE IF NOT EXISTS base.feature_labels (
+CREATE TABLE base.feature_labels (
     sae VARCHAR NOT NULL, feature_id INTEGER NOT NULL, label VARCHAR NOT NULL, labelled_by VARCHAR NOT NULL,
     labelled_at TIMESTAMP NOT NULL, PRIMARY KEY (sae, feature_id));
-CREATE TABLE IF NOT EXISTS base.own_answers (
-    content_hash VARCHAR NOT NULL, model_fingerprint VARCHAR NOT NULL, answer VARCHAR NOT NULL,
-    PRIMARY KEY (content_hash, model_fingerprint));
 """
-WORKSPACE_TABLES += EVIDENCE_TABLES
+"""Of ``base.probe_trainings`` no row ever goes: a version never comes again for a name, whatever is deleted."""
+WORKSPACE_TABLES = PEOPLES_TABLES + EVIDENCE_TABLES
+
+DERIVED_TABLES = """
+CREATE SCHEMA base;
+CREATE TABLE base.meta (key VARCHAR PRIMARY KEY, value VARCHAR NOT NULL);
+CREATE TABLE base.rankings (
+    ranking_id BIGINT PRIMARY KEY, build_id VARCHAR NOT NULL, concept_id VARCHAR NOT NULL,
+    version INTEGER NOT NULL, direction VARCHAR NOT NULL, method VARCHAR NOT NULL, parameters JSON NOT NULL,
+    used TIMESTAMP NOT NULL);
+CREATE TABLE base.ranking_scores (
+    ranking_id BIGINT NOT NULL, example_id BIGINT NOT NULL, score DOUBLE NOT NULL,
+    rank BIGINT NOT NULL, percentile DOUBLE NOT NULL);
+CREATE TABLE base.row_activations (
+    content_hash VARCHAR NOT NULL, model_fingerprint VARCHAR NOT NULL, layer INTEGER NOT NULL,
+    activation FLOAT[] NOT NULL, used TIMESTAMP NOT NULL, PRIMARY KEY (content_hash, model_fingerprint, layer));
+CREATE TABLE base.token_projections (
+    content_hash VARCHAR NOT NULL, direction_hash VARCHAR NOT NULL, values FLOAT[] NOT NULL,
+    used TIMESTAMP NOT NULL, PRIMARY KEY (content_hash, direction_hash));
+CREATE TABLE base.own_answers (
+    content_hash VARCHAR NOT NULL, model_fingerprint VARCHAR NOT NULL, answer VARCHAR NOT NULL,
+    used TIMESTAMP NOT NULL, PRIMARY KEY (content_hash, model_fingerprint));
+"""
+"""``used``: when it was last asked for; what has not been for longest goes first."""
 
 WORKSPACE_VIEWS = """
 CREATE OR REPLACE VIEW main.examples AS SELECT * FROM audit.main.examples;
@@ -135,12 +153,15 @@ CREATE OR REPLACE VIEW main.concepts AS
 CREATE OR REPLACE VIEW main.rankings AS
     SELECT ranking_id, concept_id, version, method, parameters FROM audit.base.rankings
     UNION ALL
-    SELECT ranking_id, concept_id, version, method, parameters FROM base.rankings
-    WHERE build_id = (SELECT value FROM audit.base.meta WHERE key = 'build_id');
+    SELECT ranking_id, concept_id, version, method, parameters FROM derived.base.rankings r
+    WHERE build_id = (SELECT value FROM audit.base.meta WHERE key = 'build_id')
+      AND (NOT starts_with(concept_id, 'probe:') OR EXISTS (
+          SELECT 1 FROM base.probes p JOIN base.probe_trainings t USING (name, version)
+          WHERE 'probe:' || p.name = r.concept_id AND p.version = r.version AND t.direction = r.direction));
 CREATE OR REPLACE VIEW main.ranking_scores AS
     SELECT ranking_id, example_id, score, rank, percentile FROM audit.base.ranking_scores
     UNION ALL
-    SELECT ranking_id, example_id, score, rank, percentile FROM base.ranking_scores;
+    SELECT ranking_id, example_id, score, rank, percentile FROM derived.base.ranking_scores;
 CREATE OR REPLACE VIEW main.scores AS
     SELECT r.concept_id, r.method, s.example_id, s.score, s.rank, s.percentile, r.parameters, s.ranking_id,
            coalesce(list_contains(from_json(r.parameters->'query_rows', '["BIGINT"]'), s.example_id), false) AS is_query
@@ -151,5 +172,6 @@ CREATE OR REPLACE VIEW main.flags AS
 CREATE OR REPLACE VIEW main.flag_log AS
     SELECT event_id, action, note, n_texts, how, undoes, made_by, made_at FROM base.flag_log;
 """
+"""Of a probe's rankings, those of its present training alone: no row has two ranks."""
 
 CONTRACT_VIEWS = ("examples", "concepts", "scores", "sae_features", "feature_activations", "flags")

@@ -132,6 +132,12 @@ class ShardStore:
                 f"{path.parent}: {what} of another model or data set ({differences}); delete that directory {purpose}"
             )
 
+    def rename(self, kind: str, key: str, new: str) -> None:
+        """Keep what lies under a key under another one, where nothing does yet."""
+        place, wanted = self.root / kind / key, self.root / kind / new
+        if place.is_dir() and not wanted.exists():
+            place.rename(wanted)
+
     def remove(self, kind: str, key: str | None = None) -> None:
         """Delete the shards of a kind, under one key or all. Links are not followed, and other files stay."""
         directory = self.root / kind / key if key else self.root / kind

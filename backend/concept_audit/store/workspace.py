@@ -1,4 +1,4 @@
-"""What people did: probes, labels and flags; and what was computed on their demand."""
+"""What people did and nobody can compute: probes, their labels and versions, named views, labels of features."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 
 from concept_audit.errors import ConceptError
 from concept_audit.store.cursor import Cursor, only_row
 from concept_audit.store.examples import messages_from_json, messages_json
-from concept_audit.store.rankings import insert_scores, ranking_id
-from concept_audit.types import PROBE_NAME, Concept, LabelledExample, ProbeFit
+from concept_audit.store.rankings import digest
+from concept_audit.types import PROBE_NAME, LabelledExample, ProbeFit
 
 
 @dataclass(frozen=True)
@@ -76,21 +77,15 @@ def save_probe(
     details: Mapping[str, Any],
     model_fingerprint: str,
 ) -> int:
-    """Keep a trained probe under its name; an earlier one of that name goes, with its rankings.
+    """Keep a trained probe under its name; an earlier one of that name becomes an earlier version.
 
     Returns:
-        the probe's version, counting its trainings from 1.
+        the probe's version, counting the trainings under its name from 1, those of deleted probes too: what hangs on
+        a name and a version is of one training for ever.
     """
-    version = only_row(
-        cursor.execute(
-            """SELECT coalesce(max(version), 0) + 1 FROM (
-               SELECT version FROM base.probes WHERE name = $1
-               UNION ALL SELECT version FROM base.probe_versions WHERE name = $1)""",
-            [name],
-        )
-    )[0]
+    version = _trainings(cursor, name) + 1
     cursor.execute("INSERT OR REPLACE INTO base.probe_versions SELECT * FROM base.probes WHERE name = ?", [name])
-    _drop_rankings(cursor, f"probe:{name}")
+    cursor.execute("INSERT INTO base.probe_trainings VALUES (?, ?, ?)", [name, version, digest(direction)])
     cursor.execute(
         "INSERT OR REPLACE INTO base.probes VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
         [name, version, layer, fit, direction.tolist(), json.dumps(dict(details)), model_fingerprint, _now()],
@@ -99,8 +94,7 @@ def save_probe(
 
 
 def delete_probe(cursor: Cursor, name: str) -> None:
-    """Remove a probe with its labels and rankings."""
-    _drop_rankings(cursor, f"probe:{name}")
+    """Remove a probe with its labels; that its versions have been there is not forgotten."""
     cursor.execute("DELETE FROM base.probes WHERE name = ?", [name])
     cursor.execute("DELETE FROM base.probe_versions WHERE name = ?", [name])
     cursor.execute("DELETE FROM base.probe_examples WHERE probe = ?", [name])
@@ -110,6 +104,8 @@ def delete_probe(cursor: Cursor, name: str) -> None:
 def rename_probe(cursor: Cursor, name: str, new: str) -> None:
     """Give a probe, trained or not yet, another name; its rankings are computed anew when asked for.
 
+    Its versions count on from those that the new name has had.
+
     Raises:
         ConceptError: there is no such probe, or one of the new name.
     """
@@ -118,14 +114,19 @@ def rename_probe(cursor: Cursor, name: str, new: str) -> None:
         raise ConceptError(f"probe {name!r}: there is none of this name")
     if new in known:
         raise ConceptError(f"probe {new!r} is there already; choose another name, or delete that one first")
-    _drop_rankings(cursor, f"probe:{name}")
-    for table, column in (
-        ("probes", "name"),
-        ("probe_versions", "name"),
-        ("probe_examples", "probe"),
-        ("probe_skips", "probe"),
-    ):
-        cursor.execute(f"UPDATE base.{table} SET {column} = ? WHERE {column} = ?", [new, name])
+    before = _trainings(cursor, new)
+    cursor.execute(
+        """INSERT INTO base.probe_trainings SELECT $2, version + $3, direction FROM base.probe_trainings t
+           WHERE name = $1 AND version IN (SELECT version FROM base.probes WHERE name = $1
+                                           UNION ALL SELECT version FROM base.probe_versions WHERE name = $1)""",
+        [name, new, before],
+    )
+    for table in ("probes", "probe_versions"):
+        cursor.execute(
+            f"UPDATE base.{table} SET name = $2, version = version + $3 WHERE name = $1", [name, new, before]
+        )
+    for table in ("probe_examples", "probe_skips"):
+        cursor.execute(f"UPDATE base.{table} SET probe = ? WHERE probe = ?", [new, name])
 
 
 def probe_versions(cursor: Cursor, name: str) -> list[SavedProbe]:
@@ -147,8 +148,9 @@ def set_threshold(cursor: Cursor, name: str, threshold: float) -> None:
 
 def skip(cursor: Cursor, probe: str, content_hashes: Sequence[str]) -> None:
     """Offer these texts no more for labelling."""
-    cursor.executemany(
-        "INSERT OR REPLACE INTO base.probe_skips VALUES (?, ?)", [[probe, one] for one in content_hashes]
+    cursor.execute(
+        "INSERT OR REPLACE INTO base.probe_skips SELECT ?, unnest(?::VARCHAR[])",
+        [probe, list(dict.fromkeys(content_hashes))],
     )
 
 
@@ -159,10 +161,17 @@ def unskip(cursor: Cursor, probe: str, content_hash: str) -> None:
 
 def label(cursor: Cursor, probe: str, examples: Sequence[LabelledExample]) -> None:
     """Keep labels for a probe, trained or not yet; a later label of the same text replaces the earlier."""
-    now = _now()
-    cursor.executemany(
-        "INSERT OR REPLACE INTO base.probe_examples VALUES (?, ?, ?, ?, ?)",
-        [[probe, e.content_hash, messages_json(e.messages), e.label, now] for e in examples],
+    last = {e.content_hash: e for e in examples}
+    rows = pa.table(  # noqa: F841 - DuckDB finds it by its name
+        {
+            "content_hash": pa.array(list(last), pa.string()),
+            "messages": pa.array([messages_json(e.messages) for e in last.values()], pa.string()),
+            "label": pa.array([e.label for e in last.values()], pa.int8()),
+        }
+    )
+    cursor.execute(
+        "INSERT OR REPLACE INTO base.probe_examples SELECT ?, content_hash, messages, label, ?::TIMESTAMP FROM rows",
+        [probe, _now()],
     )
 
 
@@ -200,71 +209,6 @@ def label_counts(cursor: Cursor) -> pd.DataFrame:
     ).df()
 
 
-def save_ranking(
-    cursor: Cursor, build: str, concept: Concept, method: str, parameters: Mapping[str, Any], scores: np.ndarray
-) -> int:
-    """Keep the scores of every row, with rank and percentile, and drop rankings of earlier builds.
-
-    Args:
-        scores: float64 [rows], by example id; NaN where a row has no score.
-
-    Returns:
-        the ranking's id.
-    """
-    stale = "(SELECT ranking_id FROM base.rankings WHERE build_id <> ?)"
-    cursor.execute(f"DELETE FROM base.ranking_scores WHERE ranking_id IN {stale}", [build])
-    cursor.execute("DELETE FROM base.rankings WHERE build_id <> ?", [build])
-    ranking = ranking_id(build, concept.concept_id, concept.version, method, parameters)
-    if cursor.execute("SELECT 1 FROM base.rankings WHERE ranking_id = ?", [ranking]).fetchone():
-        return ranking
-    cursor.execute(
-        "INSERT INTO base.rankings VALUES (?, ?, ?, ?, ?, ?)",
-        [ranking, build, concept.concept_id, concept.version, method, json.dumps(dict(parameters))],
-    )
-    insert_scores(cursor, np.array([ranking]), scores[:, None])
-    return ranking
-
-
-def cached_activations(cursor: Cursor, reader: str, layer: int, hashes: Sequence[str]) -> dict[str, np.ndarray]:
-    """Mean response activations kept for texts outside the data: content_hash → float32 [d_model]."""
-    found = cursor.execute(
-        """SELECT content_hash, activation FROM base.row_activations
-           WHERE model_fingerprint = ? AND layer = ? AND list_contains(?::VARCHAR[], content_hash)""",
-        [reader, layer, list(hashes)],
-    ).fetchall()
-    return {content_hash: np.asarray(values, np.float32) for content_hash, values in found}
-
-
-def cache_activations(cursor: Cursor, reader: str, means: Mapping[str, Mapping[int, np.ndarray]]) -> None:
-    """Keep activations: content_hash → layer → float32 [d_model]."""
-    cursor.executemany(
-        "INSERT OR REPLACE INTO base.row_activations VALUES (?, ?, ?, ?)",
-        [
-            [content_hash, reader, layer, values.tolist()]
-            for content_hash, layers in means.items()
-            for layer, values in layers.items()
-        ],
-    )
-
-
-def cached_projections(cursor: Cursor, direction: str, hashes: Sequence[str]) -> dict[str, np.ndarray]:
-    """Token values kept for heatmaps: content_hash → float32 [tokens]."""
-    found = cursor.execute(
-        """SELECT content_hash, values FROM base.token_projections
-           WHERE direction_hash = ? AND list_contains(?::VARCHAR[], content_hash)""",
-        [direction, list(hashes)],
-    ).fetchall()
-    return {content_hash: np.asarray(values, np.float32) for content_hash, values in found}
-
-
-def cache_projections(cursor: Cursor, direction: str, values: Mapping[str, np.ndarray]) -> None:
-    """Keep token values for heatmaps."""
-    cursor.executemany(
-        "INSERT OR REPLACE INTO base.token_projections VALUES (?, ?, ?)",
-        [[content_hash, direction, array.tolist()] for content_hash, array in values.items()],
-    )
-
-
 def save_view(cursor: Cursor, name: str, page: str, query: str, by: str) -> None:
     """Keep a view under a name: a page's path and its query string. An earlier one of that name goes."""
     cursor.execute("INSERT OR REPLACE INTO base.saved_views VALUES (?, ?, ?, ?, ?)", [name, page, query, by, _now()])
@@ -291,27 +235,10 @@ def label_feature(cursor: Cursor, feature: int, label: str | None, by: str) -> N
         )
 
 
-def own_answers(cursor: Cursor, reader: str, hashes: Sequence[str]) -> dict[str, str]:
-    """What a model itself answers, where it was asked for single rows: content_hash → text."""
-    found = cursor.execute(
-        """SELECT content_hash, answer FROM base.own_answers
-           WHERE model_fingerprint = ? AND list_contains(?::VARCHAR[], content_hash)""",
-        [reader, list(hashes)],
-    ).fetchall()
-    return dict(found)
-
-
-def keep_own_answers(cursor: Cursor, reader: str, texts: Mapping[str, str]) -> None:
-    """Keep what a model itself answers: content_hash → text."""
-    cursor.executemany(
-        "INSERT OR REPLACE INTO base.own_answers VALUES (?, ?, ?)", [[h, reader, text] for h, text in texts.items()]
-    )
-
-
-def _drop_rankings(cursor: Cursor, concept_id: str) -> None:
-    theirs = "(SELECT ranking_id FROM base.rankings WHERE concept_id = ?)"
-    cursor.execute(f"DELETE FROM base.ranking_scores WHERE ranking_id IN {theirs}", [concept_id])
-    cursor.execute("DELETE FROM base.rankings WHERE concept_id = ?", [concept_id])
+def _trainings(cursor: Cursor, name: str) -> int:
+    """The last version that a name has had; 0 if it has had none."""
+    found = cursor.execute("SELECT coalesce(max(version), 0) FROM base.probe_trainings WHERE name = ?", [name])
+    return only_row(found)[0]
 
 
 def _now() -> datetime:

@@ -94,6 +94,7 @@ def test_every_method_ranks_every_row_through_the_store(audit):
     with duckdb.connect() as connection:
         connection.execute(f"ATTACH '{audit.root}/audit.duckdb' AS audit (READ_ONLY)")
         connection.execute(f"ATTACH '{audit.root}/workspace.duckdb' AS workspace (READ_ONLY)")
+        connection.execute(f"ATTACH '{audit.root}/derived.duckdb' AS derived (READ_ONLY)")
         connection.execute("USE workspace")
         kept = connection.execute(
             "SELECT method, parameters FROM main.scores WHERE concept_id = 'probe:tone' AND rank = 1"
@@ -153,7 +154,7 @@ def test_forward_mode_and_token_sum_agree_through_the_audit(audit):
     concept = audit.concept("tone")
     ranking = audit.rankings.ensure("tone", "gradient_dot", options)
     shutil.rmtree(audit.root / "shards" / "influence")
-    with audit.opened.database.writing() as cursor:
+    with audit.opened.database.deriving() as cursor:
         cursor.execute("DELETE FROM base.rankings WHERE ranking_id = ?", [ranking])
         cursor.execute("DELETE FROM base.ranking_scores WHERE ranking_id = ?", [ranking])
     forward = audit.rank(concept.name, "gradient_dot", options=options.changed(mode="forward")).set_index("example_id")[

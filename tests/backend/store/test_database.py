@@ -12,7 +12,7 @@ import pytest
 
 from concept_audit import Audit, StoreError
 from concept_audit.files import atomic_write
-from concept_audit.store import database as module
+from concept_audit.store import attaching as module
 from concept_audit.store.database import database
 from concept_audit.store.layout import Layout
 from concept_audit.store.schema import CONTRACT_VIEWS
@@ -64,6 +64,7 @@ def held(audit):
 def test_any_client_finds_the_promised_columns(audit, view):
     con = duckdb.connect(str(Layout(audit.root).workspace), read_only=True)
     con.execute(f"ATTACH '{Layout(audit.root).audit}' AS audit (READ_ONLY)")
+    con.execute(f"ATTACH '{Layout(audit.root).derived}' AS derived (READ_ONLY)")
     columns = [name for name, *_ in con.execute(f"DESCRIBE {view}").fetchall()]
     promised = PROMISED[view].split()
     assert columns[: len(promised)] == promised

@@ -62,7 +62,6 @@ def kept(root: Path) -> dict[str, list]:
                 "flag_changes",
                 "saved_views",
                 "feature_labels",
-                "row_activations",
                 "evidence",
                 "evidence_runs",
                 "evidence_results",

@@ -23,7 +23,7 @@ from concept_audit.store import queries as store_queries
 from concept_audit.store import workspace
 from concept_audit.store.activations import read_means
 from concept_audit.store.evidence import ranking_scores, read_unit, write_unit
-from concept_audit.store.rankings import ranking_id
+from concept_audit.store.rankings import identify, ranking_id
 
 QUERY_DRAWS, PROBE_DRAWS = 200, 50
 
@@ -76,7 +76,9 @@ def request_of(sources: Sources, setting: Setting, candidate: Candidate) -> tupl
     if setting.ranked_here:
         parameters |= {"direction": digest([concept.direction]), "layer": concept.layer}
     build = sources.read(store_queries.build_id)
-    return wanted, ranking_id(build, concept.concept_id, concept.version, candidate.method, parameters)
+    if setting.ranked_here:
+        return wanted, ranking_id(build, concept.concept_id, concept.version, candidate.method, parameters)
+    return wanted, identify(build, concept, candidate.method, parameters, wanted.concept).ranking_id
 
 
 def redrawn_scores(sources: Sources, setting: Setting, candidate: Candidate, progress: Progress) -> np.ndarray | None:

@@ -1,0 +1,62 @@
+CREATE SCHEMA base;
+CREATE TABLE base.meta (key VARCHAR PRIMARY KEY, value VARCHAR NOT NULL);
+CREATE TABLE base.probes (
+    name VARCHAR PRIMARY KEY, version INTEGER NOT NULL, layer INTEGER NOT NULL, fit VARCHAR NOT NULL,
+    direction FLOAT[] NOT NULL, details JSON NOT NULL, model_fingerprint VARCHAR NOT NULL,
+    trained_at TIMESTAMP NOT NULL);
+CREATE TABLE base.probe_examples (
+    probe VARCHAR NOT NULL, content_hash VARCHAR NOT NULL, messages JSON NOT NULL, label TINYINT NOT NULL,
+    labelled_at TIMESTAMP NOT NULL, PRIMARY KEY (probe, content_hash));
+CREATE TABLE base.flags (
+    content_hash VARCHAR PRIMARY KEY, flag VARCHAR NOT NULL, note VARCHAR NOT NULL,
+    flagged_by VARCHAR NOT NULL, flagged_at TIMESTAMP NOT NULL);
+CREATE TABLE base.rankings (
+    ranking_id BIGINT PRIMARY KEY, build_id VARCHAR NOT NULL, concept_id VARCHAR NOT NULL,
+    version INTEGER NOT NULL, method VARCHAR NOT NULL, parameters JSON NOT NULL);
+CREATE TABLE base.ranking_scores (
+    ranking_id BIGINT NOT NULL, example_id BIGINT NOT NULL, score DOUBLE NOT NULL,
+    rank BIGINT NOT NULL, percentile DOUBLE NOT NULL);
+CREATE TABLE base.row_activations (
+    content_hash VARCHAR NOT NULL, model_fingerprint VARCHAR NOT NULL, layer INTEGER NOT NULL,
+    activation FLOAT[] NOT NULL, PRIMARY KEY (content_hash, model_fingerprint, layer));
+CREATE TABLE base.token_projections (
+    content_hash VARCHAR NOT NULL, direction_hash VARCHAR NOT NULL, values FLOAT[] NOT NULL,
+    PRIMARY KEY (content_hash, direction_hash));
+
+CREATE TABLE IF NOT EXISTS base.evidence (
+    evidence_id VARCHAR PRIMARY KEY, build_id VARCHAR NOT NULL, concept_id VARCHAR NOT NULL,
+    version INTEGER NOT NULL, number INTEGER NOT NULL, about JSON NOT NULL);
+CREATE TABLE IF NOT EXISTS base.evidence_runs (
+    evidence_id VARCHAR NOT NULL, kind VARCHAR NOT NULL, method VARCHAR NOT NULL, share DOUBLE NOT NULL,
+    number INTEGER NOT NULL, seed INTEGER NOT NULL, n_rows INTEGER NOT NULL, own DOUBLE, text DOUBLE,
+    shown DOUBLE, loss DOUBLE, judge DOUBLE);
+CREATE TABLE IF NOT EXISTS base.evidence_results (
+    evidence_id VARCHAR NOT NULL, measure VARCHAR NOT NULL, quantity VARCHAR NOT NULL, method VARCHAR NOT NULL,
+    other VARCHAR NOT NULL, share DOUBLE NOT NULL, estimate DOUBLE, low DOUBLE, high DOUBLE, p DOUBLE,
+    n INTEGER NOT NULL);
+CREATE TABLE IF NOT EXISTS base.evidence_scores (
+    evidence_id VARCHAR NOT NULL, method VARCHAR NOT NULL, example_id BIGINT NOT NULL, score DOUBLE,
+    label TINYINT, percentile_low DOUBLE, percentile_high DOUBLE);
+CREATE OR REPLACE VIEW main.examples AS SELECT * FROM audit.main.examples;
+CREATE OR REPLACE VIEW main.sae_features AS SELECT * FROM audit.main.sae_features;
+CREATE OR REPLACE VIEW main.feature_activations AS SELECT * FROM audit.main.feature_activations;
+CREATE OR REPLACE VIEW main.concepts AS
+    SELECT concept_id, name, kind, layer, direction, label, version, details FROM audit.main.concepts
+    UNION ALL
+    SELECT 'probe:' || name, name, 'probe', layer, direction, name, version, details FROM base.probes;
+CREATE OR REPLACE VIEW main.rankings AS
+    SELECT ranking_id, concept_id, version, method, parameters FROM audit.base.rankings
+    UNION ALL
+    SELECT ranking_id, concept_id, version, method, parameters FROM base.rankings
+    WHERE build_id = (SELECT value FROM audit.base.meta WHERE key = 'build_id');
+CREATE OR REPLACE VIEW main.ranking_scores AS
+    SELECT ranking_id, example_id, score, rank, percentile FROM audit.base.ranking_scores
+    UNION ALL
+    SELECT ranking_id, example_id, score, rank, percentile FROM base.ranking_scores;
+CREATE OR REPLACE VIEW main.scores AS
+    SELECT r.concept_id, r.method, s.example_id, s.score, s.rank, s.percentile, r.parameters, s.ranking_id
+    FROM main.ranking_scores s JOIN main.rankings r USING (ranking_id);
+CREATE OR REPLACE VIEW main.flags AS
+    SELECT f.content_hash, e.example_id, f.flag, f.note, f.flagged_by, f.flagged_at
+    FROM base.flags f LEFT JOIN audit.main.examples e USING (content_hash);
+INSERT INTO base.meta VALUES ('format', '1');
