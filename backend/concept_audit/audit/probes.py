@@ -14,8 +14,8 @@ from concept_audit.concepts.examples import distinct
 from concept_audit.concepts.probe import FITS, TrainedProbe, boundary, check_counts, train_probe
 from concept_audit.concepts.probe_report import ProbeReport, probe_report
 from concept_audit.errors import ConceptError
-from concept_audit.pipeline.attribution import forget_influence
 from concept_audit.pipeline.examples import example_activations
+from concept_audit.pipeline.kept_queries import forget_influence
 from concept_audit.progress import Progress
 from concept_audit.store import queries, workspace
 from concept_audit.store.cursor import Cursor

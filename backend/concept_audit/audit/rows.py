@@ -16,7 +16,7 @@ from concept_audit.errors import ConceptError
 from concept_audit.influence.fidelity import fidelity
 from concept_audit.influence.options import InfluenceOptions
 from concept_audit.pipeline.answers import own_answer
-from concept_audit.pipeline.attribution import token_influence
+from concept_audit.pipeline.kept_queries import token_influence
 from concept_audit.pipeline.rank import NEED_GRADIENTS, keep_query
 from concept_audit.progress import Progress
 from concept_audit.store import derived, queries

@@ -169,7 +169,7 @@ def as_language_model(name: str, model: PreTrainedModel, tokenizer: Any) -> Lang
         d_model=config.hidden_size,
         context=int(min(context, tokenizer.model_max_length, 1 << 20)),
         fingerprint=fingerprint(model),
-        positions=getattr(config, "max_position_embeddings", None),
+        positions=getattr(config, "max_position_embeddings", None) or None,
     )
 
 

@@ -8,7 +8,7 @@ shards/influence/<ranking>/query.safetensors    the query as rows were scored wi
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -16,13 +16,12 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from concept_audit.errors import ConceptError, StoreError
+from concept_audit.errors import ConceptError
 from concept_audit.files import remove_leftovers
 from concept_audit.influence.options import InfluenceOptions
 from concept_audit.influence.own_queries import OwnQueries, by_sign
 from concept_audit.influence.queries import (
     DenseQueries,
-    Gradients,
     Loss,
     LowRankQueries,
     PreparedQueries,
@@ -33,22 +32,28 @@ from concept_audit.influence.queries import (
 )
 from concept_audit.influence.scoring import plan, score_rows
 from concept_audit.model.coverage import check_outside
-from concept_audit.model.linear import LinearLayer, linear_layers, resolve_weights
-from concept_audit.model.load import LanguageModel
+from concept_audit.model.linear import linear_layers, resolve_weights
 from concept_audit.model.memory import free_bytes
 from concept_audit.model.options import ModelSource
 from concept_audit.pipeline.curvature import CurvatureFit, curvature_of, fit_curvature
 from concept_audit.pipeline.engine import Worker
+from concept_audit.pipeline.kept_queries import (
+    OWN,
+    Opened,
+    influence_directory,
+    influence_shards,
+    lock_of,
+    open_query,
+    query_file,
+)
 from concept_audit.pipeline.own_queries import own_influence
 from concept_audit.pipeline.place import taking_turns
 from concept_audit.pipeline.sampling import as_rows
 from concept_audit.pipeline.sources import Sources
 from concept_audit.progress import Progress
-from concept_audit.store.examples import TokenizedExample, has_loss, read_tokens
+from concept_audit.store.examples import has_loss, read_tokens
 from concept_audit.store.layout import Layout
-from concept_audit.store.locks import held
-from concept_audit.store.partition import RowPartition, by_shard
-from concept_audit.store.shard_store import RowShards, ShardStore, intact, open_tensors, read_about, read_tensors
+from concept_audit.store.shard_store import RowShards, intact, read_about, read_tensors
 
 GRAPH_SHARE = 0.5
 """What the activations of a single row may take of the free memory before it is scored in forward mode."""
@@ -95,16 +100,6 @@ class Scores:
 
 
 @dataclass(frozen=True)
-class Opened:
-    """What every shard is scored with."""
-
-    lm: LanguageModel
-    layers: list[LinearLayer]
-    queries: PreparedQueries
-    unit_normalised: bool
-
-
-@dataclass(frozen=True)
 class Scoring:
     """Influence of every row on a prepared query.
 
@@ -128,7 +123,7 @@ class Scoring:
         return (self.scores,)
 
     def open(self, worker: Worker) -> tuple[Opened, Worker]:
-        return open_query(_query(self.scores), worker.model(self.model)), worker
+        return open_query(query_file(self.scores), worker.model(self.model)), worker
 
     def run(self, opening: tuple[Opened, Worker], number: int) -> None:
         opened, worker = opening
@@ -168,11 +163,11 @@ def attribute(sources: Sources, run: Attribution, progress: Progress) -> Scores:
         StoreError: the curvature on disk is of another model or data set.
     """
     tokens = sources.shards("tokens")
-    shards = _shards(sources.layout.shards, run.ranking, tokens.partition)
+    shards = influence_shards(sources.layout.shards, run.ranking, tokens.partition)
     scoring = run.options.scoring
     remove_leftovers(shards.file(""))
     prepare(sources, run, progress)
-    opened = open_query(_query(shards), sources.model())
+    opened = open_query(query_file(shards), sources.model())
     mode = "token_sum" if scoring.keep_tokens or scoring.unit_normalised else scoring.mode
     memory = int(GRAPH_SHARE * free_bytes(opened.lm.device))
     chosen = plan(opened.lm, opened.layers, opened.queries, memory, mode)
@@ -193,15 +188,15 @@ def attribute(sources: Sources, run: Attribution, progress: Progress) -> Scores:
         progress.say(f"{len(unscored)} rows left unscored, their loss or gradient is not finite: {shown}")
     scores = [read_tensors(shards.path(number))["scores"].numpy() for number in shards.numbers()]
     rows = np.concatenate(scores) if scores else np.empty(0)
-    if shards.file(_OWN).exists():
-        own = read_tensors(shards.file(_OWN))
+    if shards.file(OWN).exists():
+        own = read_tensors(shards.file(OWN))
         rows[own["ids"].numpy()] = own["scores"].numpy()
-    return Scores(rows, unscored, float(read_about(_query(shards))["retained"]))
+    return Scores(rows, unscored, float(read_about(query_file(shards))["retained"]))
 
 
 def prepare(sources: Sources, run: Attribution, progress: Progress) -> None:
     """Make the query of an attribution, if it is not kept already; raises as `attribute`."""
-    path = _query(_shards(sources.layout.shards, run.ranking, sources.shards("tokens").partition))
+    path = query_file(influence_shards(sources.layout.shards, run.ranking, sources.shards("tokens").partition))
     if not intact(path):
         _prepare_query(path, sources, run, progress)
 
@@ -214,125 +209,15 @@ def own_turn(sources: Sources, ranking: int, progress: Progress) -> Iterator[Non
         StoreError: the audit has been built anew.
     """
     doing = "computes the same ranking; its scores will serve here, too"
-    with taking_turns(sources.layout, sources.manifest, _lock(ranking), doing, progress.say):
+    with taking_turns(sources.layout, sources.manifest, lock_of(ranking), doing, progress.say):
         yield
 
 
 def finish(layout: Layout, ranking: int, keep_tokens: bool) -> None:
     """Delete what was kept to go on with; the query stays, and token influences that were asked for."""
     if not keep_tokens:
-        for path in layout.shards.path("influence", _key(ranking), "").glob("[0-9]*.safetensors"):
+        for path in influence_directory(layout, ranking).glob("[0-9]*.safetensors"):
             path.unlink(missing_ok=True)
-
-
-def token_influence(sources: Sources, ranking: int, rows: Sequence[TokenizedExample]) -> dict[int, np.ndarray]:
-    """The summands of rows' scores: example id → float32 [tokens].
-
-    Those kept with the scores are read; the rest is computed, with the query that the scores were
-    computed with.
-
-    Raises:
-        ConceptError: the query is not there any more.
-    """
-    shards = _shards(sources.layout.shards, ranking, sources.shards("tokens").partition)
-    found = _kept_tokens(shards.file(_OWN), [row.example_id for row in rows])
-    for number, ids in by_shard([row.example_id for row in rows if row.example_id not in found]).items():
-        found |= _kept_tokens(shards.path(number), ids)
-    rest = [row for row in rows if row.example_id not in found]
-    if not rest:
-        return found
-    if not has_query(sources.layout, ranking):
-        raise ConceptError(
-            "the query of this ranking has been deleted; compute the ranking again to see token influences"
-        )
-    opened = open_query(_query(shards), sources.model())
-    for batch in score_rows(
-        opened.lm, opened.layers, opened.queries, as_rows(rest), "token_sum", opened.unit_normalised
-    ):
-        for row in batch:
-            if row.tokens is not None:
-                found[rest[row.index].example_id] = row.tokens[:, 0]
-    return found
-
-
-def forget_influence(layout: Layout, concept_id: str) -> None:
-    """Delete the queries and token influences of a concept that is no more."""
-    for query in (layout.shards.root / "influence").glob("*/query.safetensors"):
-        if not intact(query) or read_about(query).get("concept_id") != concept_id:
-            continue
-        # One that is being computed is left to whoever does so.
-        with suppress(StoreError), held(layout.lock_of(f"ranking-{query.parent.name}"), "{who} computes it"):
-            layout.shards.remove("influence", query.parent.name)
-
-
-def keep_dense_query(
-    layout: Layout,
-    ranking: int,
-    gradients: Gradients,
-    precision: str,
-    about: Mapping[str, Any],
-    own: Mapping[str, torch.Tensor] | None = None,
-) -> None:
-    """Keep a query, the inverse curvature applied, so that rows can be scored with it exactly.
-
-    Args:
-        about: concept_id, blocks, weights and unit_normalised.
-        own: as from `own_influence`, for the rows that are scored by other queries than these.
-    """
-    if own:
-        layout.shards.write_tensors(layout.shards.path("influence", _key(ranking), _OWN), own)
-    tensors = {f"dense.{i}": matrix.to(getattr(torch, precision))[None] for i, matrix in enumerate(gradients)}
-    path = layout.shards.path("influence", _key(ranking), _QUERY)
-    layout.shards.write_tensors(path, tensors, {"retained": 1.0, "precision": precision, **about})
-
-
-def has_query(layout: Layout, ranking: int) -> bool:
-    """Whether the query of a ranking is kept."""
-    return intact(layout.shards.path("influence", _key(ranking), _QUERY))
-
-
-def open_query(path: Path, lm: LanguageModel) -> Opened:
-    """A query that was kept, with the model and the layers that it was prepared for."""
-    about = read_about(path)
-    scorer = lm.in_dtype(getattr(torch, about["precision"]))
-    first, last = about["blocks"]
-    # Who prepared the query was asked whether weights may be left out.
-    layers = linear_layers(scorer, first, last, about["weights"], partial=True)
-    tensors = {name: tensor.to(scorer.dtype) for name, tensor in read_tensors(path, scorer.device).items()}
-    queries: PreparedQueries
-    if "dense.0" in tensors:
-        queries = DenseQueries.kept([tensors[f"dense.{i}"] for i in range(len(tensors))])
-    else:
-        queries = LowRankQueries.kept([(tensors[f"U.{i}"], tensors[f"V.{i}"]) for i in range(len(tensors) // 2)])
-    return Opened(scorer, layers, queries, about["unit_normalised"])
-
-
-_QUERY, _OWN = "query.safetensors", "own.safetensors"
-
-
-def _key(ranking: int) -> str:
-    return f"{ranking:016x}"
-
-
-def _lock(ranking: int) -> str:
-    return f"ranking-{_key(ranking)}"
-
-
-def _shards(store: ShardStore, ranking: int, partition: RowPartition) -> RowShards:
-    return RowShards(store, "influence", _key(ranking), partition)
-
-
-def _query(shards: RowShards) -> Path:
-    return shards.file(_QUERY)
-
-
-def _kept_tokens(path: Path, example_ids: Sequence[int]) -> dict[int, np.ndarray]:
-    """Token influences kept in one shard, of those of the rows that have them: float32 [tokens]."""
-    if not path.exists():
-        return {}
-    with open_tensors(path, "numpy") as file:
-        names = set(file.keys())
-        return {i: file.get_tensor(f"tokens.{i}") for i in example_ids if f"tokens.{i}" in names}
 
 
 def _blocks(run: Attribution) -> tuple[int, int]:
@@ -380,7 +265,7 @@ def _prepare_query(path: Path, sources: Sources, run: Attribution, progress: Pro
             scoring.unit_normalised,
             progress,
         )
-        sources.layout.shards.write_tensors(path.with_name(_OWN), own)
+        sources.layout.shards.write_tensors(path.with_name(OWN), own)
     gradients = of_parts[0] if len(of_parts) == 1 else [a + b for a, b in zip(*of_parts, strict=True)]
     with progress.stage("Preparing the query"):
         dtype = getattr(torch, scoring.precision)

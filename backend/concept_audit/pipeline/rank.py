@@ -31,17 +31,10 @@ from concept_audit.model.linear import resolve_weights
 from concept_audit.model.load import LanguageModel, find_device
 from concept_audit.model.precision import resolve_precision
 from concept_audit.pipeline.answers import ANSWER_TOKENS, Answering, answered
-from concept_audit.pipeline.attribution import (
-    Attribution,
-    attribute,
-    finish,
-    has_query,
-    keep_dense_query,
-    own_turn,
-    prepare,
-)
+from concept_audit.pipeline.attribution import Attribution, attribute, finish, own_turn, prepare
 from concept_audit.pipeline.examples import example_activations
 from concept_audit.pipeline.index.query import Target, index_scores, open_index, solved_query
+from concept_audit.pipeline.kept_queries import has_query, keep_dense_query
 from concept_audit.pipeline.options import key
 from concept_audit.pipeline.own_queries import own_among, rows_of
 from concept_audit.pipeline.sources import Sources

@@ -17,11 +17,12 @@ from typing import Literal
 import duckdb
 
 from concept_audit.errors import StoreError, first_line
-from concept_audit.files import as_store_error, atomic_write
+from concept_audit.files import as_store_error
 from concept_audit.store import migrations, schema
 from concept_audit.store.cursor import Cursor, only_row
 from concept_audit.store.database_files import (
     backup_path,
+    copy_database,
     holder,
     identity_of,
     is_short,
@@ -146,23 +147,8 @@ class Attachments:
         return used, free
 
     def copy(self, name: str, target: Path) -> None:
-        """Write what is committed of a file into another, whole or not at all.
-
-        Raises:
-            StoreError: the disk is full, or the copy does not hold what the file holds.
-        """
-        with atomic_write(target) as partial:
-            try:
-                self._instance.execute(f"ATTACH {quoted(partial)} AS copied (STORAGE_VERSION '{schema.STORAGE}')")
-                self._instance.execute(f"COPY FROM DATABASE {name} TO copied")
-                self._instance.execute("DETACH copied")
-                self._instance.execute(f"ATTACH {quoted(partial)} AS copied (READ_ONLY)")
-                if self._counts(name) != self._counts("copied"):
-                    raise StoreError(f"{target}: the copy does not hold all that is in {name}; try again")
-            finally:
-                with suppress(duckdb.Error):
-                    self._instance.execute("DETACH copied")
-                log_of(partial).unlink(missing_ok=True)
+        """Write what is committed of a file into another; as `copy_database`."""
+        copy_database(self._instance, name, target)
 
     def compact(self, name: str) -> None:
         """Give the file's free room back; it has to be attached for writing.
@@ -185,15 +171,6 @@ class Attachments:
         if log_of(path).exists():
             raise StoreError(f"{path}: could not be brought to rest; free some space and try again")
         new.replace(path)
-
-    def _counts(self, name: str) -> dict[str, int]:
-        tables = self._instance.execute(
-            "SELECT schema_name, table_name FROM duckdb_tables() WHERE database_name = ? AND NOT internal", [name]
-        ).fetchall()
-        return {
-            f"{part}.{table}": only_row(self._instance.execute(f'SELECT count(*) FROM {name}."{part}"."{table}"'))[0]
-            for part, table in tables
-        }
 
     def _open(self, wanted: Mapping[str, Access]) -> None:
         if "audit" in wanted:

@@ -12,9 +12,10 @@ from pathlib import Path
 
 import duckdb
 
-from concept_audit.errors import first_line
+from concept_audit.errors import StoreError, first_line
+from concept_audit.files import atomic_write
 from concept_audit.store import schema
-from concept_audit.store.cursor import Cursor
+from concept_audit.store.cursor import Cursor, only_row
 from concept_audit.store.layout import Layout
 
 try:
@@ -124,6 +125,40 @@ def opening_error(path: Path) -> str | None:
         waits = log_of(path).exists() or "lock" in str(error).lower()
         return None if waits else first_line(error)
     return None
+
+
+def copy_database(con: Cursor, name: str, target: Path) -> None:
+    """Write what is committed of a database into another file, whole or not at all.
+
+    Args:
+        name: that it is attached by.
+
+    Raises:
+        StoreError: the disk is full, or the copy does not hold what the database holds.
+    """
+    with atomic_write(target) as partial:
+        try:
+            con.execute(f"ATTACH {quoted(partial)} AS copied (STORAGE_VERSION '{schema.STORAGE}')")
+            con.execute(f"COPY FROM DATABASE {name} TO copied")
+            con.execute("DETACH copied")
+            con.execute(f"ATTACH {quoted(partial)} AS copied (READ_ONLY)")
+            if _counts(con, name) != _counts(con, "copied"):
+                raise StoreError(f"{target}: the copy does not hold all that is in {name}; try again")
+        finally:
+            with suppress(duckdb.Error):
+                con.execute("DETACH copied")
+            log_of(partial).unlink(missing_ok=True)
+
+
+def _counts(con: Cursor, name: str) -> dict[str, int]:
+    """Rows of each table of a database."""
+    tables = con.execute(
+        "SELECT schema_name, table_name FROM duckdb_tables() WHERE database_name = ? AND NOT internal", [name]
+    ).fetchall()
+    return {
+        f"{part}.{table}": only_row(con.execute(f'SELECT count(*) FROM {name}."{part}"."{table}"'))[0]
+        for part, table in tables
+    }
 
 
 def quoted(path: Path) -> str:

@@ -24,9 +24,10 @@ from concept_audit import (
 from concept_audit.cli import main
 from concept_audit.errors import FinishedIndexError
 from concept_audit.pipeline import curvature
-from concept_audit.pipeline.attribution import Scores, forget_influence
+from concept_audit.pipeline.attribution import Scores
 from concept_audit.pipeline.curvature import CurvatureFit, fit_curvature
 from concept_audit.pipeline.index.build import _Building
+from concept_audit.pipeline.kept_queries import forget_influence
 from concept_audit.progress import Progress
 from concept_audit.store.index import present_index, present_indexes
 from concept_audit.store.layout import Layout

@@ -108,6 +108,7 @@ def test_every_setting_is_in_the_command(previous):
         data="two words.csv",
         model="org/model",
         dtype="bfloat16",
+        device="cuda:1",
         columns={"messages": None, "prompt": "ask", "response": "say so", "text": None},
         split="validation",
         sae="train",
@@ -119,7 +120,7 @@ def test_every_setting_is_in_the_command(previous):
     assert parsed(arguments).build_options() == BuildOptions(
         data="two words.csv",
         out=Path("audit"),
-        model=ModelOptions("org/model", dtype="bfloat16", trust_remote_code=True),
+        model=ModelOptions("org/model", "cuda:1", dtype="bfloat16", trust_remote_code=True),
         cache=Path("/home/ada/cache"),
         columns=Columns(prompt="ask", response="say so"),
         split="validation",
