@@ -87,7 +87,9 @@ def test_training_again_replaces_the_ranking(audit):
     before = audit.rank("topic")
     audit.train_probe("topic", [LabelledExample(e.messages, 1 - e.label) for e in examples], layer=1)
     after = audit.rank("topic")
-    assert before["example_id"].tolist() == after["example_id"].tolist()[::-1]
+    # The direction is the opposite, to the solver's tolerance: rows that are all but tied may change places.
+    opposite = -after.set_index("example_id")["score"][before["example_id"]].to_numpy()
+    assert opposite == pytest.approx(before["score"].to_numpy(), abs=1e-3 * before["score"].abs().max())
     with audit.opened.database.reading() as cursor:
         assert cursor.execute("SELECT count(DISTINCT ranking_id) FROM derived.base.ranking_scores").fetchone() == (1,)
     assert audit.probes.list()[0].version == 2
