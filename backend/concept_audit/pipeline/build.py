@@ -292,13 +292,13 @@ class _Build:
     def _reconcile(self, wanted: Manifest) -> Manifest:
         """Go on with the earlier build if it is the same; replace it only if told to."""
         if self._options.rebuild:
-            before = self._manifest_before()
-            if before is None:
+            earlier = self._manifest_before()
+            if earlier is None:
                 with idle(self._layout, "its shards are of another version"):
                     self._layout.shards.remove_all()
                 return wanted
-            wanted.stages = before.stages
-            if (before.configuration, before.fingerprints) != (wanted.configuration, wanted.fingerprints):
+            wanted.stages = earlier.stages
+            if (earlier.configuration, earlier.fingerprints) != (wanted.configuration, wanted.fingerprints):
                 # From here on it is not the audit that these settings made.
                 wanted.stages.get("store", {})["done"] = False
             return wanted
