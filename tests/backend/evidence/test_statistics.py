@@ -8,6 +8,10 @@ from scipy import stats
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from concept_audit.evidence import statistics
+from concept_audit.influence.queries import Rows
+from concept_audit.pipeline.validation.findings import score_frame
+from concept_audit.pipeline.validation.setting import Setting
+from concept_audit.types import Concept
 
 
 def labelled(count: int = 60, ties: bool = False):
@@ -66,3 +70,13 @@ def test_rows_that_every_query_ranks_alike_are_certain():
     assert 0 < found.spearman.low < found.spearman.value < 1
     alike = np.repeat(per_query[:, :1], 8, axis=1)
     assert statistics.stability(statistics.resampled(alike), alike.mean(1)).spearman.value == pytest.approx(1)
+
+
+def test_rows_that_the_direction_was_fitted_to_have_no_say_as_labels():
+    concept = Concept("probe:tone", "tone", "probe", 2, np.ones(4, np.float32))
+    nothing = Rows([np.arange(3)] * 4, [np.ones(3, bool)] * 4)
+    labels, fitted = np.array([1, 0, 1, -1]), np.array([True, False, False, False])
+    setting = Setting(concept, None, {}, None, [], nothing, np.arange(4), labels, None, fitted)
+    assert setting.judged.tolist() == [False, True, True, False]
+    kept = score_frame({"bm25": np.arange(4.0)}, setting, {})
+    assert kept["label"].isna().tolist() == [True, False, False, True]
