@@ -8,7 +8,8 @@ formed, and the backward pass ends at the first tracked layer.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 import numpy as np
@@ -186,7 +187,7 @@ class GradientPass:
         self._handles: list[RemovableHandle] = []
         self._trainable: list[nn.Parameter] = []
         self._head: LanguageModelHead | None = None
-        self._shape = torch.Size()
+        self._shape: torch.Size | None = None
 
     def __enter__(self) -> GradientPass:
         check_precision(self._lm.name, self._lm.model)
@@ -237,8 +238,7 @@ class GradientPass:
         """
         mask = supervised(batch)
         counts = mask.sum(1)
-        self._shape = batch.ids.shape
-        with self._lm.lock, torch.enable_grad():
+        with self._differentiating(batch):
             nll = self.head.token_losses(batch, draw)
             owners = mask.nonzero()[:, 0]
             sums = torch.zeros(len(counts), dtype=nll.dtype, device=nll.device)
@@ -255,13 +255,22 @@ class GradientPass:
             [rows].
         """
         mask = batch.response
-        self._shape = batch.ids.shape
-        with self._lm.lock, torch.enable_grad(), residual_stream(self._lm, [target.layer]) as run:
+        with self._differentiating(batch), residual_stream(self._lm, [target.layer]) as run:
             stream = run(batch.ids)[target.layer]
             wide = target(stream.to(self._lm.wide_dtype))
             means = torch.where(mask, wide, 0).sum(1) / mask.sum(1)
             self._backward(means.sum(), visit)
         return means.detach()
+
+    @contextmanager
+    def _differentiating(self, batch: Batch) -> Iterator[None]:
+        """While it lasts, what runs through the tracked layers is this batch."""
+        with self._lm.lock, torch.enable_grad():
+            self._shape = batch.ids.shape
+            try:
+                yield
+            finally:
+                self._shape = None
 
     def _backward(self, value: torch.Tensor, visit: Visit) -> None:
         if not value.requires_grad:
@@ -276,9 +285,10 @@ class GradientPass:
         def forward(
             _module: nn.Module, arguments: tuple[torch.Tensor, ...], output: torch.Tensor
         ) -> torch.Tensor | None:
-            if not torch.is_grad_enabled():
+            if self._shape is None or not torch.is_grad_enabled():
                 return None
-            inputs = self._by_row(arguments[0].detach(), index)
+            shape = self._shape
+            inputs = self._by_row(arguments[0].detach(), index, shape)
             replaced = None
             if not output.requires_grad:
                 # The first tracked layers: the graph begins at what they put out.
@@ -287,21 +297,21 @@ class GradientPass:
             def backward(gradient: torch.Tensor) -> None:
                 if self._visit is not None:
                     with torch.no_grad():
-                        self._visit(index, inputs, self._by_row(gradient, index))
+                        self._visit(index, inputs, self._by_row(gradient, index, shape))
 
             output.register_hook(backward)
             return replaced
 
         return forward
 
-    def _by_row(self, vectors: torch.Tensor, index: int) -> torch.Tensor:
+    def _by_row(self, vectors: torch.Tensor, index: int, shape: torch.Size) -> torch.Tensor:
         """[rows, tokens, width], from vectors that some models keep as [rows × tokens, width]."""
-        if vectors.shape[:-1].numel() != self._shape.numel():
+        if vectors.shape[:-1].numel() != shape.numel():
             raise ModelError(
                 f"{self._lm.name}: the linear layer {self._layers[index].name} does not see each token of a row once, "
                 "so its influence cannot be told apart by row; use vector_filter or projection_difference"
             )
-        return vectors.reshape(*self._shape, -1)
+        return vectors.reshape(*shape, -1)
 
 
 def drawn(logits: torch.Tensor, draw: torch.Tensor) -> torch.Tensor:
