@@ -23,6 +23,7 @@ from concept_audit import (
 from concept_audit.store.index import index_files
 from concept_audit.store.layout import Layout
 from concept_audit.store.partition import RowPartition
+from tests.backend.audit.test_read_only import state
 
 MAIN = str(Path(concept_audit_app.__file__).parent / "main.py")
 PAGES = ["overview", "concepts", "probe_lab", "ranking", "groups", "export"]
@@ -53,6 +54,14 @@ def audit(cache_copy, monkeypatch) -> Audit:
 @pytest.mark.parametrize("name", PAGES)
 def test_pages_open_without_an_exception(audit, name):
     assert not open_page(name).exception
+
+
+@pytest.mark.parametrize("name", [*PAGES, "compare", "evidence"])
+def test_pages_open_read_only_and_write_nothing(audit, monkeypatch, name):
+    monkeypatch.setenv("CONCEPT_AUDIT_READ_ONLY", "1")
+    before = state(audit.root)
+    assert not open_page(name).exception
+    assert state(audit.root) == before
 
 
 @pytest.mark.parametrize("name", PAGES)

@@ -8,7 +8,7 @@ import streamlit as st
 
 from concept_audit import Audit, AuditError, InfluenceOptions
 from concept_audit_app.components.progress import PageProgress
-from concept_audit_app.components.session import current_audit
+from concept_audit_app.components.session import current_audit, read_only
 
 CHECKED = [20, 50, 100]
 SECONDS_BETWEEN_LOOKS = 2.0
@@ -56,12 +56,14 @@ def _warmed(_audit: Audit, root: str, built: str) -> threading.Thread:
 
 def warm(audit: Audit) -> None:
     """Load the model and the index in the background, once, so that the first new concept is as fast as the next."""
-    if (index := audit.index.describe()) is not None:
+    if not read_only() and (index := audit.index.describe()) is not None:
         _warmed(audit, str(audit.root), str(index["kept"]))
 
 
 def exact_check(audit: Audit, concept_id: str, method: str, options: InfluenceOptions) -> None:
     """A popover that scores the first rows exactly, and says how well the index agrees on them."""
+    if read_only():
+        return
     with st.popover("Check exactly", icon=":material/fact_check:"):
         st.caption("Score the first rows of this ranking exactly, and see how far the index is right about them.")
         top = st.segmented_control("First rows", CHECKED, default=CHECKED[0], required=True, key="check-top")

@@ -45,7 +45,7 @@ def ready(audit: Audit, concept: Concept, method: str, options: InfluenceOptions
     wanted = (concept.concept_id, method, options)
     try:
         indexed = method in WITH_GRADIENTS and audit.rankings.served_by_index(*wanted)
-        if method in SLOW and not indexed and not audit.rankings.has(*wanted):
+        if method in SLOW and not indexed and not read_only() and not audit.rankings.has(*wanted):
             offer(audit, concept, method, options)
             st.stop()
         with st.spinner("Ranking the rows …"):

@@ -36,7 +36,7 @@ class Audit:
     Args:
         root: the audit's directory.
         progress: told about long work.
-        read_only: refuse whatever people do: labels, flags, names. Results are still computed and kept.
+        read_only: refuse whatever people do, compute nothing and write nothing.
         device: where the model runs; ``auto`` for the fastest there is, None for where the audit was built.
         engine: does the heavy work; None for this process.
         trust_remote_code: run Python code that comes with the model; asked of each process, whoever built the audit.

@@ -38,7 +38,8 @@ class OpenAudit:
     Args:
         root: the audit's directory.
         progress: told about long work.
-        read_only: refuse whatever people do: labels, flags, names. Results are still computed and kept.
+        read_only: refuse whatever people do, compute nothing and write nothing: what is there can be looked at,
+            also where nothing may be written.
         device: where the model runs; ``auto`` for the fastest there is, None for where the audit was built.
         engine: does the heavy work; None for this process.
         trust_remote_code: run Python code that comes with the model.
@@ -68,7 +69,7 @@ class OpenAudit:
         self.read_only = read_only
         self._finished()
         self._derived_bytes = _bytes_from_environment() if derived_bytes is None else derived_bytes
-        self.database = database(self.layout)
+        self.database = database(self.layout, read_only)
         self._device = device
         self._trust_remote_code = trust_remote_code
         self._engine = engine or LocalEngine(lambda _: self.model())
@@ -126,8 +127,10 @@ class OpenAudit:
 
         Raises:
             ModelError: it cannot be loaded.
-            StoreError: its weights are not those that the audit was made with.
+            StoreError: its weights are not those that the audit was made with, or nothing is to be computed.
         """
+        if self.read_only:
+            raise StoreError(f"{self.name}: opened read-only, so the model is not run; open it without --read-only")
         with self._model_guard:
             # A build may have made the audit anew, with another model.
             if self._lm is None or self._lm.fingerprint != self.made.fingerprints["model"]:

@@ -118,12 +118,17 @@ class Rankings:
         Raises:
             ConceptError: no such concept, method or layer, or no queries.
             ModelError: the model has no weights to attribute to, or a row does not fit into memory.
-            StoreError: the audit has been built anew meanwhile.
+            StoreError: the audit has been built anew meanwhile, or it is to be computed and nothing may be.
         """
         found = self.find(concept, method, options)
         self._opened.database.used([found.id])
         if found.stored:
             return found.id
+        if self._opened.read_only:
+            raise StoreError(
+                f"{concept} by {method}: not computed yet, and the audit is opened read-only, so nothing is; ask for it "
+                "once without --read-only, and it is there"
+            )
         sources, reported = self._opened.sources(), progress or self._opened.progress
         with claimed(sources, found.request, found.id, reported):
             # Another process may have put it there while this one waited.

@@ -26,7 +26,7 @@ class Server:
         str, arg(help="address to listen on: this machine only, unless told otherwise; the dashboard has no password")
     ] = "127.0.0.1"
     no_browser: Annotated[bool, switch("print the address instead of opening a browser")] = False
-    read_only: Annotated[bool, switch("offer nothing that changes an audit: no flags, labels or names")] = False
+    read_only: Annotated[bool, switch("show what is there: nothing is changed, computed or written")] = False
     device: DEVICE = None
     trust_remote_code: TRUST = False
     allow: Annotated[

@@ -56,9 +56,12 @@ class Attachments:
     Not safe to share between threads: `Database` sees to that.
 
     Attributes:
+        writes: whether it may put files in order.
         generation: counts instances; what was in the memory of an earlier one is gone.
         notices: what was done to the files that people should know of.
     """
+
+    writes = True
 
     def __init__(self, layout: Layout):
         self._layout = layout
@@ -192,10 +195,8 @@ class Attachments:
         except StoreError:
             if access != "read" or path.exists():
                 raise
-            # Nothing can be written there, and nothing is there: as good as an empty file.
-            self._instance.execute(f"ATTACH ':memory:' AS {name}")
-            self._attached.add(name)
-            self._prepare(name)
+            # Nothing can be written there, and nothing is there.
+            self._attach_empty(name)
             return
         if access == "raw":
             return
@@ -204,6 +205,12 @@ class Attachments:
         if access == "read":
             self._detach(name)
             self._attach_file(name, read_only=True)
+
+    def _attach_empty(self, name: str) -> None:
+        """Attach what is as good as an empty file."""
+        self._instance.execute(f"ATTACH ':memory:' AS {name}")
+        self._attached.add(name)
+        self._prepare(name)
 
     def _wanted(self, name: str) -> int:
         return schema.WORKSPACE_FORMAT if name == "workspace" else schema.DERIVED_FORMAT
@@ -335,7 +342,7 @@ class Attachments:
             if isinstance(error, duckdb.IOException) and any(words in str(error).lower() for words in LOCKED):
                 raise _LockedError(path, str(error)) from error
             refused = as_store_error(path, error)
-            if refused is None and name == "derived" and path.exists():
+            if refused is None and name == "derived" and path.exists() and self.writes:
                 # Nothing in it is lost that could not be made again.
                 self._remove(name)
                 raise _LockedError(path, "damaged, and made anew") from error

@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 
+from concept_audit.errors import StoreError
 from concept_audit.files import as_store_error
 from concept_audit.store import derived
 from concept_audit.store.attaching import Access, Attachments
@@ -24,6 +25,7 @@ from concept_audit.store.cursor import Cursor
 from concept_audit.store.database_files import roll_back
 from concept_audit.store.filters import RowFilter
 from concept_audit.store.layout import Layout
+from concept_audit.store.sealed import SealedAttachments
 
 SEARCHES_KEPT, SEARCH_LOCKS = 64, 16
 READING: Mapping[str, Access] = {"audit": "read", "workspace": "read", "derived": "read"}
@@ -31,17 +33,21 @@ WRITING: Mapping[str, Access] = {"audit": "read", "workspace": "write"}
 DERIVING: Mapping[str, Access] = {"audit": "read", "derived": "write"}
 HOLDING: Mapping[str, Access] = {"workspace": "raw"}
 
-_open: weakref.WeakValueDictionary[Path, Database] = weakref.WeakValueDictionary()
+_open: weakref.WeakValueDictionary[tuple[Path, bool], Database] = weakref.WeakValueDictionary()
 _open_guard = threading.Lock()
 
 
-def database(layout: Layout) -> Database:
-    """The process's one handle on an audit's databases."""
-    key = layout.root.resolve()
+def database(layout: Layout, sealed: bool = False) -> Database:
+    """The process's one handle on an audit's databases.
+
+    Args:
+        sealed: nothing may be written; a handle of its own.
+    """
+    key = (layout.root.resolve(), sealed)
     with _open_guard:
         found = _open.get(key)
         if found is None:
-            found = _open[key] = Database(Layout(key))
+            found = _open[key] = Database(Layout(key[0]), sealed)
         return found
 
 
@@ -56,11 +62,15 @@ class Database:
     """Hands out cursors: to many readers at a time, or to one who writes.
 
     Leases do not nest in one thread: a writer would wait for its own reader to end.
+
+    Args:
+        sealed: hand out no cursor to write with, and write nothing else either.
     """
 
-    def __init__(self, layout: Layout):
+    def __init__(self, layout: Layout, sealed: bool = False):
         self._layout = layout
-        self._files = Attachments(layout)
+        self._sealed = sealed
+        self._files = SealedAttachments(layout) if sealed else Attachments(layout)
         self._turn = threading.Condition()
         self._readers = 0
         self._writing = False
@@ -201,6 +211,11 @@ class Database:
 
     @contextmanager
     def _alone(self, wanted: Mapping[str, Access]) -> Iterator[None]:
+        if self._sealed:
+            raise StoreError(
+                f"{self._layout.root.name}: opened read-only, so nothing is computed or changed; open it without "
+                "--read-only"
+            )
         self._refuse_nesting()
         with self._turn:
             self._waiting_writers += 1
