@@ -16,7 +16,7 @@ from tests.conftest import chat_rows, write_jsonl
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory, model_directory):
-    """A small audit without an SAE, and the options that made it."""
+    """The options of a small audit without an SAE, which has a probe."""
     place = tmp_path_factory.mktemp("anew")
     options = BuildOptions(
         data=str(write_jsonl(place / "rows.jsonl", chat_rows(24))),
@@ -26,6 +26,7 @@ def made(tmp_path_factory, model_directory):
         sae="none",
     )
     build(options)
+    train(Audit(options.out, device="cpu"))
     return options
 
 
@@ -38,15 +39,14 @@ def options(made, tmp_path):
 
 @pytest.fixture
 def audit(options):
-    found = Audit(options.out, device="cpu")
-    found.train_probe("tone", labelled(found), layer=2)
-    return found
+    return Audit(options.out, device="cpu")
 
 
-def labelled(audit: Audit, swapped: bool = False) -> list[LabelledExample]:
+def train(audit: Audit, swapped: bool = False) -> None:
     rows = audit.rows.list(limit=16)
     texts = [tuple(Message(m["role"], m["content"]) for m in json.loads(text)) for text in rows["messages"]]
-    return [LabelledExample(text, (i + swapped) % 2) for i, text in enumerate(texts)]
+    examples = [LabelledExample(text, (i + swapped) % 2) for i, text in enumerate(texts)]
+    audit.train_probe("tone", examples, layer=2, fits=["difference_of_means"])
 
 
 def rebuilt(options: BuildOptions, rows: list[dict]) -> None:
@@ -115,7 +115,7 @@ def test_a_probe_that_is_deleted_and_trained_again_has_nothing_of_the_one_before
     maps = audit.rows.heatmaps("tone", [0])
     ranking = audit.rankings.find("tone", "vector_filter").id
     audit.probes.delete("tone")
-    audit.train_probe("tone", labelled(audit, swapped=True), layer=2)
+    train(audit, swapped=True)
     (probe,) = audit.probes.list()
     assert probe.version == 2
     assert audit.rankings.find("tone", "vector_filter").id != ranking
@@ -131,7 +131,7 @@ def test_a_ranking_that_ends_when_its_probe_has_been_trained_again_is_said_to_be
     def while_it_is_trained_again(*arguments):
         monkeypatch.setattr(module, "scores_of", compute)
         scores = compute(*arguments)
-        audit.train_probe("tone", labelled(audit, swapped=True), layer=2)
+        train(audit, swapped=True)
         audit.rank("tone")
         return scores
 
