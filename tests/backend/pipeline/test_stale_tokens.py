@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from concept_audit import Audit, BuildOptions, LabelledExample, Message, ModelOptions, StoreError, build
+from concept_audit import Audit, BuildOptions, DataError, LabelledExample, Message, ModelOptions, StoreError, build
 from concept_audit.cli.main import main
 from concept_audit.store.examples import read_texts
 from tests.chat_templates import LLAMA3
@@ -105,3 +105,10 @@ def test_an_audit_that_did_not_record_its_tokenizer_opens_and_is_built_anew_when
         build(options)
     build(dataclasses.replace(options, rebuild=True))
     assert Audit(options.out).manifest.fingerprints["tokenizer"]
+
+
+def test_a_row_whose_turns_cannot_be_told_apart_is_named(options):
+    put_template(options, CHATML.replace("{{ message['content'] }}", "{{ message['content'] * 2 }}"))
+    with pytest.raises(DataError, match=r"rows.jsonl row 1: .*writes it twice.*the turn begins"):
+        build(options)
+    assert not options.out.exists()
