@@ -175,7 +175,7 @@ class _Build:
         opened = self._begin("activations", self._manifest.key("tokens"), self._layers, sample and asdict(sample))
         known = self._sae
         if known is not None:
-            self._begin("features", self._manifest.key("tokens"), self._sae_key(known))
+            self._begin("features", self._manifest.key("tokens"), self._reading(known))
         # Once the SAE is trained its tokens may be deleted.
         kept = sample is not None and not self._trained()
         work = RunningModel(
@@ -225,7 +225,7 @@ class _Build:
         return load_sae(str(self._layout.sae), self._lm.device)
 
     def _features(self, sae: SparseAutoencoder) -> None:
-        opened = self._begin("features", self._manifest.key("tokens"), self._sae_key(sae))
+        opened = self._begin("features", self._manifest.key("tokens"), self._reading(sae))
         kept = self._shards("token_activations") if self._options.sae == "train" else None
         source = self._sae_source()
         work = FindingFeatures(self._shards("tokens"), self._shards("features"), self._model, source, kept)
@@ -256,7 +256,7 @@ class _Build:
         return SaeDirections(
             layer=layer,
             directions=directions,
-            fingerprint=self._sae_key(self._sae),
+            fingerprint=model_fingerprint(self._sae.module),
             promoted=promoted,
             suppressed=suppressed,
             token_text=token_text,
@@ -378,8 +378,8 @@ class _Build:
         source = str(self._layout.sae) if self._options.sae == "train" else self._options.sae
         return SaeSource(source, self._sae_layer, self._sae is not None and self._sae.centred)
 
-    def _sae_key(self, sae: SparseAutoencoder) -> str:
-        """What fires, and in which direction: by the weights, and, where it was loaded, by where and how it reads."""
+    def _reading(self, sae: SparseAutoencoder) -> str:
+        """Tells apart what may fire: by the weights, and, where it was loaded, by where and how it reads."""
         weights = model_fingerprint(sae.module)
         return weights if self._options.sae == "train" else key(weights, self._sae_layer, sae.centred)
 
