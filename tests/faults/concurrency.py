@@ -91,7 +91,14 @@ def work(root: str, place: str, number: int, count: int, seed: int, by_command: 
         whole = hashlib.sha256(out.read_bytes()).hexdigest() == about["sha256"] and len(rows) == about["rows"]
         return dict(of_one_state=whole and flags == told)
 
-    deeds: list[tuple[Callable[[int], dict], int]] = [(flag, 8), (clear, 3), (undo, 3), (label, 4), (rank, 1), (export, 2)]
+    deeds: list[tuple[Callable[[int], dict], int]] = [
+        (flag, 8),
+        (clear, 3),
+        (undo, 3),
+        (label, 4),
+        (rank, 1),
+        (export, 2),
+    ]
     if by_command:
         deeds.append((flag_by_command, 8))
     for turn in range(count):

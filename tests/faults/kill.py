@@ -101,9 +101,7 @@ class Killing:
         again = self._run(step.job)
         if again.status:
             return True, [f"run again: {again.said[-800:]}"]
-        wrong = [
-            f"{each} differs" for each in material.differing(step.after, material.contents(self._root))
-        ]
+        wrong = [f"{each} differs" for each in material.differing(step.after, material.contents(self._root))]
         if step.files != self._exported():
             wrong.append("the exported file differs")
         left = [path.name for path in self._root.parent.rglob("*") if "partial" in path.name and name != "export"]
@@ -135,8 +133,14 @@ def main() -> None:
             name = STEPS[total["tried"] % len(STEPS)]
             share = chance.uniform(0, LATEST)
             killed, wrong = killing.trial(name, share)
-            total = {"tried": total["tried"] + 1, "killed": total["killed"] + killed, "lost": total["lost"] + bool(wrong)}
-            print(f"{name} at {share:.0%}: {'killed' if killed else 'ended first'}; {wrong or 'nothing lost'}", flush=True)
+            total = {
+                "tried": total["tried"] + 1,
+                "killed": total["killed"] + killed,
+                "lost": total["lost"] + bool(wrong),
+            }
+            print(
+                f"{name} at {share:.0%}: {'killed' if killed else 'ended first'}; {wrong or 'nothing lost'}", flush=True
+            )
     print(json.dumps(total))
 
 

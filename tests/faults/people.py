@@ -35,8 +35,13 @@ def example(word: str, label: int) -> LabelledExample:
 
 def work(root: str, diary: str, count: int, seed: int) -> int:
     """Do so many things at random; refusals in words are passed by, whatever else is raised ends it."""
-    chance, audit, kept = random.Random(seed), Audit(root), Diary(Path(diary))
-    hashes = sorted(set(audit.rows.list()["content_hash"]))
+    chance, kept = random.Random(seed), Diary(Path(diary))
+    try:
+        audit = Audit(root)
+        hashes = sorted(set(audit.rows.list()["content_hash"]))
+    except AuditError as error:
+        print(f"refused: {error}", flush=True)
+        return 0
 
     def flag(number: int) -> None:
         some, name = chance.sample(hashes, 3), chance.choice(["remove", "review"])
@@ -78,6 +83,8 @@ def lost(root: Path, done: list[dict]) -> list[str]:
 
     One process wrote, so what it did last counts; one change more than it wrote down may be there.
     """
+    if not (root / "workspace.duckdb").exists():
+        return [f"{one['what']}: the workspace is gone" for one in done]
     con = duckdb.connect(str(root / "workspace.duckdb"))  # settles the log that a kill has left
     if not con.execute("SELECT 1 FROM duckdb_tables() WHERE table_name = 'flags'").fetchone():
         con.close()
