@@ -12,9 +12,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from concept_audit.errors import StoreError
+from concept_audit.errors import StoreError, first_line
 
 FULL_BYTES = 1 << 20
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_BROKEN = (errno.EIO, errno.EFBIG, errno.ESTALE)
+_FULL_WORDS, _BROKEN_WORDS = (
+    ("no space left", "quota exceeded"),
+    ("input/output error", "fsync failed", "file too large"),
+)
 _REFUSED = (errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.EEXIST)
 _TEMPORARY = ".partial"
 _LEFTOVER = re.compile(r"\.(?P<of>.+?)(\.[0-9a-f]{12})?\.partial(\..+)?")
@@ -28,7 +34,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
     The file is on the disk before it has its name, so that not even a power cut leaves half of one.
 
     Raises:
-        StoreError: the disk is full or may not be written to.
+        StoreError: the disk is full, fails, or may not be written to.
     """
     partial = partial_name(path)
     try:
@@ -54,7 +60,7 @@ def atomic_directory(path: Path) -> Iterator[Path]:
     """As `atomic_write`, for a directory of files that is not there yet.
 
     Raises:
-        StoreError: the disk is full or may not be written to.
+        StoreError: the disk is full, fails, or may not be written to.
     """
     partial = partial_name(path)
     try:
@@ -135,14 +141,19 @@ def as_store_error(path: Path, error: Exception) -> StoreError | None:
     Libraries wrap the system's error in types and words of their own, so what is left
     of the disk counts too.
     """
-    code = getattr(error, "errno", None)
-    if code == errno.ENOSPC or "no space left" in str(error).lower() or _is_full(path):
+    code, said = getattr(error, "errno", None), str(error).lower()
+    if code in _FULL or any(words in said for words in _FULL_WORDS) or _is_full(path):
         return StoreError(
             f"{path}: the disk is full; free some space and run the same command again "
             "(it goes on where it was), or choose another place with --out or --cache"
         )
     if code in _REFUSED:
         return StoreError(f"{path}: may not be written ({error}); choose another place with --out or --cache")
+    if code in _BROKEN or any(words in said for words in _BROKEN_WORDS):
+        return StoreError(
+            f"{path}: the disk failed ({first_line(error)}); see that it is well and run the same command again "
+            "(it goes on where it was), or choose another place with --out or --cache"
+        )
     return None
 
 

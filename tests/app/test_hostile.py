@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import csv
+import json
+
+import pyarrow.parquet as pq
 import pytest
 
-from concept_audit import Audit, BuildOptions, LabelledExample, Message, ModelOptions, build
+from concept_audit import Audit, BuildOptions, LabelledExample, Message, ModelOptions, RowFilter, build
 from concept_audit.concepts.options import SaeTraining
 from tests.app.browser import dashboard, settle, words
 from tests.conftest import chat_rows
 
+FETCHED = "![i](http://127.0.0.1:9/seen.png) **b** $x$ <img src=x onerror='window.harmed=5'> [l](javascript:1)"
+"""As markup it would fetch a picture, and harm."""
+FIELD = "=cmd|' /C calc'!A0 <img src=x onerror='window.harmed=6'>"
+DATA_FILE = "rows <img src=x onerror='window.harmed=7'> ![i](x) $x$ **b**.jsonl"
+PROBE = "0.. -- __1__ --- .-_"
+"""As odd as a name may be."""
 HOSTILE = {
     "script": "<script>window.harmed = 1</script>",
     "handler": "<img src=x onerror='window.harmed = 2'><svg onload=window.harmed=3>",
@@ -29,10 +39,10 @@ def hostile_cache(tmp_path_factory, model_directory, write_rows):
     rows = chat_rows(30)
     for name, text in HOSTILE.items():
         turns = [{"role": "user", "content": f"{name}: {text[:60]}"}, {"role": "assistant", "content": text}]
-        rows.append({"messages": turns, "topic": text[:60], "kind": name})
+        rows.append({"messages": turns, "topic": text[:60], "kind": name, FIELD: FETCHED})
     build(
         BuildOptions(
-            data=str(write_rows(cache.parent / "rows.jsonl", rows)),
+            data=str(write_rows(cache.parent / DATA_FILE, rows)),
             out=cache / "hostile",
             model=ModelOptions(str(model_directory), device="cpu"),
             layers=(2,),
@@ -41,7 +51,7 @@ def hostile_cache(tmp_path_factory, model_directory, write_rows):
     )
     audit = Audit(cache / "hostile")
     found = audit.rows.list()
-    audit.flags.set(found["content_hash"][-len(HOSTILE) :].tolist(), note=HOSTILE["handler"], by="<b>me</b> $x$")
+    audit.flags.set(found["content_hash"][-len(HOSTILE) :].tolist(), note=FETCHED, by=FETCHED)
     audit.labels.add(
         "odd",
         [
@@ -50,7 +60,10 @@ def hostile_cache(tmp_path_factory, model_directory, write_rows):
         ],
     )
     audit.train_probe("odd")
-    audit.concepts.label(3, HOSTILE["handler"])
+    audit.labels.add(PROBE, audit.labels.list("odd"))
+    audit.concepts.label(3, FETCHED)
+    audit.concepts.label(4, FETCHED)
+    audit.views.save(FETCHED, "audit", "concept=sae:3&size=<img src=x>", FETCHED)
     return cache
 
 
@@ -81,7 +94,17 @@ def test_hostile_text_shows_as_itself(page, hostile_url, path):
     settle(page)
     page.wait_for_timeout(300)
     assert page.evaluate("window.harmed") is None
-    assert page.locator('img[src="x"], [href^="javascript"]').count() == 0
+    for name in ("Named views", "Log", "Nearest SAE features"):
+        opens = page.get_by_text(name, exact=True)
+        if opens.count():
+            opens.first.click()
+            page.wait_for_timeout(200)
+    for button in page.get_by_role("button", name="Undo").all()[:1]:
+        button.hover()
+        page.wait_for_timeout(300)
+    harm = ", ".join(f'[src^="{start}"], [href^="{start}"]' for start in ("x", "http://127.0.0.1:9/", "javascript"))
+    assert page.locator(harm).evaluate_all("found => found.map(one => one.outerHTML)") == []
+    assert page.evaluate("window.harmed") is None
     width = page.evaluate("document.documentElement.scrollWidth - window.innerWidth")
     assert width <= 0, f"the page is {width} px too wide"
     if "audit?concept=probe" in path:
@@ -91,3 +114,19 @@ def test_hostile_text_shows_as_itself(page, hostile_url, path):
         for sign in ("before␀after", "שלום", "characters more", "bell"):
             assert sign in said, sign
         assert page.locator(".katex").count() == 0
+
+
+@pytest.mark.parametrize("format", ["csv", "jsonl", "parquet"])
+def test_hostile_text_is_kept_in_every_export(hostile_cache, format, tmp_path):
+    out = tmp_path / f"rows.{format}"
+    Audit(hostile_cache / "hostile").exports.write(out, format, RowFilter(flag="any"))
+    if format == "csv":
+        rows = list(csv.DictReader(out.open(encoding="utf-8", newline="")))
+        assert all(cell[:1] not in ("=", "@", "\t", "\r", "\n") for row in rows for cell in (*row, *row.values()))
+    elif format == "jsonl":
+        rows = [json.loads(line) for line in out.read_text("utf-8").split("\n") if line]
+    else:
+        rows = pq.read_table(out).to_pylist()
+    field = "'" + FIELD if format == "csv" else FIELD
+    assert [row["response"] for row in rows] == list(HOSTILE.values())
+    assert {(row[field], row["note"], row["source"]) for row in rows} == {(FETCHED, FETCHED, DATA_FILE)}

@@ -8,15 +8,15 @@ import streamlit as st
 
 from concept_audit_app.components import overview
 from concept_audit_app.components.index import index_state
+from concept_audit_app.components.plain import plain
 from concept_audit_app.components.session import current_audit
 
 audit = current_audit()
 made = audit.manifest.configuration
 st.title(audit.name)
 st.caption(
-    f"{Path(made['data']).name} · {made['model']} ({made['dtype']}) · layers {', '.join(map(str, made['layers']))}".replace(
-        "$", "\\$"
-    )
+    f"{plain(Path(made['data']).name)} · {plain(made['model'])} ({made['dtype']}) · "
+    f"layers {', '.join(map(str, made['layers']))}"
 )
 if audit.device_note:
     st.text(audit.device_note)

@@ -12,6 +12,7 @@ import streamlit as st
 from concept_audit import Audit, AuditError
 from concept_audit_app.components.charts import QUIET, counts_chart
 from concept_audit_app.components.heatmap import Look, legend_html, ramp, text_html
+from concept_audit_app.components.plain import plain
 from concept_audit_app.components.rows import RowCard
 from concept_audit_app.components.session import person, read_only
 from concept_audit_app.components.tables import records
@@ -110,7 +111,7 @@ def similar(audit: Audit, concept: str, feature: int) -> None:
     with st.expander("Similar features"):
         for other in records(near):
             st.button(
-                f"{other['feature_id']}: {_plain(other['label'])} · cosine {other['cosine']:.2f}",
+                f"{other['feature_id']}: {plain(other['label'])} · cosine {other['cosine']:.2f}",
                 key=f"near-{other['feature_id']}",
                 type="tertiary",
                 on_click=choose,
@@ -156,8 +157,3 @@ def _visible(token: str) -> str:
     return text_html(
         token.replace("\n", "⏎").replace("\t", "⇥").replace(" ", "␣", 1) if token.strip() != token else token
     )
-
-
-def _plain(text: str) -> str:
-    """Text for a label that reads Markdown, as it is."""
-    return "".join(f"\\{c}" if c in "\\`*_{}[]()#+-.!$:<>|~" else c for c in text)

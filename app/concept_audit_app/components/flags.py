@@ -9,6 +9,7 @@ from typing import Any
 import streamlit as st
 
 from concept_audit import Audit, AuditError, InfluenceOptions, RowFilter
+from concept_audit_app.components.plain import plain
 from concept_audit_app.components.session import current_audit, person, read_only
 from concept_audit_app.components.tables import records
 
@@ -118,7 +119,7 @@ def undo_button(audit: Audit) -> None:
         disabled=last is None,
         on_click=_undo,
         args=(None if last is None else int(last["event_id"]),),
-        help="Nothing to undo" if last is None else f"Undo: {_action(last)}",
+        help="Nothing to undo" if last is None else f"Undo: {plain(_action(last))}",
     )
     opened = st.popover("Log", icon=":material/history:", key="flag-log", on_change="rerun")
     if not opened.open:

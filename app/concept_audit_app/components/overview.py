@@ -8,6 +8,7 @@ import streamlit as st
 from concept_audit import Audit
 from concept_audit_app.components.charts import QUIET, counts_chart, interval_chart
 from concept_audit_app.components.concepts import probe_table
+from concept_audit_app.components.plain import plain
 from concept_audit_app.components.tables import records
 from concept_audit_app.components.url import select_by_id
 
@@ -119,7 +120,7 @@ def data(audit: Audit) -> None:
     sources = audit.rows.sources()
     st.caption(
         "Sources: "
-        + ", ".join(f"{_plain(row['source'])} ({row['n_rows']:,} rows)" for row in records(sources.head(6)))
+        + ", ".join(f"{plain(row['source'])} ({row['n_rows']:,} rows)" for row in records(sources.head(6)))
         + (f" and {len(sources) - 6:,} more" if len(sources) > 6 else "")
     )
     fields = audit.rows.metadata_fields()
@@ -232,8 +233,3 @@ def stages(audit: Audit) -> None:
         hide_index=True,
         alt="Stages of the audit",
     )
-
-
-def _plain(text: str) -> str:
-    """A name in a caption, which reads Markdown."""
-    return "".join(f"\\{c}" if c in "\\`*_{}[]()#+-!$:<>|~" else c for c in text)

@@ -9,6 +9,7 @@ import streamlit as st
 
 from concept_audit import MIN_EACH, Audit, AuditError, LabelledExample, ProbeReport, SavedProbe
 from concept_audit_app.components.charts import QUIET, precision_recall_chart
+from concept_audit_app.components.plain import plain
 from concept_audit_app.components.progress import PageProgress
 from concept_audit_app.components.session import read_only
 from concept_audit_app.components.tables import records
@@ -166,7 +167,7 @@ def nearest(audit: Audit, saved: SavedProbe) -> None:
                 "app_pages/concepts.py",
                 query_params={"feature": str(feature["feature_id"]), "audit": audit.name},
                 label=f"{feature['feature_id']} · cosine {feature['cosine']:.2f}",
-                help=feature["label"],
+                help=plain(feature["label"]),
             )
 
 

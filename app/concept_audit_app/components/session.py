@@ -16,6 +16,7 @@ from concept_audit.serve import (
     READ_ONLY_VARIABLE,
     TRUST_VARIABLE,
 )
+from concept_audit_app.components.plain import plain
 
 LONGEST_NAME = 60
 
@@ -69,7 +70,7 @@ def sign_in() -> None:
         if is_allowed(st.user.to_dict(), allowed):
             return
         st.title("Concept audit")
-        st.error(f"{person() or 'This account'} is not on this server's list.".replace("$", "\\$"))
+        st.error(f"{plain(person() or 'This account')} is not on this server's list.")
         st.write("Ask whoever runs it to start it with your address or its domain:")
         st.code("concept-audit serve --allow you@example.org,example.com", "bash")
         st.button("Log out", icon=":material/logout:", on_click=st.logout)
@@ -83,7 +84,7 @@ def sign_in() -> None:
 def who_box() -> None:
     """Say who is logged in; or, without a login, let visitors say what to call them in the log of flags."""
     if _has_login():
-        st.caption(f"Logged in as {person()}".replace("$", "\\$"))
+        st.caption(f"Logged in as {plain(person())}")
         st.button("Log out", icon=":material/logout:", type="tertiary", on_click=st.logout)
     elif not read_only():
         st.text_input(

@@ -8,6 +8,7 @@ from urllib.parse import parse_qsl, urlencode
 import streamlit as st
 from streamlit.navigation.page import StreamlitPage
 
+from concept_audit_app.components.plain import plain
 from concept_audit_app.components.session import current_audit, person, read_only
 from concept_audit_app.components.tables import records
 
@@ -33,16 +34,14 @@ def named_views(pages: Mapping[str, StreamlitPage], here: str) -> None:
                 continue
             with st.container(horizontal=True, vertical_alignment="center"):
                 params = {**dict(parse_qsl(view["query"])), "audit": audit.name}
-                st.page_link(
-                    pages[view["page"]], label=view["name"].replace("[", "\\["), query_params=params, width="stretch"
-                )
+                st.page_link(pages[view["page"]], label=plain(view["name"]), query_params=params, width="stretch")
                 if not read_only():
                     st.button(
                         "",
                         icon=":material/delete:",
                         key=f"forget-{view['name']}",
                         type="tertiary",
-                        help=f"Forget the view {view['name']}",
+                        help=f"Forget the view {plain(view['name'])}",
                         on_click=audit.views.delete,
                         args=(view["name"],),
                     )

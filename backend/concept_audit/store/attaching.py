@@ -27,6 +27,7 @@ from concept_audit.store.database_files import (
     identity_of,
     is_short,
     log_of,
+    make_database,
     newer,
     quoted,
     roll_back,
@@ -77,7 +78,8 @@ class Attachments:
         """Attach files; waits for those that another process has.
 
         Raises:
-            StoreError: one is absent, of another format, damaged, or held for too long; none is attached then.
+            StoreError: one is absent, of another format, damaged, or held for too long, or the disk is full or fails; none
+            is attached then.
         """
         # DuckDB's locks go to whoever happens to ask when one is free; who has come first asks first here.
         with turn(self._layout.turn):
@@ -99,6 +101,10 @@ class Attachments:
                 # Programs that know of no turns wait too: at different times, lest they meet for ever.
                 time.sleep(random.uniform(0.5, 1.5) * wait)
                 wait = min(1.5 * wait, LONGEST_WAIT)
+            except duckdb.Error as error:
+                self.broke(error)
+                self.release()
+                raise as_store_error(self._layout.root, error) or error from error
             except BaseException:
                 self.release()
                 raise
@@ -332,11 +338,11 @@ class Attachments:
         therefore the one at the path if the path has not changed meanwhile: from then on it cannot.
         """
         path = self._paths[name]
+        if not read_only and not path.exists():
+            make_database(self._instance, path)
         before = identity_of(path)
-        # The storage version of a file that is there cannot be lowered.
-        mode = "READ_ONLY" if read_only else f"STORAGE_VERSION '{schema.STORAGE}'" if before is None else ""
         try:
-            self._instance.execute(f"ATTACH {quoted(path)} AS {name}" + (f" ({mode})" if mode else ""))
+            self._instance.execute(f"ATTACH {quoted(path)} AS {name}" + (" (READ_ONLY)" if read_only else ""))
         except duckdb.Error as error:
             self.broke(error)
             if isinstance(error, duckdb.IOException) and any(words in str(error).lower() for words in LOCKED):

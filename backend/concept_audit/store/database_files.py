@@ -127,6 +127,20 @@ def opening_error(path: Path) -> str | None:
     return None
 
 
+def make_database(con: Cursor, path: Path) -> None:
+    """Make an empty database, whole or not at all: one that was cut off while it was made could never be opened.
+
+    Raises:
+        StoreError: the disk is full, fails, or may not be written to.
+    """
+    with atomic_write(path) as partial:
+        try:
+            con.execute(f"ATTACH {quoted(partial)} AS made (STORAGE_VERSION '{schema.STORAGE}')")
+        finally:
+            with suppress(duckdb.Error):
+                con.execute("DETACH made")
+
+
 def copy_database(con: Cursor, name: str, target: Path) -> None:
     """Write what is committed of a database into another file, whole or not at all.
 

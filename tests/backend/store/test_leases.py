@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import resource
 import subprocess
 import sys
 import threading
 from pathlib import Path
+from unittest.mock import Mock
 
 import duckdb
 import pytest
@@ -47,6 +49,33 @@ def test_an_error_while_files_are_attached_passes_by(layout, monkeypatch):
         for lease in (opened.reading, opened.writing, opened.deriving):
             with pytest.raises(ZeroDivisionError), lease():
                 pass
+    assert count(opened) == 0
+
+
+def test_a_database_whose_making_the_disk_cut_off_is_made_when_the_disk_is_well(layout):
+    opened = database(layout)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (6_000, before[1]))  # less than a database's headers
+    try:
+        with pytest.raises(StoreError, match="disk failed"), opened.writing():
+            pass
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    with opened.writing() as cursor:
+        cursor.execute("INSERT INTO base.flags VALUES ('h1', 'remove', '', 'me', now()::TIMESTAMP)")
+    assert count(opened) == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "told"), [("No space left on device", "the disk is full"), ("Input/output error", "the disk failed")]
+)
+def test_a_disk_that_fails_while_files_are_attached_is_told_in_words(layout, monkeypatch, error, told):
+    opened = database(layout)
+    with monkeypatch.context() as patched:
+        failure = duckdb.IOException(f"Detached database, but CHECKPOINT during DETACH failed: {error}")
+        patched.setattr(migrations, "make", Mock(side_effect=failure))
+        with pytest.raises(StoreError, match=told), opened.writing():
+            pass
     assert count(opened) == 0
 
 
