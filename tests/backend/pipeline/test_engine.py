@@ -147,7 +147,7 @@ def tables(database: Path, names: Sequence[str] | None = None) -> dict[str, list
         every = con.execute("SELECT table_name FROM duckdb_tables() WHERE schema_name = 'base'").fetchall()
         return {
             # When a ranking was asked for last says nothing of it.
-            name: con.execute(f"SELECT COLUMNS(c -> c <> 'used') FROM base.{name} ORDER BY ALL").fetchall()
+            name: con.execute(f"SELECT COLUMNS(lambda c: c <> 'used') FROM base.{name} ORDER BY ALL").fetchall()
             for (name,) in every
             if names is None or name in names
         }
