@@ -13,7 +13,7 @@ from concept_audit_app.components.session import current_audit
 
 audit = current_audit()
 made = audit.manifest.configuration
-st.title(audit.name)
+st.title(plain(audit.name))
 st.caption(
     f"{plain(Path(made['data']).name)} · {plain(made['model'])} ({made['dtype']}) · "
     f"layers {', '.join(map(str, made['layers']))}"

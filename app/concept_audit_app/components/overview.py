@@ -101,7 +101,7 @@ def probes(audit: Audit) -> None:
         for name in table["Probe"]:
             st.page_link(
                 "app_pages/ranking.py",
-                label=f"Rank by {name}",
+                label=f"Rank by {plain(name)}",
                 icon=":material/format_list_numbered:",
                 query_params={"concept": f"probe:{name}", "audit": audit.name},
             )
