@@ -17,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map
 
-from concept_audit.model import precision
+from concept_audit.model import exact
 
 DEVICE = torch.device("meta")
 MISSING = ("linalg_eigh", "linalg_qr", "linalg_svd", "geqrf", "searchsorted")
@@ -112,7 +112,7 @@ class _Function(TorchFunctionMode):
 @contextmanager
 def device_without_float64(monkeypatch: Any) -> Iterator[torch.device]:
     """The emulated device, for as long as the body runs."""
-    monkeypatch.setattr(precision, "WITHOUT_FLOAT64", precision.WITHOUT_FLOAT64 | {DEVICE.type})
+    monkeypatch.setattr(exact, "WITHOUT_FLOAT64", exact.WITHOUT_FLOAT64 | {DEVICE.type})
     with _Function(), _Dispatch():
         yield DEVICE
 

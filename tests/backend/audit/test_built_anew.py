@@ -10,6 +10,7 @@ import pytest
 
 from concept_audit import Audit, BuildOptions, LabelledExample, Message, ModelOptions, RowFilter, StoreError, build
 from concept_audit.audit import rankings as module
+from concept_audit.store.layout import Layout
 from concept_audit.store.manifest import read_manifest
 from tests.conftest import chat_rows, write_jsonl
 
@@ -102,11 +103,11 @@ def test_a_model_that_the_audit_is_built_anew_with_is_the_one_that_runs(audit, o
     first = audit.model()
     manifest = read_manifest(options.out / "manifest.json")
     manifest.fingerprints["model"] = "another"
-    manifest.write(options.out / "manifest.json")
+    manifest.write(Layout(options.out))
     with pytest.raises(StoreError, match="made with a model of fingerprint another"):
         audit.model()
     manifest.fingerprints["model"] = first.fingerprint
-    manifest.write(options.out / "manifest.json")
+    manifest.write(Layout(options.out))
     assert audit.model().fingerprint == first.fingerprint
 
 

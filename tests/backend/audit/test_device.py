@@ -10,7 +10,7 @@ import torch
 
 from concept_audit import Audit, InfluenceOptions, ModelError
 from concept_audit.cli.main import main
-from concept_audit.model import load
+from concept_audit.model import load, precision
 from concept_audit.model.load import find_device
 from concept_audit.model.options import ModelOptions
 from concept_audit.pipeline import rank
@@ -100,7 +100,7 @@ def test_precision_follows_the_device_that_the_model_runs_on(audit_directory, tw
         asked.append(device)
         return device.index == 1
 
-    monkeypatch.setattr(load, "native_bfloat16", native)
+    monkeypatch.setattr(precision, "native_bfloat16", native)
     options = InfluenceOptions.of(engine="exact")
     feature = f"sae:{Audit(audit_directory).concepts.features().iloc[0]['feature_id']}"
     found = {}
@@ -127,8 +127,8 @@ def test_whether_cuda_computes_in_bfloat16_is_asked_of_the_device_itself(monkeyp
 
     monkeypatch.setattr(torch.cuda, "device", Chosen)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: inside[-1].index == 1)
-    assert load.native_bfloat16(torch.device("cuda:1")) and not load.native_bfloat16(torch.device("cuda:0"))
-    assert not load.native_bfloat16(torch.device("mps"))
+    assert precision.native_bfloat16(torch.device("cuda:1")) and not precision.native_bfloat16(torch.device("cuda:0"))
+    assert not precision.native_bfloat16(torch.device("mps"))
 
 
 def test_going_on_with_a_build_on_another_device_is_no_other_build(audit_directory, data_file, model_directory):
@@ -159,7 +159,7 @@ def test_going_on_with_a_build_on_another_device_is_no_other_build(audit_directo
 def test_every_command_that_may_need_the_model_takes_a_device(built, command, monkeypatch):
     seen = []
 
-    def opened(self, root, progress=None, read_only=False, device="none", engine=None):
+    def opened(self, root, progress=None, device="none", **_how):
         seen.append(device)
         raise ModelError("far enough")
 

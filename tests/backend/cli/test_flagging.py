@@ -151,6 +151,6 @@ def test_an_audit_is_deleted_only_when_it_is_meant(audit_directory, capsys, tmp_
     copy = shutil.copytree(audit_directory, tmp_path / "copy")
     with filelock.FileLock(copy / "build.lock"):
         assert main(["delete", str(copy), "--yes"]) == 1
-        assert "another process is building it" in capsys.readouterr().err
+        assert "another process is at work on it; stop that first" in capsys.readouterr().err
     assert main(["delete", str(copy), "--yes"]) == 0
     assert not copy.exists()
