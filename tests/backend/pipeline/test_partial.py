@@ -38,6 +38,7 @@ def parameters(audit) -> list[dict]:
     with duckdb.connect() as connection:
         connection.execute(f"ATTACH '{audit.root}/audit.duckdb' AS audit (READ_ONLY)")
         connection.execute(f"ATTACH '{audit.root}/workspace.duckdb' AS workspace (READ_ONLY)")
+        connection.execute(f"ATTACH '{audit.root}/derived.duckdb' AS derived (READ_ONLY)")
         connection.execute("USE workspace")
         found = connection.execute(
             "SELECT parameters FROM main.scores WHERE method = 'concept_influence' AND rank = 1"
