@@ -121,15 +121,14 @@ def choose_audit() -> None:
         st.stop()
     with st.sidebar:
         st.selectbox("Audit", names, key="audit", bind="query-params", help=f"Audits in {cache_directory()}")
+    if st.session_state["audit"] not in names:
+        st.error("There is no audit of this name here.", icon=":material/error:")
+        st.stop()
 
 
 def current_audit() -> Audit:
     """The audit that the visitor has open; says what is wrong and stops if it cannot be opened."""
-    name = st.session_state["audit"]
-    if name not in served_audits():
-        st.error("There is no audit of this name here.", icon=":material/error:")
-        st.stop()
-    root = cache_directory() / name
+    root = cache_directory() / st.session_state["audit"]
     manifest = root / "manifest.json"
     try:
         return _load(str(root), manifest.stat().st_mtime_ns, read_only())

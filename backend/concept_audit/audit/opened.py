@@ -21,6 +21,7 @@ from concept_audit.pipeline.sources import ChosenDevice, Sources, chosen_device,
 from concept_audit.progress import Progress
 from concept_audit.store import queries
 from concept_audit.store.database import database
+from concept_audit.store.database_files import log_of
 from concept_audit.store.derived import BYTES
 from concept_audit.store.filters import RowFilter
 from concept_audit.store.index import INDEX
@@ -239,7 +240,7 @@ class OpenAudit:
 
     def _files(self) -> list[Path]:
         databases = (self.layout.workspace, self.layout.derived)
-        logs = [path.with_name(f"{path.name}.wal") for path in databases]
+        logs = map(log_of, databases)
         # A directory changes when an index is begun, and its description when one is finished.
         indexes = self.layout.shards.root / INDEX
         return [*self._build_files(), *databases, *logs, indexes, *sorted(indexes.glob("*/index.json"))]

@@ -87,6 +87,7 @@ def _build_options(layout: Layout, manifest: Manifest, options: RepairOptions) -
         layers=tuple(made["layers"]),
         sae=made["sae"],
         sae_layer=made["sae_layer"],
+        sae_from_other_model=bool(made.get("sae_from_other_model")),
         sae_training=SaeTraining(**made["sae_training"]) if made["sae_training"] else usual.sae_training,
         max_tokens=made["max_tokens"],
         sae_disk=manifest.report("activations").get("sae_disk", usual.sae_disk),

@@ -8,7 +8,7 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
-from concept_audit.cli.flags import option, switch
+from concept_audit.cli.flags import AUDIT, option, switch
 from concept_audit.cli.opening import CACHE, DEFAULT_CACHE, existing
 from concept_audit.cli.serving import confirmed
 
@@ -17,7 +17,7 @@ from concept_audit.cli.serving import confirmed
 class Backup:
     """copy what people did in an audit into one file: labels, probes, flags, notes, views, evidence, the log"""
 
-    audit: Annotated[str, Positional, arg(metavar="AUDIT", help="directory of the audit, or its name within the cache")]
+    audit: AUDIT
     out: Annotated[
         Path | None, Positional, option("the file (None: one of its own in the audit's folder, under backups/)", "FILE")
     ] = None
@@ -35,7 +35,7 @@ class Backup:
 class Restore:
     """put a copy that `backup` made in the place of what people did since; what is there now is copied first"""
 
-    audit: Annotated[str, Positional, arg(metavar="AUDIT", help="directory of the audit, or its name within the cache")]
+    audit: AUDIT
     file: Annotated[Path, Positional, arg(metavar="FILE", help="a copy that `backup` made, or the audit's own")]
     yes: Annotated[bool, switch("do not ask")] = False
     cache: CACHE = DEFAULT_CACHE

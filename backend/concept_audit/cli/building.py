@@ -14,7 +14,7 @@ from tyro.conf import OmitArgPrefixes
 
 from concept_audit.cli.flags import flags, made, switch
 from concept_audit.cli.opening import CACHE, DEFAULT_CACHE, JSON, Running, print_json
-from concept_audit.cli.serving import Server
+from concept_audit.cli.serving import Server, agreed
 from concept_audit.errors import AuditError, FinishedIndexError
 from concept_audit.influence.options import IndexOptions
 from concept_audit.pipeline.options import BuildOptions
@@ -134,7 +134,7 @@ class Index(Running):
         try:
             found = audit.build_index(options, replace=self.replace)
         except FinishedIndexError as error:
-            if not sys.stdin.isatty() or input(f"{error}\nReplace it? [y/N] ").strip().lower() not in ("y", "yes"):
+            if not agreed(f"{error}\nReplace it?"):
                 raise
             found = audit.build_index(options, replace=True)
         if self.json:

@@ -48,7 +48,9 @@ class Check:
 
 def _directory(audit: str, cache: Path) -> Path:
     """The directory of an audit, of which nothing but the copy of its manifest may be left."""
+    from concept_audit.store.layout import Layout
+
     for path in (Path(audit).expanduser(), cache / audit):
-        if (path / "manifest.copy.json").exists():
+        if Layout(path).manifest_copy.exists():
             return path
     return existing(audit, cache)

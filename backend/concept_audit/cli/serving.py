@@ -162,5 +162,10 @@ def confirmed(what: str, yes: bool) -> None:
         return
     if not sys.stdin.isatty():
         raise AuditError(f"{what}? Pass --yes to do it without being asked")
-    if input(f"{what[0].upper()}{what[1:]}? [y/N] ").strip().lower() not in ("y", "yes"):
+    if not agreed(f"{what[0].upper()}{what[1:]}?"):
         raise AuditError("nothing was changed")
+
+
+def agreed(question: str) -> bool:
+    """Whether there is a person at the terminal, who says yes."""
+    return sys.stdin.isatty() and input(f"{question} [y/N] ").strip().lower() in ("y", "yes")

@@ -330,7 +330,16 @@ def drawn(logits: torch.Tensor, draw: torch.Tensor) -> torch.Tensor:
     return places.to(logits.device)
 
 
-class _HeadLoss(torch.autograd.Function):
+class _LossOfVectors(torch.autograd.Function):
+    """nll_t of vectors h_t, whose gradient ∂nll_t/∂h_t `forward` finds on the way and keeps."""
+
+    @staticmethod
+    def backward(ctx: Any, upstream: torch.Tensor) -> tuple[torch.Tensor, None, None, None, None]:
+        (gradient,) = ctx.saved_tensors
+        return gradient * upstream[:, None].to(gradient.dtype), None, None, None, None
+
+
+class _HeadLoss(_LossOfVectors):
     """nll_t = −log softmax(W h_t + b)[label_t], with ∂nll_t/∂h_t found on the way."""
 
     @staticmethod
@@ -360,13 +369,8 @@ class _HeadLoss(torch.autograd.Function):
         ctx.save_for_backward(gradient)
         return losses
 
-    @staticmethod
-    def backward(ctx: Any, upstream: torch.Tensor) -> tuple[torch.Tensor, None, None, None, None]:
-        (gradient,) = ctx.saved_tensors
-        return gradient * upstream[:, None].to(gradient.dtype), None, None, None, None
 
-
-class _ModuleLoss(torch.autograd.Function):
+class _ModuleLoss(_LossOfVectors):
     """As `_HeadLoss`, for a head that is any module: its own derivative, some positions at a time."""
 
     @staticmethod
@@ -392,8 +396,3 @@ class _ModuleLoss(torch.autograd.Function):
             losses[part] = nll.detach()
         ctx.save_for_backward(gradient)
         return losses
-
-    @staticmethod
-    def backward(ctx: Any, upstream: torch.Tensor) -> tuple[torch.Tensor, None, None, None, None]:
-        (gradient,) = ctx.saved_tensors
-        return gradient * upstream[:, None].to(gradient.dtype), None, None, None, None

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import os
 import shutil
-import uuid
 from pathlib import Path
 
 import duckdb
 
 from concept_audit.errors import StoreError, first_line
-from concept_audit.files import as_store_error
+from concept_audit.files import as_store_error, flush, partial_name
 from concept_audit.store import schema
 from concept_audit.store.cursor import only_row
 from concept_audit.store.database import database
@@ -60,11 +59,10 @@ def restore(layout: Layout, source: Path) -> Path | None:
     if not layout.manifest.exists():
         raise StoreError(f"{layout.root}: no audit there (no manifest.json) that a copy could be put back into")
     # Read before the workspace is held: others wait for as long as that is.
-    kept = layout.root / f".restored.{uuid.uuid4().hex[:12]}.partial"
+    kept = partial_name(layout.root / "restored")
     try:
         shutil.copyfile(source, kept)
-        with kept.open("rb") as file:
-            os.fsync(file.fileno())
+        flush(kept)
         check_backup(kept)
         if not layout.workspace.exists():
             log_of(layout.workspace).unlink(missing_ok=True)

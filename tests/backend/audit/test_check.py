@@ -12,11 +12,12 @@ import pytest
 import torch
 
 from concept_audit import Audit, BuildOptions, ModelOptions, StoreError, build
-from concept_audit.audit.repair import check, repair
+from concept_audit.audit.repair import RepairOptions, _build_options, check, repair
 from concept_audit.cli import main
 from concept_audit.store.health import damage
 from concept_audit.store.index import index_files
 from concept_audit.store.layout import Layout
+from concept_audit.store.manifest import read_manifest
 from concept_audit.store.partition import RowPartition
 from concept_audit.store.shard_store import ShardStore, is_as_written, read_about
 from tests.backend.pipeline.test_resume import tables
@@ -217,3 +218,11 @@ def test_the_table_can_be_read_by_programs(audit_directory, capsys):
     assert main(["check", str(audit_directory), "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert {"part", "state", "detail", "remedy", "maker", "files"} <= told[0].keys()
+
+
+def test_a_repair_builds_with_the_consent_to_another_models_sae_that_the_build_had(audit_directory):
+    layout = Layout(audit_directory)
+    manifest = read_manifest(layout.manifest)
+    assert not _build_options(layout, manifest, RepairOptions()).sae_from_other_model
+    manifest.configuration["sae_from_other_model"] = True
+    assert _build_options(layout, manifest, RepairOptions()).sae_from_other_model

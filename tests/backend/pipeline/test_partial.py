@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 
-import duckdb
 import numpy as np
 import pytest
 import torch
@@ -35,15 +34,8 @@ def audit(tmp_path_factory):
 
 
 def parameters(audit) -> list[dict]:
-    with duckdb.connect() as connection:
-        connection.execute(f"ATTACH '{audit.root}/audit.duckdb' AS audit (READ_ONLY)")
-        connection.execute(f"ATTACH '{audit.root}/workspace.duckdb' AS workspace (READ_ONLY)")
-        connection.execute(f"ATTACH '{audit.root}/derived.duckdb' AS derived (READ_ONLY)")
-        connection.execute("USE workspace")
-        found = connection.execute(
-            "SELECT parameters FROM main.scores WHERE method = 'concept_influence' AND rank = 1"
-        ).fetchall()
-    return [json.loads(text) for (text,) in found]
+    found = audit.query("SELECT parameters FROM scores WHERE method = 'concept_influence' AND rank = 1")
+    return [json.loads(text) for text in found["parameters"]]
 
 
 @pytest.mark.parametrize("method", ["vector_filter", "projection_difference"])
