@@ -48,7 +48,8 @@ def dashboard(cache: Path, audit: str, read_only: bool = False) -> Iterator[str]
         _wait_until_healthy(url, server)
         yield url
     finally:
-        server.terminate()
+        # Streamlit waits for scripts that are running; nobody waits for their result.
+        server.kill()
         server.wait(timeout=20)
 
 

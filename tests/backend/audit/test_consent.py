@@ -18,7 +18,9 @@ def audit_of_a_stranger(audit_directory, model_directory, tmp_path):
     config["auto_map"] = {"AutoModelForCausalLM": "theirs.Theirs"}
     (model / "config.json").write_text(json.dumps(config))
     (model / "theirs.py").write_text(
-        f"open({str(tmp_path / 'ran')!r}, 'w').close()\nfrom transformers import LlamaForCausalLM as Theirs\n"
+        f"open({str(tmp_path / 'ran')!r}, 'w').close()\nfrom transformers import LlamaForCausalLM\n"
+        # A class of its own: Transformers marks the class as a stranger's for the rest of the process.
+        "class Theirs(LlamaForCausalLM): pass\n"
     )
     manifest = json.loads((audit_directory / "manifest.json").read_text())
     manifest["configuration"] |= {"model": str(model), "trust_remote_code": True}
