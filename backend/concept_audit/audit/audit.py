@@ -95,7 +95,6 @@ class Audit:
         self.refine = self.refinements.refine
         self.rank_many = self.rankings.ensure_many
         self.groups = self.rankings.groups
-        self.check_exactly = self.rows.check_exactly
         self.build_index = self.index.build
         self.validate = self.evidence.validate
         self.evidence_report = self.evidence.report

@@ -74,6 +74,19 @@ class Refinements:
                 known = self._save(found, planned, done, exact)
         return known
 
+    def in_words(
+        self, concept: str, method: str = "concept_influence", options: InfluenceOptions = DEFAULTS
+    ) -> str | None:
+        """What is exact of a ranking, and what may have been missed; None where all of it is exact anyway.
+
+        Raises:
+            ConceptError: as `Rankings.ensure`.
+        """
+        if self._rankings.find(concept, method, options).request.index is None:
+            return None
+        details = self._rankings.refinement(concept, method, options)
+        return refinement_in_words(details) if details else "All scores are the gradient index's; none is exact."
+
     def _save(self, found: Ranking, planned: Plan, done: int, exact: np.ndarray) -> dict[str, Any]:
         if self._opened.build_id != found.identity.build_id:
             raise StoreError(
