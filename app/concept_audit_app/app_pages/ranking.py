@@ -17,6 +17,7 @@ from concept_audit_app.components.heatmap import style_sheet
 from concept_audit_app.components.index import index_in_words
 from concept_audit_app.components.methods import influence_options, method_picker
 from concept_audit_app.components.ranked import cards, chosen_concept, colour_choice, ready
+from concept_audit_app.components.refining import refinement_state
 from concept_audit_app.components.rows import page_problem
 from concept_audit_app.components.session import current_audit, first_page
 
@@ -77,6 +78,7 @@ with histogram_place:
         alt=f"Histogram of the scores of all rows, from {edges[0]:.3g} to {edges[-1]:.3g}; {total:,} rows pass the filter",
     )
 if indexed and (index := audit.index.describe()):
+    refinement_state(audit, *ranked, options)
     st.caption(index_in_words(audit, index))
 if rows.empty:
     narrowed = where.flag and audit.rows.count(replace(where, flag=""), *ranked, options)
@@ -88,6 +90,6 @@ legend = st.container(horizontal=True, vertical_alignment="center")
 with legend:
     cursor = cursor_of(rows["example_id"].tolist())
     cursor_buttons(rows["example_id"].tolist(), cursor)
-    colour_by = colour_choice(audit, concept, method, options, indexed)
+    colour_by = colour_choice(method, indexed)
 cards(audit, rows, concept, method, options, colour_by, indexed, legend, cursor)
 scroll_to(cursor)

@@ -1,4 +1,4 @@
-"""The gradient index: how far it is, how faithful it is, and exact scores beside it."""
+"""The gradient index: how far it is, and how faithful it is."""
 
 from __future__ import annotations
 
@@ -6,11 +6,9 @@ import threading
 
 import streamlit as st
 
-from concept_audit import Audit, AuditError, InfluenceOptions
-from concept_audit_app.components.progress import PageProgress
+from concept_audit import Audit
 from concept_audit_app.components.session import current_audit, read_only
 
-CHECKED = [20, 50, 100]
 SECONDS_BETWEEN_LOOKS = 2.0
 
 
@@ -58,35 +56,3 @@ def warm(audit: Audit) -> None:
     """Load the model and the index in the background, once, so that the first new concept is as fast as the next."""
     if not read_only() and (index := audit.index.describe()) is not None:
         _warmed(audit, str(audit.root), str(index["kept"]))
-
-
-def exact_check(audit: Audit, concept_id: str, method: str, options: InfluenceOptions) -> None:
-    """A popover that scores the first rows exactly, and says how well the index agrees on them."""
-    if read_only():
-        return
-    with st.popover("Check exactly", icon=":material/fact_check:"):
-        st.caption("Score the first rows of this ranking exactly, and see how far the index is right about them.")
-        top = st.segmented_control("First rows", CHECKED, default=CHECKED[0], required=True, key="check-top")
-        if not st.button("Score them exactly", type="primary", key="check"):
-            return
-        try:
-            rows, fidelity = audit.check_exactly(concept_id, method, top, options, PageProgress())
-        except AuditError as error:
-            st.error(str(error), icon=":material/error:")
-            return
-        st.markdown(
-            f"Rank correlation **{fidelity['spearman']:.2f}** on these {fidelity['rows']} rows; **{fidelity['overlap']:.0%}** of "
-            f"the first {fidelity['top']} are the same."
-        )
-        st.dataframe(
-            rows,
-            hide_index=True,
-            height=260,
-            alt="The first rows with their exact scores",
-            column_config={
-                "rank": "Rank by index",
-                "example_id": "Row",
-                "score": st.column_config.NumberColumn("Score", format="%.4g"),
-                "exact_score": st.column_config.NumberColumn("Exact score", format="%.4g"),
-            },
-        )

@@ -11,7 +11,6 @@ from streamlit.delta_generator import DeltaGenerator
 from concept_audit import Audit, AuditError, Concept, Heatmap, InfluenceOptions
 from concept_audit_app.components.concepts import concept_picker, probe_quality
 from concept_audit_app.components.heatmap import Ramp, legend_html, ramp
-from concept_audit_app.components.index import exact_check
 from concept_audit_app.components.methods import NAMES, SLOW, WITH_GRADIENTS, offer
 from concept_audit_app.components.progress import PageProgress
 from concept_audit_app.components.rows import RowCard, answers_asked
@@ -56,11 +55,11 @@ def ready(audit: Audit, concept: Concept, method: str, options: InfluenceOptions
     return indexed
 
 
-def colour_choice(audit: Audit, concept: Concept, method: str, options: InfluenceOptions, indexed: bool) -> str:
+def colour_choice(method: str, indexed: bool) -> str:
     """What colours the tokens: ``activation``, or ``influence`` where the method has gradients."""
     if method not in WITH_GRADIENTS:
         return "activation"
-    chosen = st.segmented_control(
+    return st.segmented_control(
         "Colour tokens by",
         list(COLOURS),
         default="activation" if indexed else "influence",
@@ -69,9 +68,6 @@ def colour_choice(audit: Audit, concept: Concept, method: str, options: Influenc
         key="colour-index" if indexed else "colour",
         bind="query-params",
     )
-    if indexed:
-        exact_check(audit, concept.concept_id, method, options)
-    return chosen
 
 
 def cards(
@@ -100,7 +96,15 @@ def cards(
     waiting = st.container()
     # The order is there before the colours are: people may read on meanwhile.
     drawn = [
-        RowCard(row, own.get(number), number == cursor, elsewhere.get(number, ""), ask=not read_only(), query_note=note)
+        RowCard(
+            row,
+            own.get(number),
+            number == cursor,
+            elsewhere.get(number, ""),
+            ask=not read_only(),
+            query_note=note,
+            says_exact=indexed,
+        )
         for number, row in zip(ids, records(rows), strict=True)
     ]
     exact: dict[int, float] = {}
@@ -108,7 +112,8 @@ def cards(
         with waiting, st.spinner("Computing the token values of these rows …"):
             if colour_by == "influence":
                 heatmaps = audit.rows.influence_heatmaps(concept.concept_id, method, ids, options, PageProgress())
-                exact = audit.rows.exact_scores(concept.concept_id, method, ids, options) if indexed else {}
+                estimated = [int(i) for i in rows["example_id"][~rows["exact"].astype(bool)]]
+                exact = audit.rows.exact_scores(concept.concept_id, method, estimated, options) if indexed else {}
             else:
                 heatmaps = audit.rows.heatmaps(concept.concept_id, ids)
     except AuditError as error:

@@ -64,6 +64,7 @@ class RowCard:
         ask: offer to ask the model for its own answer.
         opens: the query of the Audit page that shows this row alone, for a link to it.
         query_note: what is said of a row that is one of the ranking's query examples.
+        says_exact: say whether the score is exact or estimated by the gradient index.
     """
 
     def __init__(
@@ -75,8 +76,9 @@ class RowCard:
         ask: bool = False,
         opens: Mapping[str, str] | None = None,
         query_note: str = "",
+        says_exact: bool = False,
     ):
-        self._row, self._elsewhere = row, elsewhere
+        self._row, self._elsewhere, self._says_exact = row, elsewhere, says_exact
         self._badge = _badge_html("query example", query_note) if row.get("is_query", False) else ""
         self._flag = row["flag"] if isinstance(row["flag"], str) else None
         example_id = int(row["example_id"])
@@ -114,8 +116,9 @@ class RowCard:
     def fill(
         self, heatmap: Heatmap | None = None, colours: Ramp | None = None, exact: float | None = None, look: Look = FULL
     ) -> None:
-        """Colour the tokens, and put the exact score beside the index's."""
-        self._heading.html(_heading(self._row, self._flag, heatmap, exact, self._elsewhere, self._badge))
+        """Colour the tokens, and put what they add up to beside an estimated score."""
+        score = _score_words(self._row, self._says_exact, exact) if "rank" in self._row else ""
+        self._heading.html(_heading(self._row, self._flag, heatmap, score, self._elsewhere, self._badge))
         self._turns.html(conversation_html(self._row["messages"], heatmap, colours, look))
 
 
@@ -213,18 +216,23 @@ def _badge_html(text: str, note: str) -> str:
     return f'<span title="{text_html(note)}" style="{style}">{text_html(text)}</span>'
 
 
+def _score_words(row: Mapping[str, Any], says_exact: bool, exact: float | None) -> str:
+    """A row's score, and whether it is exact where that is not so of every row."""
+    words = f"score {row['score']:+.4g}"
+    if not says_exact:
+        return words
+    if row["exact"]:
+        return f"{words} (exact)"
+    return f"{words} (estimated" + (f"; exact {exact:+.4g})" if exact is not None else ")")
+
+
 def _heading(
-    row: Mapping[str, Any],
-    flag: str | None,
-    heatmap: Heatmap | None,
-    exact: float | None,
-    elsewhere: str,
-    badge: str = "",
+    row: Mapping[str, Any], flag: str | None, heatmap: Heatmap | None, score: str, elsewhere: str, badge: str = ""
 ) -> str:
     parts = []
     if "rank" in row and not pd.isna(row["rank"]):
         parts.append(f"<strong>#{int(row['rank']):,}</strong>")
-        parts.append(f"score {row['score']:+.4g}" + (f" (exact {exact:+.4g})" if exact is not None else ""))
+        parts.append(score)
         parts.append(f"percentile {row['percentile']:.1f}")
     if heatmap is not None and heatmap.elsewhere:
         parts.append(f"of which the prompt {heatmap.elsewhere:+.3g}")

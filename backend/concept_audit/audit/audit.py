@@ -17,6 +17,7 @@ from concept_audit.audit.opened import OpenAudit
 from concept_audit.audit.probes import Probes
 from concept_audit.audit.queue import Queue
 from concept_audit.audit.rankings import Rankings
+from concept_audit.audit.refinements import Refinements
 from concept_audit.audit.rows import Rows
 from concept_audit.audit.views import Views
 from concept_audit.model.load import LanguageModel
@@ -49,6 +50,7 @@ class Audit:
         probes: training probes, and their versions.
         queue: rows to label next.
         rankings: rows by influence on a concept.
+        refinements: exact scores of the first rows of rankings from the gradient index.
         comparisons: rankings beside each other, and beside what is known of the rows.
         rows: rows in the order of the data; token heatmaps, exact scores and the model's own answers for a few.
         flags: what people decide about rows, and the log of it.
@@ -77,6 +79,7 @@ class Audit:
         self.probes = Probes(self.opened, self.labels)
         self.concepts = Concepts(self.opened, self.probes)
         self.rankings = Rankings(self.opened, self.concepts)
+        self.refinements = Refinements(self.opened, self.rankings)
         self.queue = Queue(self.opened, self.labels, self.probes, self.rankings)
         self.comparisons = Comparisons(self.opened, self.concepts, self.rankings)
         self.rows = Rows(self.opened, self.concepts, self.rankings)
@@ -89,9 +92,9 @@ class Audit:
         self.concept = self.concepts.get
         self.train_probe = self.probes.train
         self.rank = self.rankings.rank
+        self.refine = self.refinements.refine
         self.rank_many = self.rankings.ensure_many
         self.groups = self.rankings.groups
-        self.check_exactly = self.rows.check_exactly
         self.build_index = self.index.build
         self.validate = self.evidence.validate
         self.evidence_report = self.evidence.report

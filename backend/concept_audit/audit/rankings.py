@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Hashable, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -20,7 +20,7 @@ from concept_audit.pipeline.rank import Request, claimed, finished, request, sco
 from concept_audit.progress import Progress
 from concept_audit.store import compare, queries, workspace
 from concept_audit.store.cursor import Cursor
-from concept_audit.store.derived import RankingGoneError, require_rankings, save_ranking
+from concept_audit.store.derived import RankingGoneError, refinement, require_rankings, save_ranking
 from concept_audit.store.filters import RowFilter
 from concept_audit.store.rankings import RankingIdentity, identify, ranked
 
@@ -31,6 +31,7 @@ Asked = tuple[str, str, InfluenceOptions]
 """A ranking, by concept, method and options."""
 Found = TypeVar("Found")
 RANK_COLUMNS = ["rank", "example_id", "score", "percentile", "prompt", "response"]
+LAST_COLUMNS = ["is_query", "exact"]
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,8 @@ class Rankings:
 
         Ranks are among all rows, whatever the filter. The ranking is computed if it is not in the store. ``is_query``
         marks rows that are query examples: they are scored by the others, unless `QueryOptions` say otherwise.
+        ``exact`` marks scores that are no approximation: all, unless the ranking came from the gradient index. Of such
+        a one the answer is the index's alone, at once, until `Audit.refine` has scored its first rows exactly.
 
         Args:
             method: one of `METHODS`.
@@ -94,10 +97,10 @@ class Rankings:
         where: RowFilter = EVERY_ROW,
         options: InfluenceOptions = DEFAULTS,
     ) -> pd.DataFrame:
-        """`rank` as a table to take away: `RANK_COLUMNS`, a column for each metadata field, then ``is_query``."""
+        """`rank` as a table to take away: `RANK_COLUMNS`, a column for each metadata field, then `LAST_COLUMNS`."""
         ranked = self.rank(concept, method, top, where, options=options)
-        table = with_metadata(ranked, [*RANK_COLUMNS, "is_query"])
-        return table[[*(name for name in table if name != "is_query"), "is_query"]]
+        table = with_metadata(ranked, [*RANK_COLUMNS, *LAST_COLUMNS])
+        return table[[*(name for name in table if name not in LAST_COLUMNS), *LAST_COLUMNS]]
 
     def ensure(
         self,
@@ -232,6 +235,19 @@ class Rankings:
         """
         return self.find(concept, method, options).request.index is not None
 
+    def refinement(self, concept: str, method: str, options: InfluenceOptions = DEFAULTS) -> dict[str, Any] | None:
+        """How far the exact scores of a ranking from the gradient index are, and what they say of it.
+
+        Returns:
+            done; scored and wanted (rows of the second stage); exact (rows whose score is exact) and first (the first
+            ranks that all are); selected and control (rows); seed; intercept and slope of the other scores'
+            calibration; spearman (of index and exact scores on the control: value, low, high); recall (once done, for
+            each top: top, value, low, high, rows of the true top that have been scored exactly). Undefined numbers
+            are None. None for a ranking whose scores are exact anyway, or all from the index.
+        """
+        number = self.find(concept, method, options).id
+        return self._opened.cached_read(("refinement", number), lambda cursor: refinement(cursor, number))
+
     def histogram(
         self,
         concept: str,
@@ -317,7 +333,10 @@ class Rankings:
         # Ranks are computed before others have to wait, and saved in several leases.
         for first in range(0, len(found), at_once := max(1, SCORES_AT_ONCE // max(len(scores), 1))):
             part = range(first, min(first + at_once, len(found)))
-            rows = [ranked(np.array([found[n].id]), scores[:, [n]]) for n in part]
+            whether = [np.full(len(scores), found[n].request.index is None) for n in part]
+            rows = [
+                ranked(np.array([found[n].id]), scores[:, [n]], exact) for n, exact in zip(part, whether, strict=True)
+            ]
 
             def save(cursor: Cursor, part: range = part, rows: Sequence[pa.Table] = rows) -> None:
                 for n, table in zip(part, rows, strict=True):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -13,7 +12,6 @@ from concept_audit.audit.opened import DEFAULTS, EVERY_ROW, OpenAudit
 from concept_audit.audit.rankings import Ranking, Rankings
 from concept_audit.concepts.heatmap import Heatmap, feature_heatmap, influence_heatmap, probe_heatmap, token_projections
 from concept_audit.errors import ConceptError
-from concept_audit.influence.fidelity import fidelity
 from concept_audit.influence.options import InfluenceOptions
 from concept_audit.pipeline.answers import own_answer
 from concept_audit.pipeline.kept_queries import token_influence
@@ -149,27 +147,6 @@ class Rows:
         texts = read_texts(self._tokens, [int(i) for i in example_ids])
         values = self._token_influence(ranking, texts, progress)
         return {i: float(found.sum(dtype=np.float64)) for i, found in values.items()}
-
-    def check_exactly(
-        self,
-        concept: str,
-        method: str = "concept_influence",
-        top: int = 50,
-        options: InfluenceOptions = DEFAULTS,
-        progress: Progress | None = None,
-    ) -> tuple[pd.DataFrame, dict[str, Any]]:
-        """Score the first rows of a ranking exactly, and tell how well the index agrees on them.
-
-        Returns:
-            rank, example_id, score, exact_score of these rows, by exact score; and their rank correlation and
-            the overlap of the top fifths (see `fidelity`).
-        """
-        rows = self._rankings.rank(concept, method, top, options=options)[["rank", "example_id", "score"]]
-        exact = self.exact_scores(concept, method, rows["example_id"].tolist(), options, progress)
-        rows["exact_score"] = [exact.get(int(i), np.nan) for i in rows["example_id"]]
-        scored = rows.dropna()
-        found = fidelity(scored[["score"]].to_numpy(), scored[["exact_score"]].to_numpy())
-        return rows.sort_values("exact_score", ascending=False, ignore_index=True), found
 
     def own_answers(self, example_ids: Sequence[int]) -> dict[int, str]:
         """What the model itself answers to rows' prompts, where it has been asked already: example id → text."""

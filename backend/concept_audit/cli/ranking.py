@@ -47,6 +47,9 @@ class Rank(Running):
     format: FORMAT = "csv"
     out: OUT = None
     exact: Annotated[bool, switch("differentiate every row, though there is a gradient index")] = False
+    index_only: Annotated[
+        bool, switch("leave all scores to the gradient index: do not score its first rows exactly, which takes longer")
+    ] = False
     index: Annotated[bool, switch("read the gradient index, or say why that cannot be")] = False
 
     def run(self) -> None:
@@ -54,6 +57,8 @@ class Rank(Running):
             raise AuditError(f"--top {self.top}: must be 1 or more")
         if self.exact and self.index:
             raise AuditError("--exact and --index: choose one of them")
+        if self.exact and self.index_only:
+            raise AuditError("--exact and --index-only: choose one of them")
         audit = self.open(for_this_terminal())
         from concept_audit.data.read import read_prompts, read_queries
         from concept_audit.data.write import write
@@ -63,6 +68,11 @@ class Rank(Running):
         queries = tuple(read(typed.query__queries)) if typed.query__queries else None
         engine = "exact" if self.exact else "index" if self.index else "auto"
         options = made(InfluenceOptions, typed, **{"query.queries": queries, "scoring.engine": engine})
+        if not self.index_only:
+            audit.refine(self.concept, self.method, options)
+        told = audit.refinements.in_words(self.concept, self.method, options)
+        if told is not None:
+            print(told, file=sys.stderr)
         write(audit.rankings.table(self.concept, self.method, self.top, options=options), self.format, self.out)
 
 

@@ -31,6 +31,8 @@ QUERY = "query.safetensors"
 """The query as rows are scored with it."""
 OWN = "own.safetensors"
 """Scores of the rows that are queries, by the other queries."""
+EXACT = "exact"
+"""The directory of exact scores of a ranking that came from the gradient index; see `concept_audit.pipeline.refine`."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,8 @@ def token_influence(sources: Sources, ranking: int, rows: Sequence[TokenizedExam
     found = _kept_tokens(shards.file(OWN), [row.example_id for row in rows])
     for number, ids in by_shard([row.example_id for row in rows if row.example_id not in found]).items():
         found |= _kept_tokens(shards.path(number), ids)
+    for piece in sorted(shards.file(EXACT).glob("[0-9]*.safetensors")):
+        found |= _kept_tokens(piece, [row.example_id for row in rows if row.example_id not in found])
     rest = [row for row in rows if row.example_id not in found]
     if not rest:
         return found

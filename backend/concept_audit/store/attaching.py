@@ -242,12 +242,13 @@ class Attachments:
         """Bring a file that is attached for writing to the present format."""
         before = self._format(name)
         if name == "derived":
-            if before is not None:
+            if before is not None and before > self._wanted(name):
                 # Another version's: it is made again faster than it is understood.
                 self._detach(name)
                 self._remove("derived")
                 self._attach_file(name, read_only=False)
-            self._transact(migrations.make_derived, name)
+                before = None
+            self._transact(lambda cursor: migrations.bring_derived(cursor, before), name)
         elif before is None:
             self._with_views(migrations.make)
         else:

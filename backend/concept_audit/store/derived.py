@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Mapping, Sequence
 from datetime import UTC, datetime
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -64,9 +65,29 @@ def save_ranking(cursor: Cursor, identity: RankingIdentity, rows: pa.Table) -> N
     insert_ranked(cursor, rows)
 
 
+def save_refined(cursor: Cursor, identity: RankingIdentity, rows: pa.Table, details: Mapping[str, Any]) -> None:
+    """Put other scores in the place of a ranking's, and say how they came about; it stays the same ranking.
+
+    Args:
+        rows: as `ranked` made them.
+        details: JSON values.
+    """
+    number = identity.ranking_id
+    save_ranking(cursor, identity, rows.slice(0, 0))
+    cursor.execute("DELETE FROM base.ranking_scores WHERE ranking_id = ?", [number])
+    insert_ranked(cursor, rows)
+    cursor.execute("INSERT OR REPLACE INTO base.refinements VALUES (?, ?)", [number, json.dumps(dict(details))])
+
+
+def refinement(cursor: Cursor, ranking: int) -> dict[str, Any] | None:
+    """What `save_refined` kept of a ranking; None if its scores are the first that it had."""
+    found = cursor.execute("SELECT details FROM derived.base.refinements WHERE ranking_id = ?", [ranking]).fetchone()
+    return json.loads(found[0]) if found else None
+
+
 def drop_rankings(cursor: Cursor, ranking_ids: Sequence[int]) -> None:
     """Throw rankings away, with their scores."""
-    for table in ("ranking_scores", "rankings"):
+    for table in ("ranking_scores", "refinements", "rankings"):
         cursor.execute(
             f"DELETE FROM base.{table} WHERE list_contains(?::BIGINT[], ranking_id)", [list(map(int, ranking_ids))]
         )

@@ -35,6 +35,17 @@ def make_derived(cursor: Cursor) -> None:
     cursor.execute("INSERT INTO base.meta VALUES ('format', ?)", [str(schema.DERIVED_FORMAT)])
 
 
+def bring_derived(cursor: Cursor, before: int | None) -> None:
+    """Bring what was computed on demand from an earlier format, or None for an empty file, to the present one."""
+    if before is None:
+        make_derived(cursor)
+        return
+    for number in sorted(DERIVED_STEPS):
+        if number > before:
+            DERIVED_STEPS[number](cursor)
+    cursor.execute("INSERT OR REPLACE INTO base.meta VALUES ('format', ?)", [str(schema.DERIVED_FORMAT)])
+
+
 def bring(cursor: Cursor, before: int) -> None:
     """Bring a workspace of format `before` to the present one."""
     for number in sorted(STEPS):
@@ -75,9 +86,9 @@ def move_derived(cursor: Cursor, shards: ShardStore) -> None:
             [new, build, concept, version, direction, method, json.dumps(values), now()],
         )
         cursor.execute(
-            """INSERT INTO base.ranking_scores SELECT ?, example_id, score, rank, percentile
+            """INSERT INTO base.ranking_scores SELECT ?, example_id, score, rank, percentile, ?
                FROM workspace.base.ranking_scores WHERE ranking_id = ? ORDER BY rank""",
-            [new, old],
+            [new, values.get("engine") != "index", old],
         )
         cursor.execute(
             """INSERT OR IGNORE INTO base.token_projections SELECT content_hash, ?, "values", ?
@@ -166,8 +177,29 @@ def _to_3(cursor: Cursor) -> None:
     cursor.execute("DROP SEQUENCE IF EXISTS base.flag_events")
 
 
-STEPS: Mapping[int, Callable[[Cursor], None]] = {2: _to_2, 3: _to_3}
+def _to_4(cursor: Cursor) -> None:
+    """The views say which scores are exact; no table is another one."""
+
+
+def _derived_to_2(cursor: Cursor) -> None:
+    """Scores that say whether they are exact, which no ranking's from the gradient index were."""
+    cursor.execute(
+        """CREATE TABLE base.scores_2 (
+               ranking_id BIGINT NOT NULL, example_id BIGINT NOT NULL, score DOUBLE NOT NULL, rank BIGINT NOT NULL,
+               percentile DOUBLE NOT NULL, exact BOOLEAN NOT NULL DEFAULT true);
+           INSERT INTO base.scores_2
+               SELECT s.*, (r.parameters->>'engine') IS DISTINCT FROM 'index'
+               FROM base.ranking_scores s LEFT JOIN base.rankings r USING (ranking_id) ORDER BY ranking_id, rank;
+           DROP TABLE base.ranking_scores;
+           ALTER TABLE base.scores_2 RENAME TO ranking_scores;
+           CREATE TABLE base.refinements (ranking_id BIGINT PRIMARY KEY, details JSON NOT NULL);"""
+    )
+
+
+STEPS: Mapping[int, Callable[[Cursor], None]] = {2: _to_2, 3: _to_3, 4: _to_4}
 """The format that a step leads to → the step."""
+DERIVED_STEPS: Mapping[int, Callable[[Cursor], None]] = {2: _derived_to_2}
+"""The same of ``derived``."""
 
 
 def _tables(cursor: Cursor) -> set[str]:

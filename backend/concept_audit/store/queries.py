@@ -159,12 +159,13 @@ def rows(
 
     Returns:
         rank, score, percentile (with a ranking only), then the columns of the row and its flag, and (with a ranking
-        only) is_query, whether it is one of the ranking's query examples.
+        only) is_query, whether it is one of the ranking's query examples, and exact, whether its score is no
+        approximation.
     """
     source, condition, parameters = matching(ranking, where)
     columns = "rank, score, percentile, " if ranking is not None else ""
-    more = f", {_IS_QUERY}" if ranking is not None else ""
-    wanted = "s.example_id, s.rank, s.score, s.percentile" if ranking is not None else "e.example_id"
+    more = f", {_IS_QUERY}, page.exact" if ranking is not None else ""
+    wanted = "s.example_id, s.rank, s.score, s.percentile, s.exact" if ranking is not None else "e.example_id"
     order = "s.rank" if ranking is not None else "e.example_id"
     # The rows of the page are picked first: their texts are read for them alone.
     return cursor.execute(
@@ -301,6 +302,12 @@ def texts(cursor: Cursor) -> list[str]:
     """Prompt and response of every row, in the order of their ids."""
     found = cursor.execute("SELECT prompt || chr(10) || response FROM main.examples ORDER BY example_id")
     return [text for (text,) in found.fetchall()]
+
+
+def content_hashes(cursor: Cursor) -> list[str]:
+    """The content hash of every row, in the order of their ids."""
+    found = cursor.execute("SELECT content_hash FROM main.examples ORDER BY example_id").fetchall()
+    return [content_hash for (content_hash,) in found]
 
 
 def find_rows(cursor: Cursor, content_hashes: Sequence[str]) -> dict[str, int]:

@@ -75,7 +75,7 @@ def digest(direction: np.ndarray) -> str:
     return hashlib.blake2b(np.asarray(direction, np.float32).tobytes(), digest_size=12).hexdigest()
 
 
-def ranked(ranking_ids: np.ndarray, scores: np.ndarray) -> pa.Table:
+def ranked(ranking_ids: np.ndarray, scores: np.ndarray, exact: np.ndarray | None = None) -> pa.Table:
     """The rows of ``base.ranking_scores``: rank 1 is the largest score, ties go by example id.
 
     The percentile of a row is the share of scored rows, in per cent, whose score is at most its own.
@@ -83,27 +83,25 @@ def ranked(ranking_ids: np.ndarray, scores: np.ndarray) -> pa.Table:
     Args:
         ranking_ids: int64 [rankings].
         scores: float64 [rows, rankings]; NaN where a row has no score, and no place in the table.
+        exact: bool [rows], which scores are no approximation; None for all. Only ``derived`` says so of each.
     """
     parts = []
     for number, column in zip(ranking_ids, scores.T, strict=True):
         order, percentiles = ranks_and_percentiles(column)
-        parts.append(
-            pa.table(
-                {
-                    "ranking_id": np.full(len(order), number, np.int64),
-                    "example_id": order,
-                    "score": column[order].astype(np.float64),
-                    "rank": np.arange(1, len(order) + 1),
-                    "percentile": percentiles,
-                }
-            )
-        )
+        columns = {
+            "ranking_id": np.full(len(order), number, np.int64),
+            "example_id": order,
+            "score": column[order].astype(np.float64),
+            "rank": np.arange(1, len(order) + 1),
+            "percentile": percentiles,
+        }
+        parts.append(pa.table(columns if exact is None else {**columns, "exact": exact[order]}))
     return pa.concat_tables(parts)
 
 
 def insert_ranked(cursor: Cursor, rows: pa.Table) -> None:
     """Append what `ranked` made to ``base.ranking_scores``."""
-    cursor.execute("INSERT INTO base.ranking_scores SELECT ranking_id, example_id, score, rank, percentile FROM rows")
+    cursor.execute("INSERT INTO base.ranking_scores BY NAME SELECT * FROM rows")
 
 
 def insert_scores(cursor: Cursor, ranking_ids: np.ndarray, scores: np.ndarray) -> None:

@@ -20,10 +20,10 @@ from concept_audit.store.evidence import EVIDENCE_TABLES
 
 FORMAT = 2
 """Of ``audit.duckdb``; another one has to be built anew."""
-WORKSPACE_FORMAT = 3
+WORKSPACE_FORMAT = 4
 """Of ``workspace.duckdb``; an older one is brought here step by step: see `concept_audit.store.migrations`."""
-DERIVED_FORMAT = 1
-"""Of ``derived.duckdb``; any other is thrown away."""
+DERIVED_FORMAT = 2
+"""Of ``derived.duckdb``; an older one is brought here too, one of a newer version is thrown away."""
 STORAGE = "v1.4.0"
 """DuckDB's storage version of new files: the oldest DuckDB that may be installed reads them."""
 
@@ -65,7 +65,8 @@ CREATE VIEW main.concepts AS
     FROM base.sae_features;
 CREATE VIEW main.scores AS
     SELECT r.concept_id, r.method, s.example_id, s.score, s.rank, s.percentile, r.parameters, s.ranking_id,
-           coalesce(list_contains(from_json(r.parameters->'query_rows', '["BIGINT"]'), s.example_id), false) AS is_query
+           coalesce(list_contains(from_json(r.parameters->'query_rows', '["BIGINT"]'), s.example_id), false) AS is_query,
+           true AS exact
     FROM base.ranking_scores s JOIN base.rankings r USING (ranking_id);
 CREATE VIEW main.sae_features AS
     SELECT feature_id, label, density, max_activation, top_tokens, mean_activation, n_examples, layer,
@@ -123,7 +124,8 @@ CREATE TABLE base.rankings (
     used TIMESTAMP NOT NULL);
 CREATE TABLE base.ranking_scores (
     ranking_id BIGINT NOT NULL, example_id BIGINT NOT NULL, score DOUBLE NOT NULL,
-    rank BIGINT NOT NULL, percentile DOUBLE NOT NULL);
+    rank BIGINT NOT NULL, percentile DOUBLE NOT NULL, exact BOOLEAN NOT NULL DEFAULT true);
+CREATE TABLE base.refinements (ranking_id BIGINT PRIMARY KEY, details JSON NOT NULL);
 CREATE TABLE base.row_activations (
     content_hash VARCHAR NOT NULL, model_fingerprint VARCHAR NOT NULL, layer INTEGER NOT NULL,
     activation FLOAT[] NOT NULL, used TIMESTAMP NOT NULL, PRIMARY KEY (content_hash, model_fingerprint, layer));
@@ -134,7 +136,8 @@ CREATE TABLE base.own_answers (
     content_hash VARCHAR NOT NULL, model_fingerprint VARCHAR NOT NULL, answer VARCHAR NOT NULL,
     used TIMESTAMP NOT NULL, PRIMARY KEY (content_hash, model_fingerprint));
 """
-"""``used``: when it was last asked for; what has not been for longest goes first."""
+"""``used``: when it was last asked for; what has not been for longest goes first. ``refinements`` say how far the
+exact scores of a ranking from the gradient index are, and what they tell of it."""
 
 WORKSPACE_VIEWS = """
 CREATE OR REPLACE VIEW main.examples AS SELECT * FROM audit.main.examples;
@@ -159,12 +162,13 @@ CREATE OR REPLACE VIEW main.rankings AS
           SELECT 1 FROM base.probes p JOIN base.probe_trainings t USING (name, version)
           WHERE 'probe:' || p.name = r.concept_id AND p.version = r.version AND t.direction = r.direction));
 CREATE OR REPLACE VIEW main.ranking_scores AS
-    SELECT ranking_id, example_id, score, rank, percentile FROM audit.base.ranking_scores
+    SELECT ranking_id, example_id, score, rank, percentile, true AS exact FROM audit.base.ranking_scores
     UNION ALL
-    SELECT ranking_id, example_id, score, rank, percentile FROM derived.base.ranking_scores;
+    SELECT ranking_id, example_id, score, rank, percentile, exact FROM derived.base.ranking_scores;
 CREATE OR REPLACE VIEW main.scores AS
     SELECT r.concept_id, r.method, s.example_id, s.score, s.rank, s.percentile, r.parameters, s.ranking_id,
-           coalesce(list_contains(from_json(r.parameters->'query_rows', '["BIGINT"]'), s.example_id), false) AS is_query
+           coalesce(list_contains(from_json(r.parameters->'query_rows', '["BIGINT"]'), s.example_id), false) AS is_query,
+           s.exact
     FROM main.ranking_scores s JOIN main.rankings r USING (ranking_id);
 CREATE OR REPLACE VIEW main.flags AS
     SELECT f.content_hash, e.example_id, f.flag, f.note, f.flagged_by, f.flagged_at

@@ -56,8 +56,9 @@ def test_rank_writes_the_promised_columns(audit_directory, capsysbinary):
     )
     table = pd.read_csv(io.BytesIO(out))
     columns = ["rank", "example_id", "score", "percentile", "prompt", "response", "topic", "number", "is_query"]
+    columns.append("exact")
     assert list(table) == columns
-    assert not table["is_query"].any()
+    assert not table["is_query"].any() and table["exact"].all()
     assert table["rank"].tolist() == list(range(1, 8))
     assert table["score"].is_monotonic_decreasing
     assert table["percentile"][0] == 100

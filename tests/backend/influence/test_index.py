@@ -6,6 +6,7 @@ import dataclasses
 import shutil
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from scipy.stats import spearmanr
@@ -135,14 +136,12 @@ def test_the_index_answers_unless_exactness_or_what_it_cannot_do_is_asked_for(au
         engine(engine="index", curvature="identity", rank=4)
 
 
-def test_first_rows_are_scored_exactly_on_demand(audit):
-    rows, told = audit.check_exactly("tone", top=20, options=FROM_INDEX)
+def test_chosen_rows_are_scored_exactly_on_demand(audit):
+    rows = audit.rank("tone", "concept_influence", top=20, options=FROM_INDEX)["example_id"].tolist()
+    found = audit.rows.exact_scores("tone", "concept_influence", rows, FROM_INDEX)
     exact = by_row(audit, "tone", "concept_influence", EXACT)
-    assert rows["exact_score"].to_numpy() == pytest.approx(
-        exact[rows["example_id"]], rel=1e-3, abs=1e-3 * np.abs(exact).max()
-    )
-    assert rows["exact_score"].is_monotonic_decreasing and told["rows"] == 20
-    maps = audit.rows.influence_heatmaps("tone", "concept_influence", rows["example_id"].tolist(), FROM_INDEX)
+    assert [found[i] for i in rows] == pytest.approx(exact[rows], rel=1e-3, abs=1e-3 * np.abs(exact).max())
+    maps = audit.rows.influence_heatmaps("tone", "concept_influence", rows, FROM_INDEX)
     assert len(maps) == 20
 
 
@@ -239,7 +238,17 @@ def test_the_command_line_builds_and_reads_it(audit, capsys, tmp_path):
     assert main(["index", str(audit.root), "--bytes", "2048", "--samples", "60", "--curvature-tokens", "3000"]) == 0
     told = capsys.readouterr().err
     assert "300 rows × 2 KiB" in told and "minutes from the start" in told and "Spearman" in told
-    assert main([*command, "--index"]) == 0 and out.exists()
+    assert main([*command, "--index", "--index-only"]) == 0 and not pd.read_csv(out)["exact"].any()
+    assert "All scores are the gradient index's; none is exact." in capsys.readouterr().err
+    assert main([*command, "--index", "--exact"]) == 1 and main([*command, "--index-only", "--exact"]) == 1
+    assert "--exact and --index-only: choose one of them" in capsys.readouterr().err
+    assert main(command) == 0
+    told, table = capsys.readouterr().err, pd.read_csv(out)
+    assert "Exact scores, best rows first" in told and "150 rows have exact scores, among them the first" in told
+    assert "Of the true top 50 about" in told and "(95% interval" in told and "Spearman correlation" in told
+    assert list(table)[-2:] == ["is_query", "exact"] and table["exact"].sum() == 150
+    first = int(told.split("among them the first ")[1].split(".")[0])
+    assert table["exact"][:first].all() and not table["exact"][first]
     assert main(["info", str(audit.root)]) == 0
     assert "index    2 KiB a row, blocks 1 to 3" in capsys.readouterr().out
 

@@ -1,0 +1,189 @@
+"""The second stage of a ranking from the gradient index: exact scores of its first rows, and of a control.
+
+shards/influence/<ranking>/exact/plan.safetensors    the index's scores, and the rows to score, as they come
+shards/influence/<ranking>/exact/<number>.safetensors    exact scores of one piece, and their token influences
+
+The first rows come first, then the control, then the other rows that were selected. A piece is complete or absent;
+what is there is never scored again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from concept_audit.influence.scoring import plan as scoring_plan
+from concept_audit.influence.scoring import score_rows
+from concept_audit.model.memory import free_bytes
+from concept_audit.model.options import ModelSource
+from concept_audit.pipeline.engine import Worker
+from concept_audit.pipeline.kept_queries import EXACT, OWN, Opened, influence_shards, open_query, query_file
+from concept_audit.pipeline.sampling import as_rows
+from concept_audit.pipeline.sources import Sources
+from concept_audit.progress import Progress
+from concept_audit.sampling import shuffled
+from concept_audit.store.examples import has_loss, read_examples
+from concept_audit.store.partition import ListedPartition
+from concept_audit.store.queries import content_hashes
+from concept_audit.store.shard_store import RowShards, ShardSet, intact, read_tensors
+
+SELECTED_SHARE, LEAST_SELECTED = 0.03, 100
+"""Of the rows, those that are scored exactly for their place in the index's ranking; and how many at least."""
+CONTROL_SHARE, LEAST_CONTROL, MOST_CONTROL = 0.5, 50, 500
+"""Rows drawn from the rest, as a share of the selected ones: what they say is not surer for ever more of them."""
+PIECE = 50
+"""Rows of a piece: a first answer, and what is lost when the work is stopped."""
+SEED = 0
+GROWTH = 1.5
+"""So much more has to be scored before the ranking is put in order anew: that takes a pass over all rows."""
+GRAPH_SHARE = 0.5
+"""What the activations of a single row may take of the free memory before it is scored in forward mode."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which rows are scored exactly, in which order.
+
+    Attributes:
+        approximate: the index's scores, float64 [rows]; NaN where a row has none.
+        selected: the rows that it ranks first, best first, int64.
+        control: drawn at random from the others, int64.
+    """
+
+    approximate: np.ndarray
+    selected: np.ndarray
+    control: np.ndarray
+
+    @cached_property
+    def pieces(self) -> list[np.ndarray]:
+        """The rows of each piece, as they are scored."""
+        parts = (self.selected[:PIECE], self.control, self.selected[PIECE:])
+        return [part[start : start + PIECE] for part in parts for start in range(0, len(part), PIECE)]
+
+    def steps(self) -> list[int]:
+        """After how many pieces the ranking is worth putting in order anew; the last one is all of them."""
+        sizes = np.cumsum([len(piece) for piece in self.pieces])
+        steps = [1]
+        with_control = int(np.searchsorted(sizes, min(PIECE, len(self.selected)) + len(self.control))) + 1
+        for number in range(2, len(sizes) + 1):
+            grown = number > with_control and sizes[number - 1] >= GROWTH * sizes[steps[-1] - 1]
+            if number == with_control or grown:
+                steps.append(number)
+        return [*(step for step in steps if step < len(sizes)), len(sizes)]
+
+
+def plan(sources: Sources, ranking: int, approximate: Callable[[], np.ndarray]) -> Plan:
+    """The plan of a ranking's second stage, made when it is first asked for, and kept.
+
+    Args:
+        approximate: gives the index's scores, float64 [rows].
+    """
+    path = _directory(sources, ranking) / "plan.safetensors"
+    if intact(path):
+        kept = read_tensors(path)
+        return Plan(*(kept[name].numpy() for name in ("approximate", "selected", "control")))
+    scores = approximate()
+    order = np.argsort(-scores, kind="stable")
+    order = order[~np.isnan(scores[order])]
+    selected, rest = np.split(order, [min(len(order), max(LEAST_SELECTED, round(SELECTED_SHARE * len(scores))))])
+    wanted = min(max(LEAST_CONTROL, round(CONTROL_SHARE * len(selected))), MOST_CONTROL, len(rest))
+    rest = np.sort(rest)
+    hashes = sources.read(content_hashes)
+    control = rest[shuffled([hashes[i] for i in rest], SEED)[:wanted]]
+    found = Plan(scores, selected, control)
+    tensors = {name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in vars(found).items()}
+    sources.layout.shards.write_tensors(path, tensors, {"seed": SEED})
+    return found
+
+
+@dataclass(frozen=True)
+class ExactScores:
+    """Exact scores of some rows by a query that is kept.
+
+    Attributes:
+        tokens: the rows as the model reads them.
+        query: where the query is.
+        scores: to be made.
+        rows: of each piece.
+    """
+
+    tokens: RowShards
+    query: Path
+    scores: ShardSet
+    rows: tuple[tuple[int, ...], ...]
+    model: ModelSource
+
+    @property
+    def outputs(self) -> tuple[ShardSet, ...]:
+        return (self.scores,)
+
+    def open(self, worker: Worker) -> tuple[Opened, int | None, Worker]:
+        opened = open_query(self.query, worker.model(self.model))
+        memory = int(GRAPH_SHARE * free_bytes(opened.lm.device))
+        longest = scoring_plan(opened.lm, opened.layers, opened.queries, memory).longest
+        return opened, None if opened.unit_normalised else longest, worker
+
+    def run(self, opening: tuple[Opened, int | None, Worker], number: int) -> None:
+        opened, longest, worker = opening
+        rows = read_examples(self.tokens, self.rows[number])
+        scores = np.full(len(rows), np.nan)
+        kept: dict[str, torch.Tensor] = {}
+        for batch in score_rows(
+            opened.lm,
+            opened.layers,
+            opened.queries,
+            as_rows(rows),
+            unit_normalised=opened.unit_normalised,
+            longest=longest,
+            say=worker.say,
+        ):
+            for found in batch:
+                scores[found.index] = found.scores[0]
+                if found.tokens is not None and has_loss(rows[found.index]):
+                    kept[f"tokens.{rows[found.index].example_id}"] = torch.from_numpy(found.tokens[:, 0].copy())
+            worker.advance(len(batch))
+        ids = torch.tensor(self.rows[number], dtype=torch.int64)
+        self.scores.write_tensors(number, {"ids": ids, "scores": torch.from_numpy(scores), **kept})
+
+
+def exact_scores(sources: Sources, ranking: int, planned: Plan, progress: Progress) -> Iterator[tuple[int, np.ndarray]]:
+    """Score the rows of a plan, or what is missing of them; the query has to be kept.
+
+    Yields:
+        after each of the plan's steps that had something to do, and after the last, how many rows of the plan are
+        done; and the exact scores so far, float64 [rows], NaN where there is none.
+    """
+    tokens = sources.shards("tokens")
+    shards = influence_shards(sources.layout.shards, ranking, tokens.partition)
+    exact = np.full(len(planned.approximate), np.nan)
+    done, before = 0, 0
+    everything = [tuple(map(int, piece)) for piece in planned.pieces]
+    for step in planned.steps():
+        partition = ListedPartition(tuple(len(piece) for piece in everything[:step]))
+        pieces = ShardSet(sources.layout.shards, shards.kind, f"{shards.key}/{EXACT}", partition)
+        idle = not pieces.missing()
+        if not idle:
+            work = ExactScores(tokens, query_file(shards), pieces, tuple(everything[:step]), sources.model_source)
+            sizes = {number: partition.size(number) for number in range(step)}
+            sources.driver(progress).finish(work, "Exact scores, best rows first", sizes)
+        for number in range(before, step):
+            kept = read_tensors(pieces.path(number))
+            exact[kept["ids"].numpy()] = kept["scores"].numpy()
+            done += len(kept["ids"])
+        before = step
+        if shards.file(OWN).exists():
+            # Rows that are queries are scored by the others, whoever selected them.
+            own = read_tensors(shards.file(OWN))
+            exact[own["ids"].numpy()] = own["scores"].numpy()
+        if not idle or step == len(everything):
+            yield done, exact.copy()
+
+
+def _directory(sources: Sources, ranking: int) -> Path:
+    shards = influence_shards(sources.layout.shards, ranking, sources.shards("tokens").partition)
+    return shards.file(EXACT)
