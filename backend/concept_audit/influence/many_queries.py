@@ -8,6 +8,7 @@ layers in the eigenbasis.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -195,6 +196,13 @@ def distinct_rows(queries: Sequence[Rows]) -> tuple[Rows, list[list[int]], list[
             asked[row].append(concept)
         found.append(mine)
     return Rows(ids, response), asked, found
+
+
+def sharing(queries: Sequence[Rows]) -> list[bool]:
+    """Of each concept, whether another one has one of its query rows, too."""
+    keys = [set(row_keys(rows)) for rows in queries]
+    asked = Counter(key for mine in keys for key in mine)
+    return [any(asked[key] > 1 for key in mine) for mine in keys]
 
 
 def parts_of_at_most(limit: int, places: Sequence[int], sizes: Sequence[int]) -> list[list[int]]:

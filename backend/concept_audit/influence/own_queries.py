@@ -105,6 +105,26 @@ def left_out(scores: Sequence[Any], own: Any, shares: Sequence[float]) -> Any:
     return parts[0] if len(parts) == 1 else parts[0] + parts[1]
 
 
+def summed(
+    queries: Rows, weights: Sequence[float], own: OwnQueries | None, numbers: Sequence[np.ndarray]
+) -> tuple[np.ndarray, list[np.ndarray]]:
+    """A query from those of its examples, Σ_q w_q y_q, and for each text of `own` that by the other examples.
+
+    Args:
+        numbers: float64 y_q of each example.
+
+    Returns:
+        float32.
+    """
+    totals = [
+        np.sum([weight * numbers[place] for weight, place in zip(mine, places, strict=True)], axis=0)
+        for _, mine, places in by_sign(queries, weights)
+    ]
+    texts = [] if own is None else zip(own.places, own.shares, strict=True)
+    without = [left_out(totals, numbers[place], shares).astype(np.float32) for place, shares in texts]
+    return np.sum(totals, axis=0).astype(np.float32), without
+
+
 def own_token_scores(
     lm: LanguageModel,
     layers: Sequence[LinearLayer],

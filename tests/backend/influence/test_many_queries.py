@@ -10,7 +10,13 @@ import torch
 
 from concept_audit import Audit
 from concept_audit.influence.curvature import LayerCurvature
-from concept_audit.influence.many_queries import compress_concepts, compress_each, distinct_rows, parts_of_at_most
+from concept_audit.influence.many_queries import (
+    compress_concepts,
+    compress_each,
+    distinct_rows,
+    parts_of_at_most,
+    sharing,
+)
 from concept_audit.influence.own_queries import OwnQueries
 from concept_audit.influence.projection import LayerProjection
 from concept_audit.influence.queries import NegatedConcept, Rows, query_gradient
@@ -118,6 +124,8 @@ def test_query_rows_are_found_again_where_concepts_share_them():
         for number, (row, _) in enumerate(mine):
             assert np.array_equal(distinct.ids[row], queries.ids[number])
             assert np.array_equal(distinct.response[row], queries.response[number])
+    third = Rows([data.ids[1], data.ids[3]], [data.response[0], data.response[3]])
+    assert sharing([first, second, third]) == [True, True, False]
     assert parts_of_at_most(10, [4, 5, 6, 7], [4, 6, 11, 1]) == [[4, 5], [6], [7]]
     assert parts_of_at_most(10, [], []) == []
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -18,9 +17,9 @@ from concept_audit.influence.many_queries import (
     compress_each,
     distinct_rows,
     parts_of_at_most,
-    row_keys,
+    sharing,
 )
-from concept_audit.influence.own_queries import OwnQueries, by_sign, left_out
+from concept_audit.influence.own_queries import OwnQueries, by_sign, left_out, summed
 from concept_audit.influence.projection import LayerProjection, compress_query
 from concept_audit.influence.queries import Gradients, NegatedConcept, Quantity, Rows, query_gradient
 from concept_audit.influence.targets import Projection
@@ -269,7 +268,7 @@ class OpenIndex:
         )
         wide = [each.cpu().double().numpy() for each in numbers]
         return [
-            _of_queries(target, np.stack([wide[row][turn] for row, turn in mine]))
+            Compressed(*summed(target.queries, target.weights, target.own, [wide[row][turn] for row, turn in mine]))
             for target, mine in zip(targets, places, strict=True)
         ]
 
@@ -341,25 +340,12 @@ def _direction(target: Target) -> np.ndarray | None:
 
 def _by_layer(targets: Sequence[Target]) -> dict[int, list[int]]:
     """layer → places of the targets that are directions there and are compressed together, two or more."""
-    keys = [set(row_keys(target.queries)) for target in targets]
-    asked = Counter(key for each in keys for key in each)
     found: dict[int, list[int]] = {}
-    for place, target in enumerate(targets):
+    for place, shared in enumerate(sharing([target.queries for target in targets])):
         # Queries that are summed before they are compressed cost less, unless others need them too.
-        apart = target.own is not None or any(asked[key] > 1 for key in keys[place])
-        if apart and _direction(target) is not None:
-            found.setdefault(target.reach, []).append(place)
+        if (shared or targets[place].own is not None) and _direction(targets[place]) is not None:
+            found.setdefault(targets[place].reach, []).append(place)
     return {layer: places for layer, places in found.items() if len(places) > 1}
-
-
-def _of_queries(target: Target, numbers: np.ndarray) -> Compressed:
-    """A target from the numbers of its queries: float64 [queries, numbers]."""
-    totals = [np.array(weights) @ numbers[places] for _, weights, places in by_sign(target.queries, target.weights)]
-    whole = np.sum(totals, axis=0).astype(np.float32)
-    if target.own is None:
-        return Compressed(whole)
-    own = zip(target.own.places, target.own.shares, strict=True)
-    return Compressed(whole, [left_out(totals, numbers[i], shares).astype(np.float32) for i, shares in own])
 
 
 def projection_reader(
