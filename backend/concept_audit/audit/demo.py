@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 
 from concept_audit.audit.audit import Audit
 from concept_audit.data import demo
 from concept_audit.data.read import read_labelled
+from concept_audit.errors import FinishedIndexError
 from concept_audit.influence.options import CurvatureOptions, IndexOptions
 from concept_audit.model.builtin import SMOLLM2
 from concept_audit.model.options import ModelOptions
@@ -16,7 +18,10 @@ from concept_audit.progress import Progress
 
 INDEX = IndexOptions(row_bytes=16_384, samples=256, curvature=CurvatureOptions(curvature_tokens=8_000))
 """Less than the usual sizes, for a data set of 439 rows on a laptop."""
-RANKED_FEATURES = 100
+RANKED_FEATURES = 24
+"""SAE features whose influence is ranked behind the app; that of any other takes seconds when it is asked for."""
+FEATURES_AT_ONCE = 8
+"""In one sweep of the index, after which their rankings are there."""
 
 
 def build_demo(cache: Path, progress: Progress, rebuild: bool = False, device: str | None = None) -> Audit:
@@ -48,8 +53,21 @@ def build_demo(cache: Path, progress: Progress, rebuild: bool = False, device: s
 
 
 def finish_demo(audit: Audit, progress: Progress) -> None:
-    """Build the demo's gradient index, and the influence rankings of its probes and most varied features."""
-    if audit.index.describe() is None:  # one that somebody has made with other options stays
-        audit.build_index(INDEX, progress=progress)
+    """Build the demo's gradient index, and the influence rankings of its probes and most varied features.
+
+    What people meet first comes first: the probes are ranked as soon as the index answers, before its agreement with
+    exact scores is measured; then the features, a few at a time, those that differ most between rows first.
+    """
+
+    def rank_probes() -> None:
+        there = {probe.name for probe in audit.probes.list()}  # people may have deleted one meanwhile
+        audit.rank_many([f"probe:{name}" for name in demo.PROBES if name in there], progress=progress)
+
+    about = audit.index.describe()
+    if about is None or "fidelity" not in about:
+        with suppress(FinishedIndexError):  # one that somebody has made with other options stays
+            audit.build_index(INDEX, progress=progress, answering=rank_probes)
+    rank_probes()
     features = audit.concepts.spread(RANKED_FEATURES)
-    audit.rank_many([*(f"probe:{name}" for name in demo.PROBES), *features], progress=progress)
+    for first in range(0, len(features), FEATURES_AT_ONCE):
+        audit.rank_many(features[first : first + FEATURES_AT_ONCE], progress=progress)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from concept_audit.audit.opened import OpenAudit
@@ -24,12 +24,17 @@ class Index:
         self._opened = opened
 
     def build(
-        self, options: IndexOptions | None = None, progress: Progress | None = None, replace: bool = False
+        self,
+        options: IndexOptions | None = None,
+        progress: Progress | None = None,
+        replace: bool = False,
+        answering: Callable[[], None] = lambda: None,
     ) -> dict[str, Any]:
         """Build the index, or what is missing of it; see `IndexOptions`.
 
         Args:
             replace: a finished index that was made with other options goes.
+            answering: called as soon as it answers, before its agreement with exact scores is measured.
 
         Returns:
             its description, with the fidelity that was found.
@@ -38,7 +43,7 @@ class Index:
             StoreError: another process is building it, or there is a finished one that is not to be replaced.
         """
         reported = progress or self._opened.progress
-        return build_index(self._opened.sources(), options or IndexOptions(), reported, replace)
+        return build_index(self._opened.sources(), options or IndexOptions(), reported, replace, answering)
 
     def describe(self) -> dict[str, Any] | None:
         """Its description, if there is one that fits this audit."""
@@ -47,7 +52,7 @@ class Index:
     def agreement(self) -> str | None:
         """How well it agrees with exact scores, and what that was measured on, in words; None if there is none."""
         about = self.describe()
-        return agreement_in_words(about["fidelity"]) if about else None
+        return agreement_in_words(about.get("fidelity")) if about else None
 
     def progress(self) -> dict[str, Any] | None:
         """How far the building is: stage, share, seconds_left; None if none is being built."""
@@ -69,8 +74,16 @@ class Index:
             return None
 
 
-def agreement_in_words(fidelity: Mapping[str, Any]) -> str:
-    """A sentence on the agreement of an index with exact scores: its figures, on which rows, with which concepts."""
+def agreement_in_words(fidelity: Mapping[str, Any] | None) -> str:
+    """A sentence on the agreement of an index with exact scores: its figures, on which rows, with which concepts.
+
+    Args:
+        fidelity: as the index describes it; None where measuring it was cut short.
+    """
+    if fidelity is None:
+        return (
+            "Its agreement with exact scores is not measured yet: `concept-audit index` with the same options does so."
+        )
     if not fidelity["concepts"]:
         return (
             "Its agreement with exact scores was not measured: too few rows differ for any to be held out of what its "

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -21,6 +22,8 @@ from concept_audit.pipeline.options import BuildOptions
 from concept_audit.progress import for_this_terminal
 
 SAE_FLAGS = {"epochs": "sae-epochs", "expansion": "sae-features", "k": "sae-k"}
+NICENESS = 15
+"""Of work behind the app: while a page computes, it gets a thirtieth of a core at most."""
 if TYPE_CHECKING:
     BuildFlags = Any
 else:
@@ -108,13 +111,21 @@ class Demo:
 
 
 @contextmanager
-def _in_background(arguments: Sequence[str], log: Path) -> Iterator[None]:
-    """Run another command of this program meanwhile; it ends with the body, and goes on where it was next time."""
+def _in_background(arguments: Sequence[str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """Run another command of this program meanwhile; it ends with the body, and goes on where it was next time.
+
+    It gives way to others, so that pages open as if nothing were built; where nobody looks, it has every core.
+    """
     with log.open("w") as out:
         command = [sys.executable, "-P", "-m", "concept_audit.cli", *arguments]
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=out)
+        below = getattr(subprocess, "BELOW_NORMAL_PRIORITY_CLASS", 0)  # Windows'
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, creationflags=below)
+        if hasattr(os, "setpriority"):
+            # Linux counts threads by themselves: those that the process starts later inherit it.
+            with suppress(OSError):  # it has ended, or we ourselves give way more than that
+                os.setpriority(os.PRIO_PROCESS, process.pid, NICENESS)
         try:
-            yield
+            yield process
         finally:
             process.terminate()
             process.wait()

@@ -20,7 +20,6 @@ import numpy as np
 import torch
 
 from concept_audit.influence.curvature import LayerCurvature
-from concept_audit.influence.projection import LayerProjection
 from concept_audit.influence.queries import Gradients, Quantity, Rows
 from concept_audit.influence.scoring import SquaredNorms
 from concept_audit.model.batches import Batch, batches_by_length, halving
@@ -104,6 +103,26 @@ def left_out(scores: Sequence[Any], own: Any, shares: Sequence[float]) -> Any:
         (total - sign * share * own) / (1 - share) for total, sign, share in zip(scores, SIGNS, shares, strict=False)
     ]
     return parts[0] if len(parts) == 1 else parts[0] + parts[1]
+
+
+def summed(
+    queries: Rows, weights: Sequence[float], own: OwnQueries | None, numbers: Sequence[np.ndarray]
+) -> tuple[np.ndarray, list[np.ndarray]]:
+    """A query from those of its examples, Σ_q w_q y_q, and for each text of `own` that by the other examples.
+
+    Args:
+        numbers: float64 y_q of each example.
+
+    Returns:
+        float32.
+    """
+    totals = [
+        np.sum([weight * numbers[place] for weight, place in zip(mine, places, strict=True)], axis=0)
+        for _, mine, places in by_sign(queries, weights)
+    ]
+    texts = [] if own is None else zip(own.places, own.shares, strict=True)
+    without = [left_out(totals, numbers[place], shares).astype(np.float32) for place, shares in texts]
+    return np.sum(totals, axis=0).astype(np.float32), without
 
 
 def own_token_scores(
@@ -196,45 +215,6 @@ def _own_products(
         asked = (X.to(damped) / damped).to(a.dtype)
         found.append((((delta[one] @ Q_S) @ asked) * (a[one] @ Q_A)).sum(-1, dtype=wide))
     return torch.stack(found)
-
-
-def compress_each(
-    lm: LanguageModel,
-    layers: Sequence[LinearLayer],
-    quantity: Quantity,
-    queries: Rows,
-    curvatures: Callable[[int], LayerCurvature],
-    projections: Callable[[int], LayerProjection],
-    damping: float,
-    budget: int | None = None,
-) -> torch.Tensor:
-    """As `compress_query`, for each query alone: float32 [queries, numbers].
-
-    Tokens are turned into the eigenbasis instead of a gradient, which has more directions than a query has tokens.
-    """
-    parts: dict[int, torch.Tensor] = {}
-    with GradientPass(lm, layers) as run:
-        for chosen in batches_by_length(queries.spans, budget or gradient_tokens_per_batch(lm.device)):
-            batch = queries.batch(chosen, lm)
-
-            def visit(
-                index: int, a: torch.Tensor, delta: torch.Tensor, chosen: Sequence[int] = chosen, batch: Batch = batch
-            ) -> None:
-                c, p = curvatures(index), projections(index)
-                damped = c.eigenvalues + damping * c.eigenvalues.mean()
-                inputs = torch.where(batch.real[..., None], a, 0) @ c.inputs.to(a.dtype)
-                outputs = delta @ c.outputs.to(delta.dtype)
-                if index not in parts:
-                    parts[index] = torch.zeros(len(queries), p.components.shape[1], device=lm.device)
-                for place, i in enumerate(chosen):
-                    solved = (outputs[place].T @ inputs[place]).to(damped) / damped
-                    between = p.query_left.T @ (solved @ p.query_right)
-                    parts[index][i] = (between.flatten() @ p.components.to(between)).float()
-
-            quantity(run, batch, visit)
-    sizes = {i: projections(i).components.shape[1] for i in range(len(layers)) if i not in parts}
-    missing = {i: torch.zeros(len(queries), size, device=lm.device) for i, size in sizes.items()}
-    return torch.cat([{**parts, **missing}[i] for i in range(len(layers))], dim=1)
 
 
 def _keep(kept: dict[int, tuple[torch.Tensor, torch.Tensor]], batch: Batch) -> Visit:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import numpy as np
 import torch
@@ -189,7 +189,7 @@ class GradientPass:
         self._head: LanguageModelHead | None = None
         self._shape: torch.Size | None = None
 
-    def __enter__(self) -> GradientPass:
+    def __enter__(self) -> Self:
         check_precision(self._lm.name, self._lm.model)
         self._trainable = [p for p in self._lm.model.parameters() if p.requires_grad]
         for parameter in self._trainable:

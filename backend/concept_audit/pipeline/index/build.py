@@ -1,15 +1,15 @@
 """Stage: the gradient index, from which the influence of a new concept follows in seconds.
 
 The curvature is fitted, the projection is learned on a sample of the rows, one pass
-over the data projects the gradient of every row, and rows that were held out of the
-learning are scored exactly to see how faithful the index is. Each step's files are
-complete or absent, and a second run does only what is missing.
+over the data projects the gradient of every row: from then on the index answers. Last,
+rows that were held out of the learning are scored exactly to see how faithful it is.
+Each step's files are complete or absent, and a second run does only what is missing.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -52,11 +52,19 @@ LEARNING = "held out rows apart"
 """What the projection learns from; an index of a version that learned from all rows is another one."""
 
 
-def build_index(sources: Sources, options: IndexOptions, progress: Progress, replace: bool = False) -> dict[str, Any]:
+def build_index(
+    sources: Sources,
+    options: IndexOptions,
+    progress: Progress,
+    replace: bool = False,
+    answering: Callable[[], None] = lambda: None,
+) -> dict[str, Any]:
     """Build what is missing of the index.
 
     Args:
         replace: a finished index that was made with other options goes.
+        answering: called as soon as the index answers, before its agreement with exact scores is measured; not
+            where it was finished before.
 
     Returns:
         the finished description.
@@ -92,15 +100,17 @@ def build_index(sources: Sources, options: IndexOptions, progress: Progress, rep
     with making(sources.layout, sources.manifest, INDEX, INDEX):
         found = _described(files)
         same = found is not None and {k: found.get(k) for k in made_of} == made_of
-        if found is not None and same and found.get("done") and files.complete(range(1, layers[-1] + 1)):
+        whole = same and bool(found and found.get("done")) and files.complete(range(1, layers[-1] + 1))
+        if whole and found is not None and "fidelity" in found:
             return found
         if not replace:
             _refuse_to_replace(sources, files, made_of)
         files.rows.store.remove_others(INDEX, files.rows.key)
         remove_leftovers(files.root)
-        files.write_description({**made_of, "done": False})
+        if not whole:
+            files.write_description({**made_of, "done": False})
         with reporting(files, progress) as reported:
-            return _Building(sources, files, options, made_of, reported).run()
+            return _Building(sources, files, options, made_of, reported).run(answering)
 
 
 def _described(files: IndexFiles) -> dict[str, Any] | None:
@@ -184,7 +194,7 @@ class _Building:
         self._blocks = range(1, made_of["blocks"][1] + 1)
         self._layers = linear_layers(self._lm, 1, self._blocks[-1], made_of["weights"], partial=True)
 
-    def run(self) -> dict[str, Any]:
+    def run(self, answering: Callable[[], None]) -> dict[str, Any]:
         """Do what is missing."""
         numbers = self._tokens.numbers()
         lengths = [len(row.input_ids) for number in numbers for row in read_tokens(self._tokens, number)]
@@ -203,9 +213,11 @@ class _Building:
         self._learn(held)
         work = CompressingRows(self._tokens, self._files, self._sources.model_source, made)
         self._sources.driver(self._progress).finish(work, "Gradient of every row", self._tokens.partition.sizes())
-        about = {**made, "done": True, "rows": rows}
-        fidelity = measure_fidelity(self._sources, about, held, self._progress)
-        finished = {**about, "fidelity": fidelity, "kept": read_tensors(self._files.sides)["ends"].tolist()}
+        about = {**made, "done": True, "rows": rows, "kept": read_tensors(self._files.sides)["ends"].tolist()}
+        # It answers from here on, also where the check is cut short: then the same command measures what is missing.
+        self._files.write_description(about)
+        answering()
+        finished = {**about, "fidelity": measure_fidelity(self._sources, about, held, self._progress)}
         self._files.write_description(finished)
         return finished
 

@@ -12,7 +12,14 @@ import torch
 
 from concept_audit.errors import ConceptError, StoreError
 from concept_audit.influence.fitting import Fisher
-from concept_audit.influence.own_queries import OwnQueries, by_sign, compress_each, left_out
+from concept_audit.influence.many_queries import (
+    compress_concepts,
+    compress_each,
+    distinct_rows,
+    parts_of_at_most,
+    sharing,
+)
+from concept_audit.influence.own_queries import OwnQueries, by_sign, left_out, summed
 from concept_audit.influence.projection import LayerProjection, compress_query
 from concept_audit.influence.queries import Gradients, NegatedConcept, Quantity, Rows, query_gradient
 from concept_audit.influence.targets import Projection
@@ -27,6 +34,8 @@ from concept_audit.store.shard_store import read_tensors
 
 NORMS = "squares of each block"
 """What an index says of the norms of its rows' gradients; earlier ones had a single estimate over all blocks."""
+QUERIES_AT_ONCE = 1024
+"""Of several concepts, whose numbers are in memory together: 128 MiB with the usual 32,768."""
 
 
 @dataclass(frozen=True)
@@ -100,13 +109,11 @@ def index_scores(
         ConceptError: a target has no gradient in the weights of the index.
     """
     opened = OpenIndex(sources, about, progress)
-    columns = []
     many = len(targets) > 1
     named = "Gradients of the concepts" if many else "Gradient of the concept on its queries"
-    with progress.stage(named, len(targets), "concepts") as stage:
-        for target in targets:
-            columns.append(opened.compressed(target, damping))
-            stage.advance()
+    asked = sum(len(target.queries) for target in targets)
+    with progress.stage(named, asked, "queries") as stage:
+        columns = opened.compressed_together(targets, damping, stage.advance)
     longest = max(len(column.whole) for column in columns)
     queries = np.zeros((longest, len(columns)), np.float32)
     for place, column in enumerate(columns):
@@ -219,6 +226,52 @@ class OpenIndex:
             )
         return found
 
+    def compressed_together(
+        self, targets: Sequence[Target], damping: float, advance: Callable[[int], None] = lambda queries: None
+    ) -> list[Compressed]:
+        """As `compressed`, of each target: concepts at one layer share the forward passes of their queries.
+
+        Args:
+            advance: told the number of queries as they are done.
+
+        Raises:
+            ConceptError: a target has no gradient in the weights of the index.
+        """
+        found: dict[int, Compressed] = {}
+        for layer, places in _by_layer(targets).items():
+            for part in parts_of_at_most(QUERIES_AT_ONCE, places, [len(targets[i].queries) for i in places]):
+                found |= zip(part, self._at_layer(layer, [targets[i] for i in part], damping, advance), strict=True)
+        for place, target in enumerate(targets):
+            if place not in found:
+                found[place] = self.compressed(target, damping)
+                advance(len(target.queries))
+            elif not np.isfinite(found[place].whole).all() or not found[place].whole.any():
+                found[place] = self.compressed(target, damping)  # says what is wrong with it
+        return [found[place] for place in range(len(targets))]
+
+    def _at_layer(
+        self, layer: int, targets: Sequence[Target], damping: float, advance: Callable[[int], None]
+    ) -> list[Compressed]:
+        """Targets that are directions at one layer."""
+        rows, asked, places = distinct_rows([target.queries for target in targets])
+        numbers = compress_concepts(
+            self._lm,
+            [each for each in self._layers if each.block <= layer],
+            layer,
+            torch.from_numpy(np.stack([v for target in targets if (v := _direction(target)) is not None])),
+            rows,
+            asked,
+            self._curvatures,
+            self._reader(),
+            damping,
+            advance=advance,
+        )
+        wide = [each.cpu().double().numpy() for each in numbers]
+        return [
+            Compressed(*summed(target.queries, target.weights, target.own, [wide[row][turn] for row, turn in mine]))
+            for target, mine in zip(targets, places, strict=True)
+        ]
+
     def own(
         self, target: Target, solved: Sequence[Gradients], damping: float, unit_normalised: bool, progress: Progress
     ) -> dict[str, torch.Tensor]:
@@ -277,6 +330,22 @@ class OpenIndex:
         """(H + λI)⁻¹ of a target's gradient, whole."""
         _, gradients = self.gradients(target)
         return [self._curvatures(i).solve(gradient, damping) for i, gradient in enumerate(gradients)]
+
+
+def _direction(target: Target) -> np.ndarray | None:
+    """float32 [d_model]: the direction that a target is, at the layer that it reaches to; None if it is none."""
+    inner = target.quantity.target if isinstance(target.quantity, NegatedConcept) else None
+    return inner.direction if isinstance(inner, Projection) and inner.layer == target.reach else None
+
+
+def _by_layer(targets: Sequence[Target]) -> dict[int, list[int]]:
+    """layer → places of the targets that are directions there and are compressed together, two or more."""
+    found: dict[int, list[int]] = {}
+    for place, shared in enumerate(sharing([target.queries for target in targets])):
+        # Queries that are summed before they are compressed cost less, unless others need them too.
+        if (shared or targets[place].own is not None) and _direction(targets[place]) is not None:
+            found.setdefault(targets[place].reach, []).append(place)
+    return {layer: places for layer, places in found.items() if len(places) > 1}
 
 
 def projection_reader(
