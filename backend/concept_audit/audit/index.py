@@ -47,7 +47,7 @@ class Index:
     def agreement(self) -> str | None:
         """How well it agrees with exact scores, and what that was measured on, in words; None if there is none."""
         about = self.describe()
-        return agreement_in_words(about["fidelity"]) if about else None
+        return agreement_in_words(about.get("fidelity")) if about else None
 
     def progress(self) -> dict[str, Any] | None:
         """How far the building is: stage, share, seconds_left; None if none is being built."""
@@ -69,8 +69,16 @@ class Index:
             return None
 
 
-def agreement_in_words(fidelity: Mapping[str, Any]) -> str:
-    """A sentence on the agreement of an index with exact scores: its figures, on which rows, with which concepts."""
+def agreement_in_words(fidelity: Mapping[str, Any] | None) -> str:
+    """A sentence on the agreement of an index with exact scores: its figures, on which rows, with which concepts.
+
+    Args:
+        fidelity: as the index describes it; None where measuring it was cut short.
+    """
+    if fidelity is None:
+        return (
+            "Its agreement with exact scores is not measured yet: `concept-audit index` with the same options does so."
+        )
     if not fidelity["concepts"]:
         return (
             "Its agreement with exact scores was not measured: too few rows differ for any to be held out of what its "

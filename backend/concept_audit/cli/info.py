@@ -62,7 +62,7 @@ def words(found: dict[str, Any]) -> str:
     if index := found["index"]:
         lines += [
             f"  index    {index['row_bytes'] / 1024:.3g} KiB a row, blocks 1 to {index['blocks'][1]}",
-            f"           {agreement_in_words(index['fidelity'])}",
+            f"           {agreement_in_words(index.get('fidelity'))}",
         ]
     else:
         lines.append("  index    none; `concept-audit index` makes influence of a new concept a matter of seconds")

@@ -1,9 +1,9 @@
 """Stage: the gradient index, from which the influence of a new concept follows in seconds.
 
 The curvature is fitted, the projection is learned on a sample of the rows, one pass
-over the data projects the gradient of every row, and rows that were held out of the
-learning are scored exactly to see how faithful the index is. Each step's files are
-complete or absent, and a second run does only what is missing.
+over the data projects the gradient of every row: from then on the index answers. Last,
+rows that were held out of the learning are scored exactly to see how faithful it is.
+Each step's files are complete or absent, and a second run does only what is missing.
 """
 
 from __future__ import annotations
@@ -92,13 +92,15 @@ def build_index(sources: Sources, options: IndexOptions, progress: Progress, rep
     with making(sources.layout, sources.manifest, INDEX, INDEX):
         found = _described(files)
         same = found is not None and {k: found.get(k) for k in made_of} == made_of
-        if found is not None and same and found.get("done") and files.complete(range(1, layers[-1] + 1)):
+        whole = same and bool(found and found.get("done")) and files.complete(range(1, layers[-1] + 1))
+        if whole and found is not None and "fidelity" in found:
             return found
         if not replace:
             _refuse_to_replace(sources, files, made_of)
         files.rows.store.remove_others(INDEX, files.rows.key)
         remove_leftovers(files.root)
-        files.write_description({**made_of, "done": False})
+        if not whole:
+            files.write_description({**made_of, "done": False})
         with reporting(files, progress) as reported:
             return _Building(sources, files, options, made_of, reported).run()
 
@@ -203,9 +205,10 @@ class _Building:
         self._learn(held)
         work = CompressingRows(self._tokens, self._files, self._sources.model_source, made)
         self._sources.driver(self._progress).finish(work, "Gradient of every row", self._tokens.partition.sizes())
-        about = {**made, "done": True, "rows": rows}
-        fidelity = measure_fidelity(self._sources, about, held, self._progress)
-        finished = {**about, "fidelity": fidelity, "kept": read_tensors(self._files.sides)["ends"].tolist()}
+        about = {**made, "done": True, "rows": rows, "kept": read_tensors(self._files.sides)["ends"].tolist()}
+        # It answers from here on, also where the check is cut short: then the same command measures what is missing.
+        self._files.write_description(about)
+        finished = {**about, "fidelity": measure_fidelity(self._sources, about, held, self._progress)}
         self._files.write_description(finished)
         return finished
 
