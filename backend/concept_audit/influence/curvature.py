@@ -31,6 +31,9 @@ import torch
 from concept_audit.errors import ModelError
 from concept_audit.model.exact import in_float64
 
+WIDE = 2048
+"""Where a layer's input or output has more numbers than this, nothing as large as their square is held."""
+
 
 @dataclass(frozen=True)
 class Eigenbasis:

@@ -16,9 +16,11 @@ import torch
 
 from concept_audit.influence import projection
 from concept_audit.influence.curvature import LayerCurvature
-from concept_audit.influence.projection import RandomConcepts, SecondMoments, Sides, TwoSided
+from concept_audit.influence.projection import RandomConcepts, Sides, TwoSided
 from concept_audit.influence.queries import Rows
+from concept_audit.influence.sides import SecondMoments, moment_bytes
 from concept_audit.model.batches import batches_by_length
+from concept_audit.model.block_groups import block_groups
 from concept_audit.model.gradients import GradientPass, gradient_tokens_per_batch
 from concept_audit.model.linear import LinearLayer
 from concept_audit.model.load import LanguageModel
@@ -26,6 +28,8 @@ from concept_audit.progress import Progress
 
 SAMPLE_BYTES = 3 << 30
 """What the drawn concepts may take between the sides, in bfloat16; fewer are drawn where they would take more."""
+SIDE_BYTES = 3 << 30
+"""What the moments behind the two-sided bases may take; the pass is repeated for the blocks that find no room."""
 SCALE = 1e3
 """Concept gradients are small: they are scaled, so that bfloat16 and the sums are far from underflow."""
 
@@ -52,14 +56,20 @@ class Learner:
     progress: Progress
 
     def sides(self, rows: Rows) -> list[Sides]:
-        """The two-sided bases of each layer."""
-        moments = SecondMoments(self.layers, self.curvatures, self.damping, self.lm)
-        self._gradients(rows, moments, 1, "Two-sided bases")
+        """The two-sided bases of each layer, learned for as many blocks at a time as fit into `SIDE_BYTES`."""
+        itemsize = self.lm.wide_dtype.itemsize
+        groups = list(block_groups(self.layers, lambda layer: moment_bytes(layer, itemsize), SIDE_BYTES))
         found = []
-        with self.progress.stage("Eigenvectors of the bases", len(self.layers), "layers") as stage:
-            for i in range(len(self.layers)):
-                found.append(moments.sides(i))
-                stage.advance()
+        for number, group in enumerate(groups, start=1):
+            named = "Two-sided bases" + (f", {number} of {len(groups)}" if len(groups) > 1 else "")
+            moments = SecondMoments(group.layers, group.within(self.curvatures), self.damping, self.lm)
+            self._gradients(rows, moments, 1, named, layers=group.layers)
+            if moments.begin_again():
+                self._gradients(rows, moments, 1, f"{named}, once more", layers=group.layers)
+            with self.progress.stage("Eigenvectors of the bases", len(group.layers), "layers") as stage:
+                for i in range(len(group.layers)):
+                    found.append(moments.sides(i))
+                    stage.advance()
         return found
 
     def components(self, sides: Sequence[Sides], rows: Rows, own: Rows, row_numbers: int) -> Components:
@@ -150,10 +160,17 @@ class Learner:
                 yield chosen, None if kind is None else RandomConcepts(kind, unit)
 
     def _gradients(
-        self, rows: Rows, collector: Any, salt: int, name: str, began: Callable[[list[int]], None] = lambda chosen: None
+        self,
+        rows: Rows,
+        collector: Any,
+        salt: int,
+        name: str,
+        began: Callable[[list[int]], None] = lambda chosen: None,
+        layers: Sequence[LinearLayer] | None = None,
     ) -> None:
-        """Show a collector the gradients of random concepts on rows."""
-        with self.progress.stage(name, len(rows), "rows") as stage, GradientPass(self.lm, self.layers) as run:
+        """Show a collector the gradients of random concepts on rows, in all layers or in some."""
+        tracked = self.layers if layers is None else layers
+        with self.progress.stage(name, len(rows), "rows") as stage, GradientPass(self.lm, tracked) as run:
             for chosen, concept in self._concepts(rows, salt):
                 batch = rows.batch(chosen, self.lm)
                 began(chosen)

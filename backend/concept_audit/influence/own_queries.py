@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from concept_audit.influence.curvature import LayerCurvature
-from concept_audit.influence.queries import Gradients, Quantity, Rows
+from concept_audit.influence.queries import PreparedQueries, Quantity, Rows
 from concept_audit.influence.scoring import SquaredNorms
 from concept_audit.model.batches import Batch, batches_by_length, halving
 from concept_audit.model.exact import in_float64
@@ -128,7 +128,7 @@ def summed(
 def own_token_scores(
     lm: LanguageModel,
     layers: Sequence[LinearLayer],
-    gradients: Sequence[Gradients],
+    solved: Sequence[PreparedQueries],
     quantity: Quantity,
     rows: Rows,
     queries: Rows,
@@ -144,7 +144,8 @@ def own_token_scores(
     and inputs there, a token's share of O is δ̃ᵀ [X / (Λ + λ)] ã: G_q is never turned back.
 
     Args:
-        gradients: (H + λI)⁻¹ of the gradient of the positive queries, and of the negative ones if there are any.
+        solved: (H + λI)⁻¹ of the gradient of the positive queries, and of the negative ones if there are any; one
+            query each.
         rows, queries: the same texts, as rows and as queries.
         shares: float64 [rows, 2], as in `OwnQueries`.
         curvatures: of each layer; None for H + λI = I.
@@ -164,16 +165,15 @@ def own_token_scores(
             as_queries, batch = queries.batch(chosen, lm), rows.batch(chosen, lm)
             asked: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
             quantity(run, as_queries, _keep(asked, as_queries))
-            by_all = torch.zeros(*batch.ids.shape, len(gradients), dtype=wide, device=lm.device)
+            by_all = torch.zeros(*batch.ids.shape, len(solved), dtype=wide, device=lm.device)
             by_own = torch.zeros(*batch.ids.shape, dtype=wide, device=lm.device)
             norms = torch.zeros(len(chosen), dtype=wide, device=lm.device)
             squares = SquaredNorms(layers)
 
             def visit(index: int, a: torch.Tensor, delta: torch.Tensor) -> None:
                 a = torch.where(batch.real[..., None], a, 0)
-                for sign, matrices in enumerate(gradients):
-                    product = torch.nn.functional.linear(a, matrices[index].to(a)) * delta
-                    by_all[..., sign] += product.sum(-1, dtype=wide)
+                for sign, query in enumerate(solved):
+                    by_all[..., sign] += query.token_scores(index, a, delta)[..., 0]
                 if unit_normalised:
                     norms.add_(squares(index, a, delta))
                 if index in asked:

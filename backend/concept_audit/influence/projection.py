@@ -34,7 +34,7 @@ from concept_audit.influence.curvature import LayerCurvature, damped_quotient
 from concept_audit.influence.queries import Gradients, Rows
 from concept_audit.influence.scoring import SquaredNorms
 from concept_audit.model.batches import Batch, batches_by_length, halving
-from concept_audit.model.exact import at_exact_device, in_float64
+from concept_audit.model.exact import in_float64
 from concept_audit.model.gradients import GradientPass, Visit, gradient_tokens_per_batch
 from concept_audit.model.linear import LinearLayer
 from concept_audit.model.load import LanguageModel
@@ -113,64 +113,9 @@ def _scales(values: torch.Tensor) -> torch.Tensor:
     return (values + FLOOR * mean).sqrt() if mean > 0 else torch.ones_like(values)
 
 
-def _query_weights(values: torch.Tensor, damping: float) -> torch.Tensor:
+def query_weights(values: torch.Tensor, damping: float) -> torch.Tensor:
     """√a / (a + √damping · mean a): one side's share of H^½ (H + λI)⁻¹, taken for a Kronecker product."""
     return _scales(values) / (values + damping**0.5 * values.mean()).clamp(min=1e-30)
-
-
-class SecondMoments:
-    """Σ over rows of Y Yᵀ and Yᵀ Y for concept gradients, each row counted alike.
-
-    Args:
-        curvatures: of each layer.
-        damping: as in the queries to come.
-    """
-
-    def __init__(
-        self,
-        layers: Sequence[LinearLayer],
-        curvatures: Callable[[int], LayerCurvature],
-        damping: float,
-        lm: LanguageModel,
-    ):
-        self._weights = []
-        for i in range(len(layers)):
-            c = curvatures(i)
-            self._weights.append(
-                (
-                    (c.outputs * _query_weights(c.output_values, damping)).to(lm.dtype),
-                    (c.inputs * _query_weights(c.input_values, damping)).to(lm.dtype),
-                )
-            )
-        wide = lm.wide_dtype
-        self.left = [torch.zeros(la.d_out, la.d_out, dtype=wide, device=lm.device) for la in layers]
-        self.right = [torch.zeros(la.d_in, la.d_in, dtype=wide, device=lm.device) for la in layers]
-
-    def visitor(self, batch: Batch) -> Visit:
-        """Adds a batch's inputs and output gradients."""
-        real = batch.real[..., None]
-
-        def visit(index: int, a: torch.Tensor, delta: torch.Tensor) -> None:
-            W_S, W_A = self._weights[index]
-            wide = self.left[index].dtype
-            inputs, outputs = torch.where(real, a, 0) @ W_A, delta @ W_S
-            for x, y in zip(inputs, outputs, strict=True):
-                # Y = yᵀ x for one row. Two products of tokens instead of one of weights.
-                among_x, among_y = x @ x.T, y @ y.T
-                scale = (among_x * among_y).sum(dtype=wide).clamp(min=torch.finfo(wide).tiny)
-                self.left[index].addmm_((y.T @ among_x).to(wide), y.to(wide), alpha=float(1 / scale))
-                self.right[index].addmm_((x.T @ among_y).to(wide), x.to(wide), alpha=float(1 / scale))
-
-        return visit
-
-    def sides(self, index: int) -> Sides:
-        """The leading `LEFT` and `RIGHT` eigenvectors of the two moments."""
-        return Sides(_leading(self.left[index], LEFT), _leading(self.right[index], RIGHT))
-
-
-def _leading(moment: torch.Tensor, count: int) -> torch.Tensor:
-    vectors = torch.linalg.eigh(at_exact_device(moment + moment.T) / 2).eigenvectors
-    return vectors.flip(1)[:, :count].contiguous().to(moment.device)
 
 
 def row_maps(curvature: LayerCurvature, sides: Sides) -> tuple[torch.Tensor, torch.Tensor]:
@@ -184,8 +129,8 @@ def row_maps(curvature: LayerCurvature, sides: Sides) -> tuple[torch.Tensor, tor
 def sample_maps(curvature: LayerCurvature, sides: Sides, damping: float) -> tuple[torch.Tensor, torch.Tensor]:
     """As `row_maps`, for the gradient of a drawn concept, with H taken for a Kronecker product."""
     return (
-        curvature.outputs @ (sides.left * _query_weights(curvature.output_values, damping)[:, None]),
-        curvature.inputs @ (sides.right * _query_weights(curvature.input_values, damping)[:, None]),
+        curvature.outputs @ (sides.left * query_weights(curvature.output_values, damping)[:, None]),
+        curvature.inputs @ (sides.right * query_weights(curvature.input_values, damping)[:, None]),
     )
 
 

@@ -200,7 +200,7 @@ class DenseQueries:
     def token_scores(self, index: int, a: torch.Tensor, delta: torch.Tensor) -> torch.Tensor:
         # One query at a time: the products of all would take `count` times the room of δ.
         matrices = self.matrices[index].to(a.dtype)
-        return torch.stack([_inner(torch.nn.functional.linear(a, G), delta) for G in matrices], dim=-1)
+        return torch.stack([inner_product(torch.nn.functional.linear(a, G), delta) for G in matrices], dim=-1)
 
     def operations(self, layers: Sequence[LinearLayer]) -> int:
         return self.count * sum(layer.d_in * layer.d_out for layer in layers)
@@ -236,17 +236,10 @@ class LowRankQueries:
             self.factors.append((torch.cat(left, 1).to(dtype), torch.cat(right, 1).to(dtype)))
         self.retained = np.divide(kept, whole, out=np.ones(self.count), where=whole > 0)
 
-    @classmethod
-    def kept(cls, factors: list[tuple[torch.Tensor, torch.Tensor]]) -> LowRankQueries:
-        """One query from the `factors` of an earlier one."""
-        made = cls.__new__(cls)
-        made.count, made.factors, made.retained = 1, factors, np.ones(1)
-        return made
-
     def token_scores(self, index: int, a: torch.Tensor, delta: torch.Tensor) -> torch.Tensor:
         U, V = (factor.to(a.dtype) for factor in self.factors[index])
         columns = (delta @ U) * (a @ V)
-        return columns.unflatten(-1, (self.count, -1)).sum(-1, dtype=_sum_dtype(columns))
+        return columns.unflatten(-1, (self.count, -1)).sum(-1, dtype=sum_dtype(columns))
 
     def operations(self, layers: Sequence[LinearLayer]) -> int:
         return sum(len(U) * U.shape[1] + len(V) * V.shape[1] for U, V in self.factors)
@@ -274,10 +267,12 @@ def truncated(matrix: torch.Tensor, rank: int, seed: int) -> tuple[torch.Tensor,
     return ((basis @ U[:, :k]) * values[:k]).to(device), Vt[:k].T.contiguous().to(device)
 
 
-def _inner(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+def inner_product(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    """⟨left, right⟩ along the last dimension; overwrites `left`."""
     product = left.mul_(right)
-    return product.sum(-1, dtype=_sum_dtype(product))
+    return product.sum(-1, dtype=sum_dtype(product))
 
 
-def _sum_dtype(tensor: torch.Tensor) -> torch.dtype:
+def sum_dtype(tensor: torch.Tensor) -> torch.dtype:
+    """In which numbers of a tensor are summed: float32, or its own dtype if that is wider."""
     return torch.promote_types(tensor.dtype, torch.float32)

@@ -26,6 +26,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from concept_audit.influence.options import Mode
 from concept_audit.influence.queries import DenseQueries, Gradients, LowRankQueries, PreparedQueries, Rows
+from concept_audit.influence.reduced_query import ReducedQuery
 from concept_audit.model.batches import Batch, batches_by_length, halving
 from concept_audit.model.exact import exact_device, in_float64
 from concept_audit.model.gradients import GradientPass, LanguageModelHead, gradient_tokens_per_batch, supervised
@@ -40,6 +41,9 @@ GRAPH_NUMBERS = 22
 
 Counted for Llama's block with a gated MLP of 8/3 the width; what else there is has the same size.
 """
+
+ROW_GRADIENT_BYTES = 1 << 30
+"""Of one layer's gradients of single rows in memory at one time; one row's are always taken."""
 
 
 @dataclass(frozen=True)
@@ -178,10 +182,12 @@ def score_rows_for_many(
             total = torch.zeros(len(chosen), len(queries[0]), dtype=torch.float64, device=exact_device(lm.device))
 
             def visit(index: int, a: torch.Tensor, delta: torch.Tensor) -> None:
-                inputs = torch.where(batch.real[..., None], a, 0)
-                gradients = torch.bmm(delta.mT, inputs).flatten(1)
-                wide = wide_product(gradients, queries[index].flatten(1).to(gradients).T, lm.wide_dtype)
-                total.add_(in_float64(wide))
+                inputs, asked = torch.where(batch.real[..., None], a, 0), queries[index].flatten(1).to(a).T
+                step = max(1, ROW_GRADIENT_BYTES // (len(asked) * a.dtype.itemsize))
+                for start in range(0, len(chosen), step):
+                    part = slice(start, start + step)
+                    gradients = torch.bmm(delta[part].mT, inputs[part]).flatten(1)
+                    total[part].add_(in_float64(wide_product(gradients, asked, lm.wide_dtype)))
 
             losses = run.losses(batch, visit)
             total[~torch.isfinite(losses).to(total.device)] = torch.nan
@@ -233,7 +239,7 @@ def _token_sum(
 def _forward_mode(
     lm: LanguageModel, layers: Sequence[LinearLayer], queries: PreparedQueries, rows: Rows, _unit: bool
 ) -> Iterator[Scorer]:
-    if not isinstance(queries, (DenseQueries, LowRankQueries)):
+    if not isinstance(queries, (DenseQueries, LowRankQueries, ReducedQuery)):
         raise TypeError(f"forward mode cannot take {type(queries).__name__}")
     head = LanguageModelHead(lm)
 
@@ -283,7 +289,9 @@ def _dual_weights(layers: Sequence[LinearLayer], tangents: Gradients) -> Iterato
             table["weight"] = weight
 
 
-def _matrices(queries: DenseQueries | LowRankQueries, number: int) -> Gradients:
+def _matrices(queries: DenseQueries | LowRankQueries | ReducedQuery, number: int) -> Gradients:
+    if isinstance(queries, ReducedQuery):
+        return queries.gradient()
     if isinstance(queries, DenseQueries):
         return [matrices[number] for matrices in queries.matrices]
     found = []

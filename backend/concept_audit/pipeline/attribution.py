@@ -256,7 +256,7 @@ def _prepare_query(path: Path, sources: Sources, run: Attribution, progress: Pro
             sources,
             lm,
             layers,
-            of_parts,
+            [DenseQueries.kept([matrix[None] for matrix in part]) for part in of_parts],
             run.quantity,
             run.queries,
             run.own,

@@ -15,7 +15,8 @@ import numpy as np
 import torch
 
 from concept_audit.errors import ConceptError, StoreError
-from concept_audit.influence.queries import DenseQueries, Gradients, LowRankQueries, PreparedQueries
+from concept_audit.influence.queries import PreparedQueries
+from concept_audit.influence.reduced_query import Form, ReducedQuery
 from concept_audit.influence.scoring import score_rows
 from concept_audit.model.linear import LinearLayer, linear_layers
 from concept_audit.model.load import LanguageModel
@@ -87,15 +88,15 @@ def forget_influence(layout: Layout, concept_id: str) -> None:
             layout.shards.remove("influence", query.parent.name)
 
 
-def keep_dense_query(
+def keep_reduced_query(
     layout: Layout,
     ranking: int,
-    gradients: Gradients,
+    query: ReducedQuery,
     precision: str,
     about: Mapping[str, Any],
     own: Mapping[str, torch.Tensor] | None = None,
 ) -> None:
-    """Keep a query, the inverse curvature applied, so that rows can be scored with it exactly.
+    """Keep a query, the inverse curvature applied, so that rows can be scored with it to float32's tolerance.
 
     Args:
         about: concept_id, blocks, weights and unit_normalised.
@@ -103,9 +104,13 @@ def keep_dense_query(
     """
     if own:
         layout.shards.write_tensors(layout.shards.path("influence", _key(ranking), OWN), own)
-    tensors = {f"dense.{i}": matrix.to(getattr(torch, precision))[None] for i, matrix in enumerate(gradients)}
+    tensors: dict[str, torch.Tensor] = {}
+    for i, form in enumerate(query.forms):
+        # Whole matrices have a leading dimension, for queries that there might be more of.
+        tensors |= {f"dense.{i}": form[0][None]} if len(form) == 1 else {f"U.{i}": form[0], f"V.{i}": form[1]}
+    tensors = {name: tensor.to(getattr(torch, precision)) for name, tensor in tensors.items()}
     path = layout.shards.path("influence", _key(ranking), QUERY)
-    layout.shards.write_tensors(path, tensors, {"retained": 1.0, "precision": precision, **about})
+    layout.shards.write_tensors(path, tensors, {"retained": float(query.retained[0]), "precision": precision, **about})
 
 
 def has_query(layout: Layout, ranking: int) -> bool:
@@ -121,12 +126,11 @@ def open_query(path: Path, lm: LanguageModel) -> Opened:
     # Who prepared the query was asked whether weights may be left out.
     layers = linear_layers(scorer, first, last, about["weights"], partial=True)
     tensors = {name: tensor.to(scorer.dtype) for name, tensor in read_tensors(path, scorer.device).items()}
-    queries: PreparedQueries
-    if "dense.0" in tensors:
-        queries = DenseQueries.kept([tensors[f"dense.{i}"] for i in range(len(tensors))])
-    else:
-        queries = LowRankQueries.kept([(tensors[f"U.{i}"], tensors[f"V.{i}"]) for i in range(len(tensors) // 2)])
-    return Opened(scorer, layers, queries, about["unit_normalised"])
+    forms: list[Form] = [
+        (tensors[f"dense.{i}"][0],) if f"dense.{i}" in tensors else (tensors[f"U.{i}"], tensors[f"V.{i}"])
+        for i in range(len(layers))
+    ]
+    return Opened(scorer, layers, ReducedQuery(forms, about["retained"]), about["unit_normalised"])
 
 
 def _key(ranking: int) -> str:

@@ -8,7 +8,7 @@ import torch
 
 from concept_audit.influence.curvature import LayerCurvature
 from concept_audit.influence.own_queries import OwnQueries, own_queries, own_token_scores
-from concept_audit.influence.queries import Gradients, Quantity, Rows
+from concept_audit.influence.queries import PreparedQueries, Quantity, Rows
 from concept_audit.model.linear import LinearLayer
 from concept_audit.model.load import LanguageModel
 from concept_audit.pipeline.sources import Sources
@@ -33,7 +33,7 @@ def own_influence(
     sources: Sources,
     lm: LanguageModel,
     layers: Sequence[LinearLayer],
-    gradients: Sequence[Gradients],
+    solved: Sequence[PreparedQueries],
     quantity: Quantity,
     queries: Rows,
     own: OwnQueries,
@@ -45,7 +45,7 @@ def own_influence(
     """What is kept of rows that are queries: ids [rows], scores float64 [rows], and tokens.ID float32 [tokens].
 
     Args:
-        gradients: (H + λI)⁻¹ of the gradients of the queries of each sign; see `own_token_scores`.
+        solved: (H + λI)⁻¹ of the gradients of the queries of each sign; see `own_token_scores`.
     """
     first = [rows[0] for rows in own.rows]
     texts = read_texts(sources.shards("tokens"), first)
@@ -53,7 +53,7 @@ def own_influence(
     as_queries = Rows([queries.ids[i] for i in own.places], [queries.response[i] for i in own.places])
     with progress.stage("Query examples that are rows, by the other queries", len(first), "rows") as stage:
         found = own_token_scores(
-            lm, layers, gradients, quantity, as_rows, as_queries, own.shares, curvatures, damping, unit_normalised
+            lm, layers, solved, quantity, as_rows, as_queries, own.shares, curvatures, damping, unit_normalised
         )
         stage.advance(len(first))
     kept: dict[str, torch.Tensor] = {}

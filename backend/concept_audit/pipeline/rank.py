@@ -34,7 +34,7 @@ from concept_audit.pipeline.answers import ANSWER_TOKENS, Answering, answered
 from concept_audit.pipeline.attribution import Attribution, attribute, finish, own_turn, prepare
 from concept_audit.pipeline.examples import example_activations
 from concept_audit.pipeline.index.query import Target, index_scores, open_index, solved_query
-from concept_audit.pipeline.kept_queries import has_query, keep_dense_query
+from concept_audit.pipeline.kept_queries import has_query, keep_reduced_query
 from concept_audit.pipeline.options import key
 from concept_audit.pipeline.own_queries import own_among, rows_of
 from concept_audit.pipeline.sources import Sources
@@ -204,14 +204,14 @@ def keep_query(sources: Sources, wanted: Request, ranking: int, progress: Progre
         return
     target = _target(sources, wanted, sources.model(), progress)
     damping, normalised = wanted.options.curvature.damping, wanted.options.scoring.unit_normalised
-    gradients, own = solved_query(sources, wanted.index, target, damping, normalised, progress)
+    query, own = solved_query(sources, wanted.index, target, damping, normalised, progress)
     about = {
         "concept_id": wanted.concept.concept_id,
         "blocks": wanted.parameters["blocks"],
         "weights": wanted.index["weights"],
         "unit_normalised": normalised,
     }
-    keep_dense_query(sources.layout, ranking, gradients, wanted.index["precision"], about, own)
+    keep_reduced_query(sources.layout, ranking, query, wanted.index["precision"], about, own)
 
 
 def finished(sources: Sources, wanted: Request, ranking: int) -> None:

@@ -18,6 +18,7 @@ from concept_audit.influence.curvature import LayerCurvature
 from concept_audit.influence.projection import encode, principal_components, shares
 from concept_audit.influence.queries import NegatedConcept, Rows
 from concept_audit.influence.targets import Projection
+from concept_audit.pipeline.index import build as index_build
 from concept_audit.pipeline.index import query as index_query
 from concept_audit.progress import Progress
 from concept_audit.store.index import IndexFiles, present_index, sweep
@@ -173,6 +174,31 @@ def test_a_killed_build_goes_on_where_it_was(audit, monkeypatch, tmp_path):
     assert [path.read_bytes() for path in files_of(again).paths()] == expected
     assert by_row(again, "tone", "concept_influence", FROM_INDEX) == pytest.approx(before)
     assert again.index.progress() is None
+
+
+def test_an_index_whose_check_was_killed_answers_and_the_next_run_measures(audit, monkeypatch):
+    expected = audit.index.describe()
+    files = files_of(audit)
+    files.write_description({**expected, "done": False})
+
+    def killed(*arguments):
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(index_build, "measure_fidelity", killed)
+        with pytest.raises(Killed):
+            audit.build_index(SMALL)
+    cut_short = Audit(audit.root)
+    assert "fidelity" not in cut_short.index.describe()
+    assert "not measured yet" in cut_short.index.agreement()
+    assert len(cut_short.rank("tone", "concept_influence", options=FROM_INDEX.changed(damping=3.0))) == 300
+
+    def still_answers(*arguments):
+        assert files.describe()["done"]
+        return expected["fidelity"]
+
+    monkeypatch.setattr(index_build, "measure_fidelity", still_answers)
+    assert cut_short.build_index(SMALL) == expected == files.describe()
 
 
 @pytest.mark.parametrize("harm", ["deleted", "cut off", "short"])

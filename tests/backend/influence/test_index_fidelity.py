@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from concept_audit import Audit, BuildOptions, CurvatureOptions, IndexOptions, ModelOptions, build
+from concept_audit.influence import scoring
 from concept_audit.influence.fidelity import difference_of_means
 from concept_audit.influence.learning import Learner
 from concept_audit.model.load import LanguageModel
@@ -45,10 +46,10 @@ def watched_build(root, patch) -> SimpleNamespace:
         seen.learned |= same_tokens(rows) | same_tokens(own)
         return components(self, bases, rows, own, numbers)
 
-    def asking(self, target, damping):
+    def asking(self, target, damping, group):
         seen.targets.append(target)
         seen.sources |= same_tokens(target.queries)
-        return solved(self, target, damping)
+        return solved(self, target, damping, group)
 
     def scoring(lm, layers, queries, rows, **more):
         seen.scored |= same_tokens(rows)
@@ -147,6 +148,25 @@ def test_an_index_of_an_earlier_version_does_not_claim_unseen_rows(watched, monk
     old["fidelity"] = {name: old["fidelity"][name] for name in OLD}
     monkeypatch.setattr(watched.audit.index, "describe", lambda: old)
     assert "may have learned from" in watched.audit.index.agreement()
+
+
+def test_the_figures_do_not_depend_on_how_much_is_held_at_a_time(watched, monkeypatch):
+    sources, about = watched.audit.opened.sources(), watched.audit.index.describe()
+    held = stage.hold_out(sources.shards("tokens"), about["seed"])
+    monkeypatch.setattr(stage, "QUERY_BYTES", 1)
+    monkeypatch.setattr(scoring, "ROW_GRADIENT_BYTES", 1)
+    asked = []
+    solved = index_query.OpenIndex.solved
+
+    def asking(self, target, damping, group):
+        asked.append([layer.block for layer in group.layers])
+        return solved(self, target, damping, group)
+
+    monkeypatch.setattr(index_query.OpenIndex, "solved", asking)
+    told = stage.measure_fidelity(sources, about, held, Progress())
+    numbers = ("rows", "concepts", "spearman", "spearman_least", "overlap", "overlap_least")
+    assert [told[n] for n in numbers] == pytest.approx([watched.told[n] for n in numbers], rel=1e-6)
+    assert all(len(set(blocks)) == 1 for blocks in asked) and len({blocks[0] for blocks in asked}) == 3
 
 
 def test_where_float32_finds_no_room_the_precision_told_is_the_index_s(watched, monkeypatch):

@@ -46,6 +46,7 @@ def test_the_score_equals_that_by_the_queries_without_the_row(quantity, curved, 
     own = own_queries(list("abcde"), LABELS, {"a": [0], "b": [1], "c": [2], "d": [3]})
     parts = [solved(part, weights) for part, weights, _ in by_sign(asked, weights_of(LABELS))]
     mine = Rows(data.ids[:4], data.response[:4])
+    parts = [DenseQueries([part], torch.float64) for part in parts]
     found = own_token_scores(lm, layers, parts, quantity, mine, mine, own.shares, curvature, DAMPING, unit, budget=64)
     wanted = []
     for left in range(4):

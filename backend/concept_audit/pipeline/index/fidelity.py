@@ -23,6 +23,7 @@ from concept_audit.influence.queries import NegatedConcept, Rows
 from concept_audit.influence.scoring import score_rows_for_many
 from concept_audit.influence.targets import Projection
 from concept_audit.model.activations import response_activations
+from concept_audit.model.block_groups import block_groups
 from concept_audit.model.linear import linear_layers, n_weights
 from concept_audit.model.load import LanguageModel
 from concept_audit.pipeline.index.query import OpenIndex, Target, index_scores
@@ -46,7 +47,7 @@ QUERY_ROWS = 8
 LEAST_FIRING = 2
 """Held-out rows in which a feature has to fire."""
 QUERY_BYTES = 2 << 30
-"""Of whole query gradients in memory at one time; one concept's are always taken."""
+"""Of whole query gradients in memory at one time; one concept's of one block are always taken."""
 
 
 @dataclass(frozen=True)
@@ -129,23 +130,38 @@ def _exact_scores(
     lm: LanguageModel,
     progress: Progress,
 ) -> np.ndarray:
-    """Scores of rows with whole gradients and the curvature of the index: float64 [rows, targets]."""
+    """Scores of rows with whole gradients and the curvature of the index: float64 [rows, targets].
+
+    A score is a sum over layers: a few blocks at a time, and as many concepts with them as `QUERY_BYTES` have room for.
+    """
     first, last = about["blocks"]
     layers = linear_layers(lm, first, last, about["weights"])
     opened = OpenIndex(sources, about, progress, lm.dtype)
-    at_once = max(1, QUERY_BYTES // (lm.dtype.itemsize * n_weights(layers)))
-    groups = [targets[start : start + at_once] for start in range(0, len(targets), at_once)]
-    found = []
-    with progress.stage("Exact scores of rows held out", len(rows) * len(groups)) as stage:
+    blocks = block_groups(layers, lambda layer: layer.d_in * layer.d_out, 0)
+    widest = lm.dtype.itemsize * max(n_weights(group.layers) for group in blocks)
+    at_once = min(len(targets), max(1, QUERY_BYTES // widest))
+    size = lm.dtype.itemsize * at_once
+    groups = list(block_groups(layers, lambda layer: size * layer.d_in * layer.d_out, QUERY_BYTES))
+    found = np.zeros((len(rows), len(targets)))
+    together = [range(start, min(start + at_once, len(targets))) for start in range(0, len(targets), at_once)]
+    with progress.stage("Exact scores of rows held out", len(rows) * len(groups) * len(together)) as stage:
         for group in groups:
-            # Zero in the layers that a concept does not reach.
-            shapes = [(len(group), layer.d_out, layer.d_in) for layer in layers]
-            queries = [torch.zeros(shape, dtype=lm.dtype, device=lm.device) for shape in shapes]
-            for place, target in enumerate(group):
-                for layer, dense in zip(queries, opened.solved(target, about["damping"]), strict=False):
-                    layer[place] = dense
-            found.append(score_rows_for_many(lm, layers, queries, rows, say=progress.say, advance=stage.advance))
-    return np.concatenate(found, axis=1)
+            for places in together:
+                if all(targets[place].reach < group.layers[0].block for place in places):
+                    stage.advance(len(rows))
+                    continue
+                # Zero in the layers that a concept does not reach.
+                shapes = [(len(places), layer.d_out, layer.d_in) for layer in group.layers]
+                queries = [torch.zeros(shape, dtype=lm.dtype, device=lm.device) for shape in shapes]
+                for column, place in enumerate(places):
+                    for layer, dense in zip(
+                        queries, opened.solved(targets[place], about["damping"], group), strict=True
+                    ):
+                        layer[column] = dense
+                found[:, places] += score_rows_for_many(
+                    lm, group.layers, queries, rows, say=progress.say, advance=stage.advance
+                )
+    return found
 
 
 def _sae_directions(sources: Sources, about: Mapping[str, Any], held: HeldOut, count: int) -> list[Target]:

@@ -21,8 +21,10 @@ from concept_audit.influence.many_queries import (
 )
 from concept_audit.influence.own_queries import OwnQueries, by_sign, left_out, summed
 from concept_audit.influence.projection import LayerProjection, compress_query
-from concept_audit.influence.queries import Gradients, NegatedConcept, Quantity, Rows, query_gradient
+from concept_audit.influence.queries import Gradients, NegatedConcept, PreparedQueries, Quantity, Rows, query_gradient
+from concept_audit.influence.reduced_query import GROUP_BYTES, ReducedQuery, solved_by_blocks, solved_group
 from concept_audit.influence.targets import Projection
+from concept_audit.model.block_groups import BlockGroup, block_groups
 from concept_audit.model.gradients import gradient_tokens_per_batch
 from concept_audit.model.linear import LinearLayer, linear_layers
 from concept_audit.pipeline.curvature import CurvatureFit, curvature_of, fit_curvature
@@ -142,20 +144,22 @@ def solved_query(
     damping: float,
     unit_normalised: bool,
     progress: Progress,
-) -> tuple[Gradients, dict[str, torch.Tensor]]:
-    """A target's query, whole, with the curvature of the index; and the influence of rows that are queries.
+) -> tuple[ReducedQuery, dict[str, torch.Tensor]]:
+    """A target's query with the curvature of the index, and the influence of rows that are queries.
 
     Returns:
         (H + λI)⁻¹ of the gradient, and what `own_influence` gives; empty without such rows.
     """
     opened = OpenIndex(sources, about, progress)
     with progress.stage("Applying the curvature to the whole query"):
-        if target.own is None:
-            return opened.solved(target, damping), {}
-        parts = by_sign(target.queries, target.weights)
-        solved = [opened.solved(replace(target, queries=q, weights=w), damping) for q, w, _ in parts]
+        parts: list[tuple[Rows, Sequence[float]]] = [(target.queries, target.weights)]
+        if target.own is not None:
+            parts = [(queries, weights) for queries, weights, _ in by_sign(target.queries, target.weights)]
+        query, solved = opened.reduced(target, parts, damping)
+    if target.own is None:
+        return query, {}
     own = opened.own(target, solved, damping, unit_normalised, progress)
-    return [sum(same[1:], same[0]) for same in zip(*solved, strict=True)], own
+    return query, own
 
 
 def warm_index(sources: Sources, about: Mapping[str, Any]) -> None:
@@ -205,12 +209,14 @@ class OpenIndex:
         curvature = fit_curvature(sources, lm, fit, range(first, last + 1), progress)
         self._curvatures = curvature_of(curvature, self._layers, "ekfac", lm.device)
 
-    def gradients(self, target: Target) -> tuple[list[LinearLayer], Gradients]:
-        """The layers that a target reaches, and its gradient in each."""
-        layers = [layer for layer in self._layers if layer.block <= target.reach]
+    def reached(self, target: Target) -> list[LinearLayer]:
+        """The layers that a target reaches, the first of those of the index."""
+        return [layer for layer in self._layers if layer.block <= target.reach]
+
+    @property
+    def _budget(self) -> int:
         # Queries are few: large batches are faster, and what they take is soon given back.
-        budget = 4 * gradient_tokens_per_batch(self._lm.device)
-        return layers, query_gradient(self._lm, layers, target.quantity, target.queries, target.weights, budget)
+        return 4 * gradient_tokens_per_batch(self._lm.device)
 
     def compressed(self, target: Target, damping: float) -> Compressed:
         """A target as the index takes it.
@@ -273,15 +279,19 @@ class OpenIndex:
         ]
 
     def own(
-        self, target: Target, solved: Sequence[Gradients], damping: float, unit_normalised: bool, progress: Progress
+        self,
+        target: Target,
+        solved: Sequence[PreparedQueries],
+        damping: float,
+        unit_normalised: bool,
+        progress: Progress,
     ) -> dict[str, torch.Tensor]:
         """Exact influence of the rows that are queries, by the other queries; see `own_influence`."""
         assert target.own is not None, "there are such rows"
-        layers = [layer for layer in self._layers if layer.block <= target.reach]
         return own_influence(
             self._sources,
             self._lm,
-            layers,
+            self.reached(target),
             solved,
             target.quantity,
             target.queries,
@@ -293,19 +303,22 @@ class OpenIndex:
         )
 
     def _compressed(self, target: Target, damping: float) -> np.ndarray:
-        _, gradients = self.gradients(target)
-        return compress_query(gradients, self._curvatures, self._reader(), damping, self._lm.dtype).cpu().numpy()
+        found, read, size = [], self._reader(), self._lm.wide_dtype.itemsize
+        for group in block_groups(self.reached(target), lambda layer: size * layer.d_in * layer.d_out, GROUP_BYTES):
+            gradients = query_gradient(
+                self._lm, group.layers, target.quantity, target.queries, target.weights, self._budget
+            )
+            curvatures, projections = group.within(self._curvatures), group.within(read)
+            found.append(compress_query(gradients, curvatures, projections, damping, self._lm.dtype).cpu().numpy())
+        return np.concatenate(found)
 
     def _by_own(self, target: Target, damping: float) -> Compressed:
         """Queries that are rows one by one, the others of each sign together."""
         own, queries = target.own, target.queries
         assert own is not None, "there are such queries"
-        layers = [layer for layer in self._layers if layer.block <= target.reach]
+        layers, read = self.reached(target), self._reader()
         texts = Rows([queries.ids[i] for i in own.places], [queries.response[i] for i in own.places])
-        budget = 4 * gradient_tokens_per_batch(self._lm.device)
-        each = compress_each(
-            self._lm, layers, target.quantity, texts, self._curvatures, self._reader(), damping, budget
-        )
+        each = compress_each(self._lm, layers, target.quantity, texts, self._curvatures, read, damping, self._budget)
         alone = each.cpu().double().numpy()
         totals = []
         for part, weights, places in by_sign(queries, target.weights):
@@ -326,10 +339,20 @@ class OpenIndex:
     def _reader(self) -> Callable[[int], LayerProjection]:
         return projection_reader(self.files, self._layers, self._lm.device)
 
-    def solved(self, target: Target, damping: float) -> Gradients:
-        """(H + λI)⁻¹ of a target's gradient, whole."""
-        _, gradients = self.gradients(target)
-        return [self._curvatures(i).solve(gradient, damping) for i, gradient in enumerate(gradients)]
+    def reduced(
+        self, target: Target, parts: Sequence[tuple[Rows, Sequence[float]]], damping: float
+    ) -> tuple[ReducedQuery, list[ReducedQuery]]:
+        """(H + λI)⁻¹ of a target's gradient, and of each part of its queries; see `solved_by_blocks`."""
+        layers = self.reached(target)
+        return solved_by_blocks(
+            self._lm, layers, target.quantity, parts, self._curvatures, damping, self._lm.wide_dtype, self._budget
+        )
+
+    def solved(self, target: Target, damping: float, group: BlockGroup | None = None) -> Gradients:
+        """(H + λI)⁻¹ of a target's gradient, whole, in some blocks or in all that it reaches."""
+        group = BlockGroup(0, self.reached(target)) if group is None else group
+        part = target.queries, target.weights
+        return solved_group(self._lm, group, target.quantity, part, self._curvatures, damping, self._budget)
 
 
 def _direction(target: Target) -> np.ndarray | None:
