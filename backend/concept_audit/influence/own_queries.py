@@ -188,14 +188,8 @@ def _own_products(
     wide = torch.promote_types(a.dtype, torch.float32)
     if curvature is None:
         return ((delta @ delta_query.mT).to(wide) * (a @ a_query.mT).to(wide)).sum(-1)
-    Q_S, Q_A = curvature.outputs.to(a.dtype), curvature.inputs.to(a.dtype)
-    damped = curvature.eigenvalues + damping * curvature.eigenvalues.mean()
-    found = []
-    for one in range(len(a)):
-        X = (delta_query[one] @ Q_S).T @ (a_query[one] @ Q_A)
-        asked = (X.to(damped) / damped).to(a.dtype)
-        found.append((((delta[one] @ Q_S) @ asked) * (a[one] @ Q_A)).sum(-1, dtype=wide))
-    return torch.stack(found)
+    rows = zip(a, delta, a_query, delta_query, strict=True)
+    return torch.stack([curvature.token_products(*row, damping).to(wide) for row in rows])
 
 
 def compress_each(
@@ -221,20 +215,25 @@ def compress_each(
                 index: int, a: torch.Tensor, delta: torch.Tensor, chosen: Sequence[int] = chosen, batch: Batch = batch
             ) -> None:
                 c, p = curvatures(index), projections(index)
-                damped = c.eigenvalues + damping * c.eigenvalues.mean()
-                inputs = torch.where(batch.real[..., None], a, 0) @ c.inputs.to(a.dtype)
-                outputs = delta @ c.outputs.to(delta.dtype)
+                a = torch.where(batch.real[..., None], a, 0)
                 if index not in parts:
                     parts[index] = torch.zeros(len(queries), p.components.shape[1], device=lm.device)
                 for place, i in enumerate(chosen):
-                    solved = (outputs[place].T @ inputs[place]).to(damped) / damped
-                    between = p.query_left.T @ (solved @ p.query_right)
+                    product = _product(a[place], delta[place], c.product_dtype(a.dtype))
+                    between = c.between(p.query_left, p.query_right, product, damping)
                     parts[index][i] = (between.flatten() @ p.components.to(between)).float()
 
             quantity(run, batch, visit)
     sizes = {i: projections(i).components.shape[1] for i in range(len(layers)) if i not in parts}
     missing = {i: torch.zeros(len(queries), size, device=lm.device) for i, size in sizes.items()}
     return torch.cat([{**parts, **missing}[i] for i in range(len(layers))], dim=1)
+
+
+def _product(
+    a: torch.Tensor, delta: torch.Tensor, dtype: torch.dtype
+) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
+    """XᵀGY for the gradient G = Σ_t δ_t a_tᵀ, which is never formed."""
+    return lambda left, right: (delta.to(dtype) @ left.to(dtype)).T @ (a.to(dtype) @ right.to(dtype))
 
 
 def _keep(kept: dict[int, tuple[torch.Tensor, torch.Tensor]], batch: Batch) -> Visit:
