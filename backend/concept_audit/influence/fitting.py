@@ -17,6 +17,7 @@ import torch
 from concept_audit.influence.curvature import squared_in_basis
 from concept_audit.influence.options import FisherKind
 from concept_audit.influence.queries import Rows
+from concept_audit.influence.wide import squared_with_rest
 from concept_audit.model.batches import Batch, batches_by_length, halving
 from concept_audit.model.exact import exact_device
 from concept_audit.model.gradients import GradientPass, Visit, gradient_tokens_per_batch, supervised
@@ -119,18 +120,20 @@ class Covariances:
 
 
 class SquaredGradients:
-    """Sums over rows of (Q_Sᵀ G_z Q_A)².
+    """Sums over rows of (Q_Sᵀ G_z Q_A)², and of the squares of what wide sides leave out.
 
     Args:
-        bases: Q_A and Q_S of each layer.
+        bases: Q_A and Q_S of each layer; if one of them is of a wide side, in the dtype of the sums.
     """
 
     def __init__(self, layers: Sequence[LinearLayer], bases: Sequence[tuple[torch.Tensor, torch.Tensor]]):
         self._layers = layers
         self._bases = bases
         self._sums = [
-            torch.zeros(layer.d_out, layer.d_in, dtype=torch.promote_types(Q_A.dtype, torch.float32), device=Q_A.device)
-            for layer, (Q_A, _) in zip(layers, bases, strict=True)
+            torch.zeros(
+                *map(_measured, (Q_S, Q_A)), dtype=torch.promote_types(Q_A.dtype, torch.float32), device=Q_A.device
+            )
+            for Q_A, Q_S in bases
         ]
         self._counts = torch.zeros(1, dtype=torch.float64)
 
@@ -151,6 +154,9 @@ class SquaredGradients:
         def visit(index: int, a: torch.Tensor, delta: torch.Tensor) -> None:
             Q_A, Q_S = self._bases[index]
             source = self._layers[index].source
+            if not all(len(Q) == Q.shape[1] for Q in (Q_A, Q_S)):
+                self._sums[index] += squared_with_rest(a, delta, Q_A, Q_S)
+                return
             if source not in rotated:
                 # Layers with one input come one after the other: only the last is worth keeping.
                 rotated.clear()
@@ -163,8 +169,19 @@ class SquaredGradients:
         self._counts += len(batch.rows)
 
     def eigenvalues(self, index: int) -> torch.Tensor:
-        """Λ of a layer: [out, in]."""
-        return self._sums[index] / self._counts[0].item()
+        """Λ of a layer: [out, in], with means over the directions that a wide side leaves out as last row or column."""
+        found, layer = self._sums[index] / self._counts[0].item(), self._layers[index]
+        if found.shape[0] < layer.d_out:
+            found[-1] /= layer.d_out - found.shape[0] + 1
+        if found.shape[1] < layer.d_in:
+            found[:, -1] /= layer.d_in - found.shape[1] + 1
+        return found
+
+
+def _measured(vectors: torch.Tensor) -> int:
+    """How many squares are summed along a side: one for each eigenvector, and one for those that are left out."""
+    width, kept = vectors.shape
+    return kept if kept == width else kept + 1
 
 
 class _NonFinite(Exception):

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from itertools import repeat
 
 import numpy as np
 import torch
@@ -67,14 +68,13 @@ class SingleQueries:
         def visitor(mine: Sequence[int]) -> Visit:
             def visit(index: int, a: torch.Tensor, delta: torch.Tensor) -> None:
                 c, p = self._curvatures(index), self._projections(index)
-                damped = c.eigenvalues + self._damping * c.eigenvalues.mean()
-                inverse = torch.where(damped > 0, 1 / damped, 0)
-                outputs = delta @ c.outputs.to(delta.dtype)
-                between = []
-                for x, y in zip(inputs(index, a, c.inputs), outputs, strict=True):
-                    solved = (y.T @ x).to(inverse) * inverse
-                    between.append((p.query_left.T @ (solved @ p.query_right)).flatten())
-                numbers = torch.stack(between)
+                if c.complete:
+                    found = self._turned(inputs(index, a, c.inputs), delta, c, p)
+                else:
+                    real = torch.where(batch.real[..., None], a, 0)
+                    products = map(_product, real, delta, repeat(c.product_dtype(a.dtype)))
+                    found = [c.between(p.query_left, p.query_right, each, self._damping) for each in products]
+                numbers = torch.stack([between.flatten() for between in found])
                 if index not in self._parts:
                     self._parts[index] = numbers.new_zeros(self._count, p.components.shape[1])
                 self._parts[index][list(mine)] = numbers @ p.components.to(numbers)
@@ -82,6 +82,16 @@ class SingleQueries:
             return visit
 
         return [visitor(mine) for mine in places]
+
+    def _turned(
+        self, inputs: torch.Tensor, delta: torch.Tensor, c: LayerCurvature, p: LayerProjection
+    ) -> list[torch.Tensor]:
+        """Each row's gradient between the sides, from inputs that are in the eigenbasis already."""
+        damped = c.eigenvalues + self._damping * c.eigenvalues.mean()
+        inverse = torch.where(damped > 0, 1 / damped, 0)
+        outputs = delta @ c.outputs.to(delta.dtype)
+        rows = zip(inputs, outputs, strict=True)
+        return [p.query_left.T @ (((y.T @ x).to(inverse) * inverse) @ p.query_right) for x, y in rows]
 
     def numbers(self) -> torch.Tensor:
         """[queries, numbers], zero in layers that no gradient has reached; in the dtype of the curvature."""
@@ -93,6 +103,11 @@ class SingleQueries:
                 kept = self._projections(index).components.shape[1]
                 found.append(torch.zeros(self._count, kept, dtype=self._lm.wide_dtype, device=self._lm.device))
         return torch.cat(found, dim=1)
+
+
+def _product(a: torch.Tensor, delta: torch.Tensor, dtype: torch.dtype) -> Callable[..., torch.Tensor]:
+    """XᵀGY of X and Y for the gradient G = Σ_t δ_t a_tᵀ, which is never formed."""
+    return lambda left, right: (delta.to(dtype) @ left.to(dtype)).T @ (a.to(dtype) @ right.to(dtype))
 
 
 def compress_each(

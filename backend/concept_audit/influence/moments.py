@@ -18,7 +18,7 @@ from typing import Protocol
 import torch
 
 from concept_audit.errors import ModelError
-from concept_audit.influence.curvature import WIDE
+from concept_audit.influence import curvature
 from concept_audit.model.exact import at_exact_device, in_float64
 
 OVERSAMPLING = 2
@@ -65,7 +65,7 @@ class Moments:
 def sketch_columns(width: int, count: int) -> int | None:
     """Columns of the sketch of a moment; None where the moment itself is kept, which is no wider or not wide."""
     columns = OVERSAMPLING * count + SPARE
-    return columns if width > max(WIDE, columns) else None
+    return columns if width > max(curvature.WIDE, columns) else None
 
 
 class WholeMoment:

@@ -207,14 +207,8 @@ def _own_products(
     wide = torch.promote_types(a.dtype, torch.float32)
     if curvature is None:
         return ((delta @ delta_query.mT).to(wide) * (a @ a_query.mT).to(wide)).sum(-1)
-    Q_S, Q_A = curvature.outputs.to(a.dtype), curvature.inputs.to(a.dtype)
-    damped = curvature.eigenvalues + damping * curvature.eigenvalues.mean()
-    found = []
-    for one in range(len(a)):
-        X = (delta_query[one] @ Q_S).T @ (a_query[one] @ Q_A)
-        asked = (X.to(damped) / damped).to(a.dtype)
-        found.append((((delta[one] @ Q_S) @ asked) * (a[one] @ Q_A)).sum(-1, dtype=wide))
-    return torch.stack(found)
+    rows = zip(a, delta, a_query, delta_query, strict=True)
+    return torch.stack([curvature.token_products(*row, damping).to(wide) for row in rows])
 
 
 def _keep(kept: dict[int, tuple[torch.Tensor, torch.Tensor]], batch: Batch) -> Visit:

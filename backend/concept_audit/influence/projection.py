@@ -30,7 +30,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from concept_audit.influence.curvature import LayerCurvature, damped_quotient
+from concept_audit.influence.curvature import Eigenbasis, LayerCurvature
 from concept_audit.influence.queries import Gradients, Rows
 from concept_audit.influence.scoring import SquaredNorms
 from concept_audit.model.batches import Batch, batches_by_length, halving
@@ -54,7 +54,7 @@ class LayerProjection:
     Attributes:
         row_left: L [out, left], to multiply δ with.
         row_right: R [in, right], to multiply a with.
-        query_left: [out, left] in the eigenbasis of the curvature.
+        query_left: [out, left] in the own coordinates of the curvature's side.
         query_right: [in, right], likewise.
         components: [left × right, kept].
     """
@@ -68,7 +68,8 @@ class LayerProjection:
 
 @dataclass(frozen=True)
 class Sides:
-    """The two-sided bases of one layer: U [out, left] and V [in, right] in whitened coordinates."""
+    """The two-sided bases of one layer: U [out, left] and V [in, right] in whitened coordinates,
+    which are turned as the own coordinates of the curvature's sides are."""
 
     left: torch.Tensor
     right: torch.Tensor
@@ -107,39 +108,39 @@ class RandomConcepts:
         return torch.einsum("rtd,rd->rt", stream, self.directions.to(stream))
 
 
-def _scales(values: torch.Tensor) -> torch.Tensor:
+def _scales(basis: Eigenbasis) -> torch.Tensor:
     """Square roots of eigenvalues, none near zero; ones where all are zero, as there is nothing to whiten."""
-    mean = values.mean()
-    return (values + FLOOR * mean).sqrt() if mean > 0 else torch.ones_like(values)
+    mean = basis.mean
+    return (basis.values + FLOOR * mean).sqrt() if mean > 0 else torch.ones_like(basis.values)
 
 
-def query_weights(values: torch.Tensor, damping: float) -> torch.Tensor:
+def query_weights(basis: Eigenbasis, damping: float) -> torch.Tensor:
     """√a / (a + √damping · mean a): one side's share of H^½ (H + λI)⁻¹, taken for a Kronecker product."""
-    return _scales(values) / (values + damping**0.5 * values.mean()).clamp(min=1e-30)
+    return _scales(basis) / (basis.values + damping**0.5 * basis.mean).clamp(min=1e-30)
 
 
 def row_maps(curvature: LayerCurvature, sides: Sides) -> tuple[torch.Tensor, torch.Tensor]:
     """L [out, left] and R [in, right]: a row's whitened gradient between the two sides is LᵀG R."""
+    left, right = curvature.output_basis, curvature.input_basis
     return (
-        curvature.outputs @ (sides.left / _scales(curvature.output_values)[:, None]),
-        curvature.inputs @ (sides.right / _scales(curvature.input_values)[:, None]),
+        left.outward(left.scaled(1 / _scales(left), sides.left)),
+        right.outward(right.scaled(1 / _scales(right), sides.right)),
     )
 
 
 def sample_maps(curvature: LayerCurvature, sides: Sides, damping: float) -> tuple[torch.Tensor, torch.Tensor]:
     """As `row_maps`, for the gradient of a drawn concept, with H taken for a Kronecker product."""
+    left, right = curvature.output_basis, curvature.input_basis
     return (
-        curvature.outputs @ (sides.left * query_weights(curvature.output_values, damping)[:, None]),
-        curvature.inputs @ (sides.right * query_weights(curvature.input_values, damping)[:, None]),
+        left.outward(left.scaled(query_weights(left, damping), sides.left)),
+        right.outward(right.scaled(query_weights(right, damping), sides.right)),
     )
 
 
 def query_maps(curvature: LayerCurvature, sides: Sides) -> tuple[torch.Tensor, torch.Tensor]:
-    """[out, left] and [in, right]: what a query's solved gradient is multiplied with, in the eigenbasis."""
-    return (
-        sides.left * _scales(curvature.output_values)[:, None],
-        sides.right * _scales(curvature.input_values)[:, None],
-    )
+    """[out, left] and [in, right]: what a query's solved gradient is multiplied with, in the sides' own coordinates."""
+    left, right = curvature.output_basis, curvature.input_basis
+    return (left.scaled(_scales(left), sides.left), right.scaled(_scales(right), sides.right))
 
 
 class TwoSided:
@@ -213,11 +214,14 @@ def compress_query(
     found = []
     for i, gradient in enumerate(gradients):
         c, p = curvatures(i), projections(i)
-        rotated = c.outputs.T.to(dtype) @ gradient.to(dtype) @ c.inputs.to(dtype)
-        solved = damped_quotient(rotated.to(c.eigenvalues), c.eigenvalues, damping)
-        between = p.query_left.T @ (solved @ p.query_right)
+        narrow = gradient.to(c.product_dtype(dtype))
+        between = c.between(p.query_left, p.query_right, _product(narrow), damping)
         found.append((between.flatten() @ p.components.to(between)).float())
     return torch.cat(found)
+
+
+def _product(gradient: torch.Tensor) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
+    return lambda left, right: left.T.to(gradient) @ gradient @ right.to(gradient)
 
 
 def compress_rows(

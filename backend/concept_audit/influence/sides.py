@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from concept_audit.influence import projection
+from concept_audit.influence import curvature, projection
 from concept_audit.influence.curvature import LayerCurvature
 from concept_audit.influence.moments import Moments, sketch_columns
 from concept_audit.influence.projection import Sides
@@ -40,9 +40,9 @@ class SecondMoments:
         for i in range(len(layers)):
             c = curvatures(i)
             self._weights.append(
-                (
-                    (c.outputs * projection.query_weights(c.output_values, damping)).to(lm.dtype),
-                    (c.inputs * projection.query_weights(c.input_values, damping)).to(lm.dtype),
+                tuple(
+                    basis.inward(projection.query_weights(basis, damping), lm.dtype)
+                    for basis in (c.output_basis, c.input_basis)
                 )
             )
         self._wide = lm.wide_dtype
@@ -57,7 +57,7 @@ class SecondMoments:
         def visit(index: int, a: torch.Tensor, delta: torch.Tensor) -> None:
             W_S, W_A = self._weights[index]
             wide = self._wide
-            inputs, outputs = torch.where(real, a, 0) @ W_A, delta @ W_S
+            inputs, outputs = W_A(torch.where(real, a, 0)), W_S(delta)
             for x, y in zip(inputs, outputs, strict=True):
                 # Y = yᵀ x for one row. Two products of tokens instead of one of weights.
                 among_x, among_y = x @ x.T, y @ y.T
@@ -85,5 +85,5 @@ def moment_bytes(layer: LinearLayer, itemsize: int) -> int:
     size = 0
     for width, count in ((layer.d_out, projection.LEFT), (layer.d_in, projection.RIGHT)):
         columns = sketch_columns(width, count)
-        size += width * (columns or width) + width**2
+        size += width * (columns or width) + width * (curvature.KEPT if width > curvature.WIDE else width)
     return size * itemsize

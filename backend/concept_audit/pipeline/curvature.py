@@ -22,9 +22,10 @@ from pathlib import Path
 import torch
 
 from concept_audit.files import remove_leftovers
-from concept_audit.influence.curvature import Eigenbasis, LayerCurvature, eigenbasis, kfac_eigenvalues
+from concept_audit.influence.curvature import Eigenbasis, LayerCurvature, kfac_eigenvalues
 from concept_audit.influence.fitting import Accumulator, Covariances, Fisher, SquaredGradients, accumulate
 from concept_audit.influence.options import CurvatureKind, CurvatureOptions
+from concept_audit.influence.wide import orthonormal, side_eigenbasis, wide_form
 from concept_audit.model.linear import Layers, LinearLayer, linear_layers
 from concept_audit.model.load import LanguageModel
 from concept_audit.model.options import ModelSource
@@ -114,14 +115,16 @@ class Summing:
         lm = worker.model(self.model).in_dtype(getattr(torch, self.fit.precision))
         layers = linear_layers(lm, *self.blocks, self.fit.weights, partial=True)
         tensors = {name: tensor for path in self.bases for name, tensor in read_tensors(path).items()}
-        vectors = [
-            (
-                tensors[f"{layers[layer.source].name}.inputs.vectors"].to(lm.device, lm.dtype),
-                tensors[f"{layer.name}.outputs.vectors"].to(lm.device, lm.dtype),
+        vectors = []
+        for layer in layers if self.bases else ():
+            names = f"{layers[layer.source].name}.inputs.vectors", f"{layer.name}.outputs.vectors"
+            wide = [_is_wide(name, tensors) for name in names]
+            # What a wide side leaves out is found by subtraction, for which bfloat16 is too coarse.
+            dtype = lm.wide_dtype if any(wide) else lm.dtype
+            sides = (tensors[name].to(lm.device, dtype) for name in names)
+            vectors.append(
+                tuple(orthonormal(Q, dtype) if is_wide else Q for Q, is_wide in zip(sides, wide, strict=True))
             )
-            for layer in layers
-            if self.bases
-        ]
         return lm, layers, vectors, worker
 
     def run(self, opened: tuple[LanguageModel, list[LinearLayer], list, Worker], number: int) -> None:
@@ -149,7 +152,10 @@ def fit_curvature(
     Raises:
         StoreError: the files there are of another model or data set.
     """
+    layers = linear_layers(lm, blocks[0], blocks[-1], fit.weights, partial=True)
     made_of = {"model": lm.fingerprint, "data": sources.data, **asdict(fit)}
+    if wide := wide_form(layers):
+        made_of["wide_sides"] = wide
     shards = ShardSet(sources.layout.shards, "curvature", key(made_of), ListedPartition(()))
     files = CurvatureFiles(shards)
     shards.store.claim(shards.file(DESCRIPTION), made_of, "curvature factors", "to have them fitted again")
@@ -169,11 +175,22 @@ def fit_curvature(
 def curvature_of(
     files: CurvatureFiles, layers: Sequence[LinearLayer], kind: CurvatureKind, device: torch.device
 ) -> Callable[[int], LayerCurvature]:
-    """The curvature of each tracked layer by its index, read a block at a time."""
+    """The curvature of each tracked layer by its index, read a block at a time.
+
+    Blocks that fit into the room of a group are read once, so that many concepts do not read them again each.
+    """
+    room = GROUP_BYTES_CPU if device.type == "cpu" else GROUP_BYTES_ACCELERATOR
+    held: dict[int, dict[str, torch.Tensor]] = {}
 
     @lru_cache(maxsize=1)
     def block(number: int) -> Mapping[str, torch.Tensor]:
-        return read_tensors(files.block(number), device)
+        tensors = held.get(number) or read_tensors(files.block(number), device)
+        if number not in held and sum(t.nbytes for one in (*held.values(), tensors) for t in one.values()) <= room:
+            held[number] = tensors
+        wide = {
+            name: tensors[name.removesuffix("vectors") + "values"].dtype for name in tensors if _is_wide(name, tensors)
+        }
+        return {**tensors, **{name: orthonormal(tensors[name], dtype) for name, dtype in wide.items()}}
 
     def curvature(index: int) -> LayerCurvature:
         layer = layers[index]
@@ -187,6 +204,11 @@ def curvature_of(
 
 
 _PARTS = ("vectors", "values")
+
+
+def _is_wide(name: str, tensors: Mapping[str, torch.Tensor]) -> bool:
+    """Whether a tensor holds the leading eigenvectors of a wide side, which are rounded where they are kept."""
+    return name.endswith(".vectors") and len(tensors[name]) > tensors[name].shape[1]
 
 
 def _fit_group(
@@ -254,7 +276,7 @@ def _write_basis(
         if layer.source == index:
             sides["inputs"] = covariances.inputs(index)
         for side, covariance in sides.items():
-            basis = eigenbasis(covariance.to(device))
+            basis = side_eigenbasis(covariance.to(device))
             found[f"{layer.name}.{side}.vectors"] = basis.vectors
             found[f"{layer.name}.{side}.values"] = basis.values
         stage.advance()

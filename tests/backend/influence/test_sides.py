@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from concept_audit import ModelError
-from concept_audit.influence import learning, moments, projection
+from concept_audit.influence import curvature, learning, moments, projection
 from concept_audit.influence.fitting import Fisher
 from concept_audit.influence.learning import Learner
 from concept_audit.influence.moments import Moments, SketchedMoment, WholeMoment
@@ -33,13 +33,13 @@ def case():
 
 
 def learner(case) -> Learner:
-    lm, _, layers, curvature = case
-    return Learner(lm, layers, curvature.__getitem__, (2, 3), 10.0, 0, Progress())
+    lm, _, layers, factors = case
+    return Learner(lm, layers, factors.__getitem__, (2, 3), 10.0, 0, Progress())
 
 
 def summed(case) -> SecondMoments:
-    lm, data, layers, curvature = case
-    found = SecondMoments(layers, curvature.__getitem__, 10.0, lm)
+    lm, data, layers, factors = case
+    found = SecondMoments(layers, factors.__getitem__, 10.0, lm)
     learner(case)._gradients(data, found, 1, "moments")
     if found.begin_again():
         learner(case)._gradients(data, found, 1, "moments")
@@ -49,7 +49,7 @@ def summed(case) -> SecondMoments:
 def test_a_sketch_finds_what_the_whole_moment_would(case, few_directions, monkeypatch):
     whole = summed(case)
     assert all(isinstance(moment, WholeMoment) for moment in whole.left)
-    monkeypatch.setattr(moments, "WIDE", 8)
+    monkeypatch.setattr(curvature, "WIDE", 8)
     monkeypatch.setattr(moments, "SPARE", 8)
     sketched = summed(case)
     kinds = {type(moment) for moment in (*sketched.left, *sketched.right)}

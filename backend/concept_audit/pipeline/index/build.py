@@ -22,6 +22,7 @@ from concept_audit.influence import projection
 from concept_audit.influence.learning import Components, Learner, most_samples
 from concept_audit.influence.options import IndexOptions
 from concept_audit.influence.projection import LayerProjection, Sides
+from concept_audit.influence.wide import wide_form
 from concept_audit.model.coverage import check_outside
 from concept_audit.model.gradients import GradientPass
 from concept_audit.model.linear import LinearLayer, linear_layers, resolve_weights
@@ -79,7 +80,7 @@ def build_index(
     lm, layers = sources.model(), sorted(options.layers or sources.layers)
     lm.check_layers(tuple(layers))
     weights = resolve_weights(lm, options.weights)
-    linear_layers(lm, 1, layers[-1], weights, options.partial)
+    tracked = linear_layers(lm, 1, layers[-1], weights, options.partial)
     if weights == "lora" and not options.partial:
         check_outside(lm, loss=False)
     made_of = {
@@ -95,6 +96,7 @@ def build_index(
         "weights": weights,
         "precision": resolve_precision(options.precision, lm.dtype, lm.device),
         **({"partial": True} if options.partial else {}),
+        **({"wide_sides": wide} if (wide := wide_form(tracked)) else {}),
     }
     files = index_files(sources.layout, key(made_of), sources.shards("tokens").partition)
     with making(sources.layout, sources.manifest, INDEX, INDEX):

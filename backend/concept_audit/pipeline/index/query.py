@@ -24,6 +24,7 @@ from concept_audit.influence.projection import LayerProjection, compress_query
 from concept_audit.influence.queries import Gradients, NegatedConcept, PreparedQueries, Quantity, Rows, query_gradient
 from concept_audit.influence.reduced_query import GROUP_BYTES, ReducedQuery, solved_by_blocks, solved_group
 from concept_audit.influence.targets import Projection
+from concept_audit.influence.wide import wide_form
 from concept_audit.model.block_groups import BlockGroup, block_groups
 from concept_audit.model.gradients import gradient_tokens_per_batch
 from concept_audit.model.linear import LinearLayer, linear_layers
@@ -203,6 +204,12 @@ class OpenIndex:
         self._lm = lm.in_dtype(precision or getattr(torch, about["precision"]))
         first, last = about["blocks"]
         self._layers = linear_layers(self._lm, first, last, about["weights"], partial=True)
+        if about.get("wide_sides") != wide_form(self._layers):
+            root = sources.layout.root
+            raise StoreError(
+                f"{root}: the gradient index is of a version that kept the curvature of wide layers in another form; "
+                f"build it again with `concept-audit index {root} --replace`, or rank with --exact"
+            )
         fit = CurvatureFit(
             Fisher(about["fisher"], about["seed"]), about["curvature_tokens"], about["weights"], about["precision"]
         )
