@@ -182,6 +182,24 @@ def test_where_float32_finds_no_room_the_precision_told_is_the_index_s(watched, 
     assert stage.measure_fidelity(sources, about, held, Progress())["precision"] == "bfloat16"
 
 
+def test_a_copy_in_float32_is_made_only_if_it_leaves_most_of_the_memory_free(watched, monkeypatch):
+    lm = watched.audit.opened.sources().model()
+    narrow = lm.in_dtype(torch.bfloat16)
+    numbers = sum(parameter.numel() for parameter in lm.model.parameters())
+    for free, has_room in ((10.1 * numbers, True), (9.9 * numbers, False)):
+        monkeypatch.setattr(stage, "free_bytes", lambda device, free=free: free)
+        assert stage.copy_has_room(narrow) is has_room
+        assert stage.copy_has_room(lm), "in float32 it is no copy"
+    monkeypatch.setattr(stage, "copy_has_room", lambda lm: False)
+    monkeypatch.setattr(type(lm), "in_dtype", lambda self, dtype: narrow if dtype == torch.bfloat16 else self)
+    told = []
+    monkeypatch.setattr(Progress, "say", lambda self, text: told.append(text))
+    about = watched.audit.index.describe()
+    with stage._exact_model(watched.audit.opened.sources(), about, Progress()) as exact:
+        assert exact.dtype == torch.bfloat16
+    assert "No room for the model in float32" in told[0]
+
+
 def test_rows_that_are_alike_and_what_tells_them_from_the_others():
     rng = np.random.default_rng(0)
     means = rng.normal(size=(10, 6)).astype(np.float32)

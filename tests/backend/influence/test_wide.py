@@ -19,6 +19,7 @@ from concept_audit.pipeline import curvature as stage
 from concept_audit.store.index import present_index
 from concept_audit.store.layout import Layout
 from concept_audit.store.partition import RowPartition
+from concept_audit.store.shard_store import ShardStore
 from tests.backend.influence.test_attribution import labelled
 from tests.backend.influence.test_brute_force import BruteForce, close, model, rows
 from tests.backend.influence.test_index import EXACT, FROM_INDEX, SMALL, by_row
@@ -180,3 +181,29 @@ def test_an_index_with_wide_sides_is_built_and_ranks_as_exact_scores_do(audit, n
     whole = by_row(audit, "tone", "concept_influence", EXACT.changed(damping=9.0))
     assert len(list((audit.root / "shards" / "curvature").glob("*/block-0001.safetensors"))) == 2
     assert np.isfinite(whole).all()
+
+
+@pytest.mark.parametrize(("room", "reads"), [(1 << 30, 3), (0, 6)], ids=["all fit", "none fits"])
+def test_factors_that_fit_are_read_once_for_all_concepts(tmp_path, monkeypatch, room, reads):
+    layers = linear_layers(model("llama"), 1, 3)
+    files = stage.CurvatureFiles(stage.ShardSet(ShardStore(tmp_path), "curvature", "key", stage.ListedPartition(())))
+    for block in (1, 2, 3):
+        tensors: dict[str, torch.Tensor] = {}
+        for layer in layers:
+            if layer.block == block:
+                for side, width in (("inputs", layer.d_in), ("outputs", layer.d_out)):
+                    tensors |= {f"{layer.name}.{side}.vectors": torch.eye(width, 5).bfloat16()}
+                    tensors |= {f"{layer.name}.{side}.values": torch.arange(6.0).flip(0)}
+                tensors[f"{layer.name}.eigenvalues"] = torch.ones(6, 6)
+        files.shards.store.write_tensors(files.block(block), tensors)
+    read = []
+    real = stage.read_tensors
+    monkeypatch.setattr(stage, "read_tensors", lambda path, device: read.append(path) or real(path, device))
+    monkeypatch.setattr(stage, "GROUP_BYTES_CPU", room)
+    of_layer = stage.curvature_of(files, layers, "kfac", torch.device("cpu"))
+    for _ in range(2):
+        for i, layer in enumerate(layers):
+            found = of_layer(i)
+            assert found.inputs.shape == (layer.d_in, 5) and found.inputs.dtype == torch.float32
+            close(found.eigenvalues, curvature.kfac_eigenvalues(found.input_basis, found.output_basis))
+    assert len(read) == reads

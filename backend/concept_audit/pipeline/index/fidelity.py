@@ -26,6 +26,7 @@ from concept_audit.model.activations import response_activations
 from concept_audit.model.block_groups import block_groups
 from concept_audit.model.linear import linear_layers, n_weights
 from concept_audit.model.load import LanguageModel
+from concept_audit.model.memory import free_bytes
 from concept_audit.pipeline.index.query import OpenIndex, Target, index_scores
 from concept_audit.pipeline.sampling import as_rows, drawn_contents
 from concept_audit.pipeline.sources import Sources
@@ -48,6 +49,9 @@ LEAST_FIRING = 2
 """Held-out rows in which a feature has to fire."""
 QUERY_BYTES = 2 << 30
 """Of whole query gradients in memory at one time; one concept's of one block are always taken."""
+
+COPY_SHARE = 0.4
+"""Of the free memory, that a copy of the model in float32 may take."""
 
 
 @dataclass(frozen=True)
@@ -111,6 +115,8 @@ def _exact_model(sources: Sources, about: Mapping[str, Any], progress: Progress)
     lm = sources.model()
     there = torch.float32 in lm.copies
     try:
+        if not (there or copy_has_room(lm)):
+            raise MemoryError
         exact = lm.in_dtype(torch.float32)
     except (MemoryError, torch.OutOfMemoryError):
         progress.say(f"No room for the model in float32: the index is checked against scores in {about['precision']}")
@@ -120,6 +126,12 @@ def _exact_model(sources: Sources, about: Mapping[str, Any], progress: Progress)
     finally:
         if not there:
             lm.copies.pop(torch.float32, None)
+
+
+def copy_has_room(lm: LanguageModel) -> bool:
+    """Whether a model in float32 would take no more than `COPY_SHARE` of the free memory, or is there already."""
+    narrow = sum(parameter.numel() for parameter in lm.model.parameters() if parameter.dtype != torch.float32)
+    return 4 * narrow <= COPY_SHARE * free_bytes(lm.device)
 
 
 def _exact_scores(
