@@ -17,7 +17,8 @@ from concept_audit.pipeline.attribution import own_turn
 from concept_audit.pipeline.rank import keep_query, scores_of
 from concept_audit.pipeline.refine import SEED, Plan, exact_scores, plan
 from concept_audit.progress import Progress
-from concept_audit.store.derived import save_refined
+from concept_audit.store.cursor import Cursor
+from concept_audit.store.derived import require_rankings, save_refined
 from concept_audit.store.evidence import ranking_scores
 from concept_audit.store.rankings import ranked
 
@@ -65,7 +66,12 @@ class Refinements:
             if known:
                 return scores_of(sources, found.request, number, reported)
             n_rows = sum(sources.shards("tokens").partition.sizes().values())
-            return self._opened.read(lambda cursor: ranking_scores(cursor, number, n_rows))
+            return self._opened.read(lambda cursor: stored(cursor, n_rows))
+
+        def stored(cursor: Cursor, n_rows: int) -> np.ndarray:
+            # Of one that was thrown away a moment ago there would be nothing, and that would be kept.
+            require_rankings(cursor, [number])
+            return ranking_scores(cursor, number, n_rows)
 
         with own_turn(sources, number, reported):
             planned = plan(sources, number, approximate)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from concept_audit import Audit, InfluenceOptions
 from concept_audit.influence.two_stages import calibration, merged, recall
 from concept_audit.pipeline import refine as stage
+from concept_audit.store.derived import RankingGoneError, drop_rankings
 from concept_audit.store.evidence import ranking_scores
 from concept_audit.store.shard_store import ShardStore
 from tests.backend.influence.test_attribution import labelled
@@ -112,6 +114,37 @@ def test_a_refinement_that_is_killed_goes_on_where_it_was(audit, monkeypatch, tm
     assert again.refine(*WANTED, FROM_INDEX)["done"] and scored == [50]
     assert by_row(again).equals(by_row(whole))
     assert again.refine(*WANTED, FROM_INDEX)["done"] and scored == [50]
+
+
+def test_two_who_refine_the_same_ranking_score_its_rows_once(audit, monkeypatch):
+    others = Audit(shutil.copytree(audit.root, audit.root.with_name("others")))
+    others.refine(*WANTED, FROM_INDEX)
+    score, scored = stage.score_rows, []
+
+    def counted(lm, layers, queries, rows, **more):
+        scored.append(len(rows))
+        return score(lm, layers, queries, rows, **more)
+
+    monkeypatch.setattr(stage, "score_rows", counted)
+    with ThreadPoolExecutor(2) as pool:
+        both = list(pool.map(lambda each: each.refine(*WANTED, FROM_INDEX), (audit, Audit(audit.root))))
+    assert scored == [50, 50, 50] and both[0] == both[1] and both[0]["done"]
+    assert by_row(audit).equals(by_row(others))
+
+
+def test_a_ranking_that_is_thrown_away_meanwhile_leaves_no_plan(audit, monkeypatch):
+    ensure = audit.rankings.ensure
+
+    def gone(*asked):
+        number = ensure(*asked)
+        audit.opened.derive(lambda cursor: drop_rankings(cursor, [number]))
+        return number
+
+    with monkeypatch.context() as patch:
+        patch.setattr(audit.rankings, "ensure", gone)
+        with pytest.raises(RankingGoneError, match="ask again"):
+            audit.refine(*WANTED, FROM_INDEX)
+    assert audit.refine(*WANTED, FROM_INDEX)["scored"] == 150
 
 
 def test_the_index_s_own_scores_are_never_taken_from_a_refined_ranking(audit):
