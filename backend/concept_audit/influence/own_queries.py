@@ -225,14 +225,14 @@ def compress_each(
                 inputs = torch.where(batch.real[..., None], a, 0) @ c.inputs.to(a.dtype)
                 outputs = delta @ c.outputs.to(delta.dtype)
                 if index not in parts:
-                    parts[index] = torch.zeros(len(queries), p.components.shape[1], device=lm.device)
+                    parts[index] = torch.zeros(len(queries), len(p.places), device=lm.device)
                 for place, i in enumerate(chosen):
                     solved = (outputs[place].T @ inputs[place]).to(damped) / damped
                     between = p.query_left.T @ (solved @ p.query_right)
-                    parts[index][i] = (between.flatten() @ p.components.to(between)).float()
+                    parts[index][i] = between.flatten()[p.places].float()
 
             quantity(run, batch, visit)
-    sizes = {i: projections(i).components.shape[1] for i in range(len(layers)) if i not in parts}
+    sizes = {i: len(projections(i).places) for i in range(len(layers)) if i not in parts}
     missing = {i: torch.zeros(len(queries), size, device=lm.device) for i, size in sizes.items()}
     return torch.cat([{**parts, **missing}[i] for i in range(len(layers))], dim=1)
 
