@@ -79,6 +79,13 @@ def test_few_bytes_a_row_agree_with_exact_scores(audit):
     assert np.mean([each.statistic for each in found]) > 0.9, found
 
 
+def test_an_index_that_was_coded_otherwise_is_refused(audit):
+    files = files_of(audit)
+    files.write_description({name: value for name, value in files.describe().items() if name != "coding"})
+    with pytest.raises(StoreError, match="earlier version, which coded the numbers of rows otherwise"):
+        audit.rank("tone", "concept_influence", options=FROM_INDEX)
+
+
 def test_all_numbers_and_no_code_give_exact_scores(audit, monkeypatch):
     """With every number kept, the index is a change of coordinates."""
     monkeypatch.setattr(projection, "FLOOR", 1e-2)
