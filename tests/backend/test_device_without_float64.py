@@ -166,28 +166,28 @@ def test_the_index(models, data, monkeypatch):
         curvature = fitted(lm, data)
         learner = Learner(lm, linear_layers(lm, 1, 3), lambda i: curvature[i], (2, 3), 10.0, 0, Progress())
         sides = learner.sides(data)
-        return curvature, sides, learner.components(sides, many, data, 60)
+        return curvature, sides, learner.numbers(sides, many, data, 60)
 
     def compute(lm):
         def here(tensor):
             return tensor.to(lm.device)
 
         layers = linear_layers(lm, 1, 3)
-        curvature, sides, components = learned(lm)
+        curvature, sides, kept = learned(lm)
         assert all(s.left.device == lm.device and torch.isfinite(s.left).all() for s in sides)
-        assert len(components.spread) == sum(components.kept) == 60
+        assert len(kept.spread) == int(kept.ends[-1])
+        assert 56 <= kept.packing.row_bytes <= 60
         curvature = [LayerCurvature(*(here(getattr(c, f.name)) for f in fields(c))) for c in reference[0]]
         projections = [
             projection.LayerProjection(
-                *map(here, (*projection.row_maps(c, s), *projection.query_maps(c, s))),
-                reference[2].of_layer(i).to(lm.device, lm.dtype),
+                *map(here, (*projection.row_maps(c, s), *projection.query_maps(c, s))), here(reference[2].places[i])
             )
             for i, (c, s) in enumerate(zip(reference[0], reference[1], strict=True))
         ]
         query = projection.compress_query(
             gradient(lm, layers, data), lambda i: curvature[i], lambda i: projections[i], 10.0, lm.dtype
         )
-        found = np.zeros((len(data), 60), np.float32)
+        found = np.zeros((len(data), len(reference[2].spread)), np.float32)
         for batch in projection.compress_rows(lm, layers, projections, data):
             for row in batch:
                 found[row.index] = row.numbers

@@ -1,8 +1,8 @@
 """Learning the projection of gradients from concepts drawn at random.
 
 The formulas are in `concept_audit.influence.projection`. Here are the passes over a sample of the rows that
-feed them: random concepts for the two sides, more of them for the principal components
-between the sides, and the rows' own gradients for the size of each component.
+feed them: random concepts for the two sides, more of them for what concepts ask of each
+number between the sides, and the rows' own gradients for the size of each.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from concept_audit.influence import projection
+from concept_audit.influence.coding import allocate, order_and_packing
 from concept_audit.influence.curvature import LayerCurvature
 from concept_audit.influence.projection import RandomConcepts, Sides, TwoSided
 from concept_audit.influence.queries import Rows
@@ -25,13 +26,12 @@ from concept_audit.model.gradients import GradientPass, gradient_tokens_per_batc
 from concept_audit.model.linear import LinearLayer
 from concept_audit.model.load import LanguageModel
 from concept_audit.progress import Progress
+from concept_audit.store.packing import Packing
 
-SAMPLE_BYTES = 3 << 30
-"""What the drawn concepts may take between the sides, in bfloat16; fewer are drawn where they would take more."""
 SIDE_BYTES = 3 << 30
 """What the moments behind the two-sided bases may take; the pass is repeated for the blocks that find no room."""
 SCALE = 1e3
-"""Concept gradients are small: they are scaled, so that bfloat16 and the sums are far from underflow."""
+"""Concept gradients are small: they are scaled, so that their squares are far from underflow."""
 
 
 @dataclass(frozen=True)
@@ -72,59 +72,50 @@ class Learner:
                     stage.advance()
         return found
 
-    def components(self, sides: Sequence[Sides], rows: Rows, own: Rows, row_numbers: int) -> Components:
-        """Principal components of random concepts between the sides, and how many each layer keeps.
+    def numbers(self, sides: Sequence[Sides], rows: Rows, own: Rows, row_bytes: int) -> KeptNumbers:
+        """Which numbers between the sides are kept, and in how many bits.
 
         Args:
             rows: a random concept is drawn on each; rows may come more than once.
-            own: rows whose own gradients tell how large each component is.
-            row_numbers: kept of each row, all layers together.
+            own: rows whose own gradients tell how large each number is.
+            row_bytes: of each row, all layers together.
         """
-        widths = [s.left.shape[1] * s.right.shape[1] for s in sides]
-        ends = np.cumsum([0, *widths])
-        samples = self._samples(sides, rows, ends)
+        ends = np.cumsum([0, *(s.left.shape[1] * s.right.shape[1] for s in sides)])
+        asked = self._concept_squares(sides, rows, ends)
         squares = self._mean_squares(sides, own, ends)
-        lengths = torch.zeros(len(rows))
-        for a, b in zip(ends[:-1], ends[1:], strict=True):
-            lengths += samples[:, a:b].float().square().sum(1)
-        lengths = lengths.sqrt().clamp(min=torch.finfo(torch.float32).tiny)
-        found = Components(samples, lengths, ends, [], torch.empty(0), torch.empty(0))
-        importance, spreads = [], []
-        with self.progress.stage("Principal components", len(self.layers), "layers") as stage:
-            for i, (a, b) in enumerate(zip(ends[:-1], ends[1:], strict=True)):
-                components, moments = projection.principal_components(found.unit_samples(i))
-                # E[x²] of a component, its coordinates taken for uncorrelated: rows are close to white.
-                spread = (components.square() * squares[a:b][:, None]).sum(0)
-                importance.append(moments * spread)
-                spreads.append(spread.sqrt())
-                stage.advance()
-        kept = projection.shares(importance, row_numbers)
-        spread = torch.cat([s[:n] for s, n in zip(spreads, kept, strict=True)])
-        return Components(
-            samples,
-            lengths,
-            ends,
-            kept,
-            spread.clamp(min=float(spread.max()) * 1e-6),
-            torch.cat([s[:n] for s, n in zip(importance, kept, strict=True)]),
-        )
+        bits = allocate(squares * asked, 8 * row_bytes)
+        kept = bits > 0
+        order, packing = order_and_packing(bits[kept])
+        places = [kept[a:b].nonzero()[:, 0] for a, b in zip(ends[:-1], ends[1:], strict=True)]
+        return KeptNumbers(places, squares[kept].sqrt(), (squares * asked)[kept], order, packing)
 
-    def _samples(self, sides: Sequence[Sides], rows: Rows, ends: np.ndarray) -> torch.Tensor:
-        """Gradients of drawn concepts between the sides: bfloat16 [rows, numbers of all layers]."""
+    def _concept_squares(self, sides: Sequence[Sides], rows: Rows, ends: np.ndarray) -> torch.Tensor:
+        """E[y²] of drawn concepts' gradients between the sides, each of unit length over all layers.
+
+        Returns:
+            float32 [numbers of all layers].
+        """
         dtype = self.lm.dtype
         maps = [projection.sample_maps(self.curvatures(i), s, self.damping) for i, s in enumerate(sides)]
-        samples = torch.zeros(len(rows), int(ends[-1]), dtype=torch.bfloat16)
-        place: list[int] = []
+        squares = torch.zeros(int(ends[-1]))
+        batch: dict[int, torch.Tensor] = {}
 
         def put(index: int, values: torch.Tensor) -> None:
-            samples[place, ends[index] : ends[index + 1]] = (values.float() * SCALE).cpu().bfloat16()
+            batch[index] = (values.float() * SCALE).square().cpu()
 
-        def began(chosen: list[int]) -> None:
-            place[:] = chosen
+        def add(chosen: Sequence[int] = ()) -> None:
+            """What was put since; lengths are known once all layers have been."""
+            if batch:
+                lengths = sum(values.sum(1) for values in batch.values())
+                weights = 1 / lengths.clamp(min=torch.finfo(torch.float32).tiny)
+                for index, values in batch.items():
+                    squares[ends[index] : ends[index + 1]] += weights @ values
+                batch.clear()
 
         collector = TwoSided([(left.to(dtype), right.to(dtype)) for left, right in maps], put)
-        self._gradients(rows, collector, 2, "Concepts drawn to learn the projection", began)
-        return samples
+        self._gradients(rows, collector, 2, "Concepts drawn to learn the projection", add)
+        add()
+        return squares / max(len(rows), 1)
 
     def _mean_squares(self, sides: Sequence[Sides], rows: Rows, ends: np.ndarray) -> torch.Tensor:
         """E[x²] of rows' own gradients between the sides: float32 [numbers of all layers]."""
@@ -182,39 +173,24 @@ class Learner:
 
 
 @dataclass(frozen=True)
-class Components:
-    """Principal components of drawn concepts between the two sides.
+class KeptNumbers:
+    """What is kept of the numbers between the two sides.
 
     Attributes:
-        samples: bfloat16 [samples, numbers between the sides of all layers].
-        lengths: float32 [samples], of each over all layers.
-        ends: int64 [layers + 1], where each layer's numbers begin.
-        kept: how many components each layer keeps.
+        places: of each layer int64 [kept], which numbers.
         spread: float32 [kept of all layers], the root mean square of each over rows.
         importance: float32 [kept of all layers], E[x²] E[y²] of each.
+        order: int64 [packed numbers], which of the kept are packed, and in which order.
+        packing: in how many bits.
     """
 
-    samples: torch.Tensor
-    lengths: torch.Tensor
-    ends: np.ndarray
-    kept: list[int]
+    places: list[torch.Tensor]
     spread: torch.Tensor
     importance: torch.Tensor
+    order: torch.Tensor
+    packing: Packing
 
-    def unit_samples(self, index: int) -> torch.Tensor:
-        """A layer's part of the samples, each sample of unit length over all layers: float32 [samples, numbers]."""
-        return self.samples[:, self.ends[index] : self.ends[index + 1]].float() / self.lengths[:, None]
-
-    def of_layer(self, index: int) -> torch.Tensor:
-        """The components that a layer keeps: bfloat16 [numbers, kept].
-
-        Found a second time: those of all layers would take as much memory as the samples.
-        """
-        components, _ = projection.principal_components(self.unit_samples(index))
-        return components[:, : self.kept[index]].to(torch.bfloat16)
-
-
-def most_samples(sides: Sequence[Sides], wanted: int) -> int:
-    """How many concepts may be drawn, so that they take no more than `SAMPLE_BYTES`."""
-    width = sum(s.left.shape[1] * s.right.shape[1] for s in sides)
-    return min(wanted, max(32, SAMPLE_BYTES // (2 * width)))
+    @property
+    def ends(self) -> torch.Tensor:
+        """Where each layer's numbers end: int64 [layers]."""
+        return torch.tensor([len(places) for places in self.places]).cumsum(0)

@@ -26,7 +26,7 @@ from concept_audit.model.shared_forward import SharedForward
 
 
 class SingleQueries:
-    """Collects y(G) = Cᵀ vec(Uᵀ [(Q_Sᵀ G Q_A) / (Λ + λ)] V) of single queries, layer by layer.
+    """Collects y(G), the kept numbers of Uᵀ [(Q_Sᵀ G Q_A) / (Λ + λ)] V, of single queries, layer by layer.
 
     Tokens are turned into the eigenbasis instead of a gradient, which has more directions than a query has tokens.
     Layers that read the same input have to share its eigenbasis.
@@ -76,8 +76,8 @@ class SingleQueries:
                     found = [c.between(p.query_left, p.query_right, each, self._damping) for each in products]
                 numbers = torch.stack([between.flatten() for between in found])
                 if index not in self._parts:
-                    self._parts[index] = numbers.new_zeros(self._count, p.components.shape[1])
-                self._parts[index][list(mine)] = numbers @ p.components.to(numbers)
+                    self._parts[index] = numbers.new_zeros(self._count, len(p.places))
+                self._parts[index][list(mine)] = numbers[:, p.places]
 
             return visit
 
@@ -100,7 +100,7 @@ class SingleQueries:
             if index in self._parts:
                 found.append(self._parts[index])
             else:
-                kept = self._projections(index).components.shape[1]
+                kept = len(self._projections(index).places)
                 found.append(torch.zeros(self._count, kept, dtype=self._lm.wide_dtype, device=self._lm.device))
         return torch.cat(found, dim=1)
 

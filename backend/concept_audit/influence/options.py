@@ -139,7 +139,7 @@ class IndexOptions:
     """How a gradient index is built.
 
     Attributes:
-        row_bytes: kept of each row, a number a byte; more are more faithful.
+        row_bytes: kept of each row, one to four numbers a byte; more are more faithful.
         samples: concepts drawn to learn the projection from.
         layers: where concepts may live; the index tracks the blocks up to the deepest. None for the audit's layers.
         curvature: of the whitening, always EK-FAC; the projection is learned for its damping.

@@ -13,9 +13,9 @@ learned from the gradients of concepts drawn at random, on rows of the data.
 1. **Two sides.** U and V, the leading eigenvectors of the second moments of Y's
    columns and rows: Uᵀ X V has `left` × `right` numbers. For a row that is Σ_t (Lδ_t)(Ra_t)ᵀ
    with L and R small, cheaper than one exact score.
-2. **Principal components** of vec(Uᵀ Y V) over the drawn concepts, layer by layer; of
-   all layers together the `numbers` are kept that carry the most of a score's variance,
-   E[x²] E[y²], so layers get unequal shares.
+2. **Bits.** The numbers between the sides are kept as they are, each in as many bits as it is worth
+   (`concept_audit.influence.coding`): by E[x²] E[y²], what it carries of a score's variance. Most take none,
+   and so layers get unequal shares.
 
 Two-sided projections of gradients are those of LoGra (Choe et al. 2024, arXiv
 2405.13954); whitening before compressing, and learning the directions from concept
@@ -34,17 +34,14 @@ from concept_audit.influence.curvature import Eigenbasis, LayerCurvature
 from concept_audit.influence.queries import Gradients, Rows
 from concept_audit.influence.scoring import SquaredNorms
 from concept_audit.model.batches import Batch, batches_by_length, halving
-from concept_audit.model.exact import in_float64
 from concept_audit.model.gradients import GradientPass, Visit, gradient_tokens_per_batch
 from concept_audit.model.linear import LinearLayer
 from concept_audit.model.load import LanguageModel
 
-LEFT, RIGHT = 256, 48
-"""Directions kept of a layer's output and of its input, before the principal components."""
+LEFT, RIGHT = 384, 64
+"""Directions kept of a layer's output and of its input; of the numbers between them few are kept."""
 FLOOR = 1e-4
 """Eigenvalues count as this share of their mean at least, so that whitening stays finite."""
-CODE_RANGE = 8.0
-"""Numbers beyond this many root mean squares of their row are clipped by the 8-bit code."""
 
 
 @dataclass(frozen=True)
@@ -56,14 +53,14 @@ class LayerProjection:
         row_right: R [in, right], to multiply a with.
         query_left: [out, left] in the own coordinates of the curvature's side.
         query_right: [in, right], likewise.
-        components: [left × right, kept].
+        places: int64 [kept], which of the left × right numbers between the sides are kept.
     """
 
     row_left: torch.Tensor
     row_right: torch.Tensor
     query_left: torch.Tensor
     query_right: torch.Tensor
-    components: torch.Tensor
+    places: torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -165,38 +162,6 @@ class TwoSided:
         return visit
 
 
-def principal_components(samples: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Directions of the largest second moment.
-
-    Args:
-        samples: [samples, n], fewer samples than n.
-
-    Returns:
-        orthonormal columns [n, samples] and their second moments [samples], largest first.
-    """
-    gram = in_float64(samples @ samples.T)
-    values, vectors = torch.linalg.eigh((gram + gram.T) / 2)
-    values, vectors = values.flip(0), vectors.flip(1)
-    # What is smaller is rounding.
-    kept = values > 1e-6 * values[0].clamp(min=torch.finfo(torch.float64).tiny)
-    values, vectors = values[kept], vectors[:, kept]
-    components = samples.T @ (vectors / values.sqrt()).to(samples)
-    return components, (values / len(samples)).to(samples)
-
-
-def shares(importance: Sequence[torch.Tensor], numbers: int) -> list[int]:
-    """How many components each layer keeps of `numbers` in all: those of the largest importance.
-
-    Args:
-        importance: of each layer's components, in the order in which they would be kept.
-    """
-    lengths = [len(values) for values in importance]
-    flat = torch.cat([values.cummin(0).values for values in importance])
-    chosen = torch.zeros(len(flat), dtype=torch.bool)
-    chosen[torch.topk(flat, min(numbers, len(flat))).indices.cpu()] = True
-    return [int(part.sum()) for part in chosen.split(lengths)]
-
-
 def compress_query(
     gradients: Gradients,
     curvatures: Callable[[int], LayerCurvature],
@@ -216,7 +181,7 @@ def compress_query(
         c, p = curvatures(i), projections(i)
         narrow = gradient.to(c.product_dtype(dtype))
         between = c.between(p.query_left, p.query_right, _product(narrow), damping)
-        found.append((between.flatten() @ p.components.to(between)).float())
+        found.append(between.flatten()[p.places].float())
     return torch.cat(found)
 
 
@@ -235,11 +200,11 @@ def compress_rows(
     """The numbers of every row, batch by batch, in no particular order.
 
     Args:
-        projections: of each layer, with row maps and components in the model's dtype.
+        projections: of each layer, with row maps in the model's dtype.
         budget: tokens a batch, padding included; chosen by the device if None.
         say: told when a batch is halved for want of memory.
     """
-    ends = np.cumsum([0, *(p.components.shape[1] for p in projections)])
+    ends = np.cumsum([0, *(len(p.places) for p in projections)])
     spans = rows.spans
     scorable = rows.scorable
     first = layers[0].block
@@ -255,8 +220,7 @@ def compress_rows(
             norms = SquaredNorms(layers)
 
             def put(index: int, values: torch.Tensor) -> None:
-                components = projections[index].components
-                numbers[:, ends[index] : ends[index + 1]] = (values @ components).float()
+                numbers[:, ends[index] : ends[index + 1]] = values[:, projections[index].places].float()
 
             inner = TwoSided([(p.row_left, p.row_right) for p in projections], put).visitor(batch)
 
@@ -272,21 +236,3 @@ def compress_rows(
 
         for places in batches_by_length([spans[i] for i in scorable], budget or gradient_tokens_per_batch(lm.device)):
             yield from halving([scorable[place] for place in places], compress, say, lm.device)
-
-
-def encode(numbers: np.ndarray, spread: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """8-bit codes of rows.
-
-    Args:
-        numbers: float32 [rows, numbers].
-        spread: float32 [numbers], the root mean square of each number over rows.
-
-    Returns:
-        int8 [rows, numbers] and float32 [rows] with numbers ≈ code × scale × spread; the scale of a
-        row with numbers that are not finite is NaN.
-    """
-    even = numbers / spread
-    scale = np.sqrt(np.mean(np.square(even, dtype=np.float64), axis=1)) * (CODE_RANGE / 127)
-    safe = np.where(np.isfinite(scale) & (scale > 0), scale, 1.0)
-    codes = np.nan_to_num(np.clip(np.rint(even / safe[:, None]), -127, 127)).astype(np.int8)
-    return codes, np.where(np.isfinite(scale), scale, np.nan).astype(np.float32)

@@ -3,7 +3,7 @@
 shards/index/<key>/index.json                 what the index is of, and how faithful it was found
                   /sides.safetensors          two-sided bases of every layer
                   /projection-0007.safetensors   what projects the gradients of block 7
-                  /000003.safetensors         the codes of shard 3's rows: 8 bits a number, scales, squared norms
+                  /000003.safetensors         the codes of shard 3's rows: 8, 4 or 2 bits a number, scales, squared norms
                   /progress.json              how far the building is; gone when it is done
 """
 
@@ -20,6 +20,7 @@ import torch
 
 from concept_audit.errors import StoreError
 from concept_audit.store.layout import Layout
+from concept_audit.store.packing import Packing
 from concept_audit.store.partition import RowPartition, by_shard, first_row
 from concept_audit.store.shard_store import RowShards, check_command, intact, open_tensors
 
@@ -28,7 +29,7 @@ INDEX = "index"
 FINER = 254
 """A query's second 8 bits count a step of the first in so many parts."""
 ROWS_AT_ONCE = 32
-"""Rows whose codes are widened at one time: few enough to stay in the processor's cache."""
+"""Rows whose codes are unpacked at one time: few enough to stay in the processor's cache."""
 
 
 @dataclass(frozen=True)
@@ -144,86 +145,91 @@ def present_indexes(layout: Layout, partition: RowPartition) -> list[IndexFiles]
     return [index_files(layout, key, partition) for _, key in ordered]
 
 
-def sweep(paths: Sequence[Path], queries: np.ndarray, ends: int) -> Iterator[np.ndarray]:
+def sweep(
+    paths: Sequence[Path], queries: np.ndarray, packing: Packing, offsets: np.ndarray | float = 0.0
+) -> Iterator[np.ndarray]:
     """Scores of every row for several queries, a shard at a time.
 
-    Memory does not grow with the rows: a shard's codes are mapped from disk, and multiplied as they are, or
-    widened `ROWS_AT_ONCE` rows at a time where the processor has no instructions for 8-bit integers.
+    Memory does not grow with the rows: a shard's codes are mapped from disk, and multiplied as they are where all
+    have 8 bits and the processor has instructions for such integers, or unpacked `ROWS_AT_ONCE` rows at a time.
 
     Args:
         paths: of the rows' codes, a shard each.
-        queries: float32 [numbers, queries], multiplied with the spread of each number already.
-        ends: the first so many numbers count; the rest belong to deeper blocks.
+        queries: float32 [numbers, queries], in the order of the packing: what a value counts.
+        packing: of the rows' numbers.
+        offsets: float64 [queries], added to the sum over a row's numbers.
 
     Yields:
-        float64 [rows of the shard, queries]; NaN where a row has no loss.
+        float64 [rows of the shard, queries], multiplied with the rows' scales; NaN where a row has no loss.
     """
-    integer, floating = _integer_product(queries, ends), _float_product(queries, ends)
+    multiply = _integer_product(queries, packing) or _float_product(queries, packing)
     for path in paths:
         with open_tensors(path, "pt") as file:
             codes = file.get_tensor("codes")
             scales = file.get_tensor("scales").double().numpy()
-        multiply = integer if integer is not None and codes.dtype == torch.int8 else floating
-        yield multiply(codes).numpy() * scales[:, None]
+        yield (multiply(codes).numpy() + offsets) * scales[:, None]
 
 
-def products(files: IndexFiles, example_ids: Sequence[int], queries: np.ndarray) -> np.ndarray:
-    """As `sweep`, of chosen rows alone: float64 [rows, queries].
-
-    Args:
-        queries: float32 [numbers, queries]; numbers beyond them count nothing.
-    """
+def products(
+    files: IndexFiles,
+    example_ids: Sequence[int],
+    queries: np.ndarray,
+    packing: Packing,
+    offsets: np.ndarray | float = 0.0,
+) -> np.ndarray:
+    """As `sweep`, of chosen rows alone: float64 [rows, queries]."""
     found = np.empty((len(example_ids), queries.shape[1]))
     places = {example_id: place for place, example_id in enumerate(example_ids)}
     wide = queries.astype(np.float64)
+    room = torch.empty(1, packing.numbers, dtype=torch.float64)
     for number, ids in by_shard(example_ids).items():
-        with open_tensors(files.rows.complete(number), "numpy") as file:
+        with open_tensors(files.rows.complete(number), "pt") as file:
             codes, scales = file.get_slice("codes"), file.get_slice("scales")
             for example_id in ids:
                 row = example_id - first_row(number)
-                mine = codes[row : row + 1][0, : len(wide)].astype(np.float64)
-                found[places[example_id]] = (mine @ wide) * float(scales[row : row + 1][0])
+                mine = packing.unpack(codes[row : row + 1], room).numpy()[0]
+                found[places[example_id]] = (mine @ wide + offsets) * float(scales[row : row + 1][0])
     return found
 
 
 Product = Callable[[torch.Tensor], torch.Tensor]
-"""Codes int8 [rows, numbers] → float64 [rows, queries]."""
+"""Codes int8 [rows, bytes] → float64 [rows, queries]."""
 
 
-def _integer_product(queries: np.ndarray, ends: int) -> Product | None:
-    """Products of the codes as they are with queries in 16 bits, two times 8: exact sums, and nothing is widened.
+def _integer_product(queries: np.ndarray, packing: Packing) -> Product | None:
+    """Products of the values as integers with queries in 16 bits, two times 8: exact sums.
 
     None where the processor has no such instructions, or sums would not fit into 32 bits.
     """
-    if not torch.cpu._is_vnni_supported() or ends * 127**2 >= 2**31:
+    if not torch.cpu._is_vnni_supported() or packing.numbers * 127**2 >= 2**31:
         return None
-    kept = queries[:ends]
-    step = np.abs(kept).max(0) / 127
+    step = np.abs(queries).max(0) / 127
     step = np.where(step > 0, step, 1.0)
-    high = np.rint(kept / step)
-    low = np.rint((kept / step - high) * FINER)
+    high = np.rint(queries / step)
+    low = np.rint((queries / step - high) * FINER)
     both = torch.from_numpy(np.concatenate([high, low], axis=1).astype(np.int8))
     count, scale = queries.shape[1], torch.from_numpy(step.astype(np.float64))
 
-    def multiply(codes: torch.Tensor) -> torch.Tensor:
-        # Numbers of deeper blocks count nothing. Sliced they would be copied: zeros are quicker.
-        beyond = codes.shape[1] - len(both)
-        whole = torch.nn.functional.pad(both, (0, 0, 0, beyond)) if beyond else both
-        found = torch._int_mm(codes, whole).double()
+    def multiply(values: torch.Tensor) -> torch.Tensor:
+        found = torch._int_mm(values, both).double()
         return (found[:, :count] + found[:, count:] / FINER) * scale
 
-    return multiply
+    return _in_blocks(multiply, packing, torch.int8)
 
 
-def _float_product(queries: np.ndarray, ends: int) -> Product:
-    wide = torch.from_numpy(np.ascontiguousarray(queries[:ends], dtype=np.float32))
-    room = torch.empty(ROWS_AT_ONCE, ends)
+def _float_product(queries: np.ndarray, packing: Packing) -> Product:
+    wide = torch.from_numpy(np.ascontiguousarray(queries, dtype=np.float32))
+    return _in_blocks(lambda values: torch.mm(values, wide).double(), packing, torch.float32)
 
-    def multiply(codes: torch.Tensor) -> torch.Tensor:
-        parts = []
-        for start in range(0, len(codes), ROWS_AT_ONCE):
-            part = codes[start : start + ROWS_AT_ONCE, :ends]
-            parts.append(torch.mm(room[: len(part)].copy_(part), wide).double())
-        return torch.cat(parts)
 
-    return multiply
+def _in_blocks(multiply: Product, packing: Packing, dtype: torch.dtype) -> Product:
+    """A product of unpacked values, for packed rows."""
+    if dtype == torch.int8 and packing.row_bytes == packing.numbers:
+        return multiply
+    room = torch.empty(ROWS_AT_ONCE, packing.numbers, dtype=dtype)
+
+    def found(codes: torch.Tensor) -> torch.Tensor:
+        starts = range(0, len(codes), ROWS_AT_ONCE)
+        return torch.cat([multiply(packing.unpack(codes[start : start + ROWS_AT_ONCE], room)) for start in starts])
+
+    return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -14,15 +15,17 @@ from scipy.stats import spearmanr
 from concept_audit import Audit, ConceptError, CurvatureOptions, IndexOptions, InfluenceOptions, StoreError
 from concept_audit.cli import main
 from concept_audit.influence import projection
+from concept_audit.influence.coding import STEP
 from concept_audit.influence.curvature import LayerCurvature
-from concept_audit.influence.projection import encode, principal_components, shares
 from concept_audit.influence.queries import NegatedConcept, Rows
 from concept_audit.influence.targets import Projection
 from concept_audit.pipeline.index import build as index_build
 from concept_audit.pipeline.index import query as index_query
+from concept_audit.pipeline.index.codes import Codes
 from concept_audit.progress import Progress
-from concept_audit.store.index import IndexFiles, present_index, sweep
+from concept_audit.store.index import IndexFiles, present_index, products, sweep
 from concept_audit.store.layout import Layout
+from concept_audit.store.packing import Packing
 from concept_audit.store.partition import RowPartition
 from concept_audit.store.shard_store import ShardStore, read_tensors
 from tests.backend.influence.test_attribution import labelled
@@ -68,23 +71,38 @@ def test_it_ranks_as_exact_scores_do(audit):
     assert len(top) >= 20
 
 
+def test_few_bytes_a_row_agree_with_exact_scores(audit):
+    audit.build_index(dataclasses.replace(SMALL, row_bytes=256), replace=True)
+    found = [
+        spearmanr(by_row(audit, name, "concept_influence", EXACT), by_row(audit, name, "concept_influence", FROM_INDEX))
+        for name in ("tone", *audit.concepts.spread(4))
+    ]
+    assert np.mean([each.statistic for each in found]) > 0.9, found
+
+
+def test_an_index_that_was_coded_otherwise_is_refused(audit):
+    files = files_of(audit)
+    files.write_description({name: value for name, value in files.describe().items() if name != "coding"})
+    with pytest.raises(StoreError, match="earlier version, which coded the numbers of rows otherwise"):
+        audit.rank("tone", "concept_influence", options=FROM_INDEX)
+
+
 def test_all_numbers_and_no_code_give_exact_scores(audit, monkeypatch):
     """With every number kept, the index is a change of coordinates."""
-    monkeypatch.setattr(
-        projection, "principal_components", lambda samples: (torch.eye(samples.shape[1]), torch.ones(samples.shape[1]))
-    )
     monkeypatch.setattr(projection, "FLOOR", 1e-2)
     monkeypatch.setattr(projection, "LEFT", 512)
     monkeypatch.setattr(projection, "RIGHT", 512)
-    monkeypatch.setattr(
-        projection,
-        "encode",
-        lambda numbers, spread: ((numbers / spread).astype(np.float32), np.ones(len(numbers), np.float32)),
-    )
+
+    def exactly(codes, numbers):
+        even = numbers[:, codes.order] / codes.spread[codes.order] / STEP[8]
+        return even.astype(np.float32), np.ones(len(numbers), np.float32)
+
+    monkeypatch.setattr(Codes, "encode", exactly)
+    # Codes are kept in whole bytes; here they are kept as they are.
+    monkeypatch.setattr(index_build, "np", SimpleNamespace(**vars(np) | {"int8": np.float32}))
     audit.build_index(dataclasses.replace(SMALL, row_bytes=10**9), replace=True)
     exact = by_row(audit, "tone", "concept_influence", EXACT)
     guess = by_row(audit, "tone", "concept_influence", FROM_INDEX)
-    # Components are kept in bfloat16, which holds ones exactly.
     assert np.abs(exact - guess).max() <= 1e-3 * np.abs(exact).max()
 
 
@@ -299,43 +317,25 @@ def test_groups_tell_means_with_intervals(audit):
         audit.groups("tone", "vector_filter", "number")
 
 
-def test_codes_keep_numbers_to_a_hundredth():
-    random = np.random.default_rng(0)
-    spread = random.uniform(0.1, 10, 500).astype(np.float32)
-    numbers = (random.normal(size=(20, 500)) * spread * random.uniform(0.01, 100, (20, 1))).astype(np.float32)
-    numbers[3] = np.nan
-    numbers[4] = 0
-    codes, scales = encode(numbers, spread)
-    back = codes * scales[:, None] * spread
-    assert np.isnan(scales[3]) and not back[4].any()
-    sound = [i for i in range(20) if i not in (3, 4)]
-    error = np.linalg.norm((back - numbers)[sound] / spread, axis=1)
-    assert (error <= 0.02 * np.linalg.norm(numbers[sound] / spread, axis=1)).all()
-
-
-def test_principal_components_and_shares():
-    torch.manual_seed(0)
-    samples = torch.randn(100, 3) @ torch.diag(torch.tensor([5.0, 2.0, 1.0])) @ torch.randn(3, 400)
-    components, moments = principal_components(samples)
-    assert components.shape[1] == 3
-    assert torch.allclose(components.T @ components, torch.eye(3), atol=1e-3)
-    assert moments.sum().item() == pytest.approx(samples.square().sum().item() / 100, rel=1e-3)
-    assert shares([torch.tensor([9.0, 4.0, 5.0]), torch.tensor([6.0, 0.1])], 3) == [2, 1]
-    assert shares([torch.tensor([9.0, 4.0, 5.0]), torch.tensor([6.0, 0.1])], 99) == [3, 2]
-
-
 def test_a_sweep_reads_rows_of_any_shard(audit):
-    paths = files_of(audit).paths()
-    queries = np.random.default_rng(0).normal(size=(4096, 3)).astype(np.float32)
-    found = np.concatenate(list(sweep(paths, queries, 1000)))
+    files = files_of(audit)
+    paths, packing = files.paths(), Codes.read(files).packing
+    assert 4090 <= packing.row_bytes <= 4096
+    queries = np.random.default_rng(0).normal(size=(packing.numbers, 3)).astype(np.float32)
+    offsets = np.array([0.0, 3.0, -20.0])
+    found = np.concatenate(list(sweep(paths, queries, packing, offsets)))
     from safetensors import safe_open
 
     for number, path in enumerate(paths):
-        with safe_open(path, "numpy") as file:
-            codes, scales = file.get_tensor("codes"), file.get_tensor("scales")
+        with safe_open(path, "pt") as file:
+            codes, scales = file.get_tensor("codes"), file.get_tensor("scales").numpy()
         mine = found[number * 256 : number * 256 + len(codes)]
-        expected = (codes[:, :1000].astype(np.float64) @ queries[:1000]) * scales[:, None]
+        values = packing.unpack(codes, torch.empty(len(codes), packing.numbers, dtype=torch.float64)).numpy()
+        expected = (values @ queries + offsets) * scales[:, None]
         assert np.abs(mine - expected).max() <= 1e-4 * np.abs(expected).max()
+    chosen = [299, 0, 255, 256]
+    some = products(files, chosen, queries, packing, offsets)
+    assert np.abs(some - found[chosen]).max() <= 1e-4 * np.abs(found).max()
 
 
 def test_solving_in_the_eigenbasis_is_what_the_index_takes_apart(audit):
@@ -350,21 +350,22 @@ def test_solving_in_the_eigenbasis_is_what_the_index_takes_apart(audit):
     assert (X * Y).sum().item() == pytest.approx((G * c.solve(q, 0.3)).sum().item(), rel=1e-4)
 
 
-@pytest.mark.parametrize("ends", [64, 40])
-def test_integer_products_of_the_sweep_are_those_of_floats(tmp_path, ends):
+@pytest.mark.parametrize("counts", [(64, 0, 0), (30, 20, 56)])
+def test_integer_products_of_the_sweep_are_those_of_floats(tmp_path, counts):
     from safetensors.torch import save_file
 
     from concept_audit.store import index as store
 
     rng = np.random.default_rng(0)
-    codes = rng.integers(-127, 128, (300, 64)).astype(np.int8)
-    queries = (rng.normal(size=(64, 3)) * [1, 1e-6, 0]).astype(np.float32)
-    tensors = {"codes": torch.from_numpy(codes), "scales": torch.full((300,), 0.5)}
+    packing = Packing(counts)
+    codes = torch.from_numpy(rng.integers(-127, 128, (300, packing.row_bytes)).astype(np.int8))
+    queries = (rng.normal(size=(packing.numbers, 3)) * [1, 1e-6, 0]).astype(np.float32)
     path = tmp_path / "codes.safetensors"
-    save_file(tensors, path)
-    truth = 0.5 * codes[:, :ends].astype(np.float64) @ queries[:ends].astype(np.float64)
-    (found,) = store.sweep([path], queries, ends)
-    plain = store._float_product(queries, ends)(torch.from_numpy(codes)).numpy() * 0.5
+    save_file({"codes": codes, "scales": torch.full((300,), 0.5)}, path)
+    values = packing.unpack(codes, torch.empty(300, packing.numbers, dtype=torch.float64)).numpy()
+    truth = 0.5 * values @ queries.astype(np.float64)
+    (found,) = store.sweep([path], queries, packing)
+    plain = store._float_product(queries, packing)(codes).numpy() * 0.5
     assert np.allclose(plain, truth, rtol=1e-5, atol=1e-4 * np.abs(truth).max(0))
     assert np.abs(found - truth).max(0) == pytest.approx(0, abs=2e-4 * np.abs(truth).max())
     assert np.corrcoef(found[:, 1], truth[:, 1])[0, 1] > 0.999999

@@ -34,7 +34,7 @@ def same_tokens(rows) -> set[tuple[int, ...]]:
 def watched_build(root, patch) -> SimpleNamespace:
     """Build an index, noting the rows that learn and those that measure."""
     seen = SimpleNamespace(learned=set(), scored=set(), sources=set(), targets=[], dtypes=set())
-    sides, components = Learner.sides, Learner.components
+    sides, components = Learner.sides, Learner.numbers
     solved, score = index_query.OpenIndex.solved, stage.score_rows_for_many
     activations = getattr(stage, "response_activations", None)
 
@@ -62,7 +62,7 @@ def watched_build(root, patch) -> SimpleNamespace:
         return activations(lm, ids, *more)
 
     patch.setattr(Learner, "sides", learning)
-    patch.setattr(Learner, "components", learning_more)
+    patch.setattr(Learner, "numbers", learning_more)
     patch.setattr(index_query.OpenIndex, "solved", asking)
     patch.setattr(stage, "score_rows_for_many", scoring)
     patch.setattr(stage, "response_activations", averaging, raising=False)

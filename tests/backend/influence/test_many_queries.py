@@ -56,12 +56,12 @@ def drawn_parts(layers) -> tuple[list[LayerCurvature], list[LayerProjection]]:
         inputs = curvatures[layer.source].inputs if layer.source < number else inputs
         curvatures.append(LayerCurvature(inputs, outputs, values, values.mean(0), values.mean(1)))
         left, right = draw(layer.d_out, 6), draw(layer.d_in, 4)
-        projections.append(LayerProjection(left, right, left, right, draw(24, 7)))
+        projections.append(LayerProjection(left, right, left, right, torch.randperm(24, generator=random)[:7]))
     return curvatures, projections
 
 
 def one_by_one(lm, layers, layer, direction, data, row, curvatures, projections) -> np.ndarray:
-    """Cᵀ vec(Uᵀ [(Q_Sᵀ G Q_A) / (Λ + λ)] V), from the whole gradient of one row."""
+    """The kept numbers of Uᵀ [(Q_Sᵀ G Q_A) / (Λ + λ)] V, from the whole gradient of one row."""
     quantity = NegatedConcept(Projection(layer, direction))
     gradients = query_gradient(lm, layers, quantity, Rows([data.ids[row]], [data.response[row]]), [1.0])
     found = []
@@ -69,7 +69,7 @@ def one_by_one(lm, layers, layer, direction, data, row, curvatures, projections)
         damped = c.eigenvalues + DAMPING * c.eigenvalues.mean()
         rotated = c.outputs.T @ G @ c.inputs
         solved = torch.zeros_like(G) if not damped.any() else rotated / damped
-        found.append((p.query_left.T @ solved @ p.query_right).flatten() @ p.components)
+        found.append((p.query_left.T @ solved @ p.query_right).flatten()[p.places])
     return torch.cat(found).numpy()
 
 

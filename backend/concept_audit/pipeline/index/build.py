@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ import torch
 from concept_audit.errors import ConceptError, FinishedIndexError, StoreError
 from concept_audit.files import remove_leftovers
 from concept_audit.influence import projection
-from concept_audit.influence.learning import Components, Learner, most_samples
+from concept_audit.influence.learning import KeptNumbers, Learner
 from concept_audit.influence.options import IndexOptions
 from concept_audit.influence.projection import LayerProjection, Sides
 from concept_audit.influence.wide import wide_form
@@ -31,6 +31,7 @@ from concept_audit.model.options import ModelSource
 from concept_audit.model.precision import resolve_precision
 from concept_audit.pipeline.curvature import CurvatureFit, curvature_of, fit_curvature
 from concept_audit.pipeline.engine import Worker
+from concept_audit.pipeline.index.codes import CODING, Codes, tensors_of
 from concept_audit.pipeline.index.fidelity import SCORED_ROWS, HeldOut, hold_out, measure_fidelity
 from concept_audit.pipeline.index.query import NORMS, projection_reader
 from concept_audit.pipeline.index.reporting import reporting
@@ -43,7 +44,7 @@ from concept_audit.store.examples import read_tokens
 from concept_audit.store.index import INDEX, IndexFiles, index_files, present_indexes
 from concept_audit.store.shard_store import RowShards, intact, read_tensors
 
-SIDE_ROWS = 48
+SIDE_ROWS, OWN_ROWS = 48, 96
 COST = {"curvature": 3.5, "sides": 2.5, "samples": 0.7, "rows": 1.0, "exact": 5.0}
 """What a token of each step takes, in gradient passes over a token: measured with SmolLM2 on a CPU.
 
@@ -90,6 +91,7 @@ def build_index(
         "blocks": [1, layers[-1]],
         "row_bytes": options.row_bytes,
         "norms": NORMS,
+        "coding": CODING,
         "samples": options.samples,
         "learning": LEARNING,
         **{name: value for name, value in asdict(options.curvature).items() if name != "curvature"},
@@ -138,7 +140,7 @@ def _refuse_to_replace(sources: Sources, files: IndexFiles, made_of: Mapping[str
 
 @dataclass(frozen=True)
 class CompressingRows:
-    """The gradient of every row, projected and coded in 8 bits a number.
+    """The gradient of every row, projected and coded in few bits a number.
 
     Attributes:
         tokens: the rows as the model reads them.
@@ -155,32 +157,29 @@ class CompressingRows:
     def outputs(self) -> tuple[RowShards, ...]:
         return (self.index.rows,)
 
-    def open(
-        self, worker: Worker
-    ) -> tuple[LanguageModel, list[LinearLayer], list[LayerProjection], np.ndarray, Worker]:
+    def open(self, worker: Worker) -> tuple[LanguageModel, list[LinearLayer], list[LayerProjection], Codes, Worker]:
         lm = worker.model(self.model).in_dtype(getattr(torch, self.about["precision"]))
         first, last = self.about["blocks"]
         layers = linear_layers(lm, first, last, self.about["weights"], partial=True)
         read = projection_reader(self.index, layers, lm.device)
-        projections = [replace(read(i), components=read(i).components.to(lm.dtype)) for i in range(len(layers))]
-        return lm, layers, projections, read_tensors(self.index.sides)["spread"].numpy(), worker
+        projections = [read(i) for i in range(len(layers))]
+        return lm, layers, projections, Codes.read(self.index), worker
 
     def run(
-        self, opened: tuple[LanguageModel, list[LinearLayer], list[LayerProjection], np.ndarray, Worker], number: int
+        self, opened: tuple[LanguageModel, list[LinearLayer], list[LayerProjection], Codes, Worker], number: int
     ) -> None:
-        lm, layers, projections, spread, worker = opened
+        lm, layers, projections, codes, worker = opened
         rows = read_tokens(self.tokens, number)
-        coded: list[tuple[np.ndarray, np.ndarray]] = []
+        packed = np.zeros((len(rows), codes.packing.row_bytes), np.int8)
+        scales = np.zeros(len(rows), np.float32)
         squares = np.zeros((len(rows), self.about["blocks"][1]), np.float32)
         for unit in self.tokens.partition.units(number):
-            values = np.zeros((unit.stop - unit.start, len(spread)), np.float32)
             for batch in projection.compress_rows(lm, layers, projections, as_rows(rows[unit]), say=worker.say):
-                for row in batch:
-                    values[row.index], squares[unit.start + row.index] = row.numbers, row.squares
+                places = [unit.start + row.index for row in batch]
+                packed[places], scales[places] = codes.encode(np.stack([row.numbers for row in batch]))
+                squares[places] = np.stack([row.squares for row in batch])
                 worker.advance(len(batch))
-            coded.append(projection.encode(values, spread))
-        codes, scales = (np.concatenate(parts) for parts in zip(*coded, strict=True))
-        tensors = {"codes": codes, "scales": scales, "squares": squares}
+        tensors = {"codes": packed, "scales": scales, "squares": squares}
         self.index.rows.write_tensors(number, {name: torch.from_numpy(array) for name, array in tensors.items()})
 
 
@@ -236,17 +235,16 @@ class _Building:
         pace = (time.monotonic() - started) / batch.ids.shape[1]
         mean, total = float(np.mean(lengths)), sum(lengths)
         sampled = SIDE_ROWS * COST["sides"] + self._options.samples * COST["samples"]
-        sampled += SIDE_ROWS * COST["rows"] + SCORED_ROWS * COST["exact"]
+        sampled += OWN_ROWS * COST["rows"] + SCORED_ROWS * COST["exact"]
         fitted = min(self._made_of["curvature_tokens"], total) * COST["curvature"]
         return pace * (fitted + sampled * mean + total * COST["rows"]) / 60
 
     def _projection_bytes(self) -> int:
-        """The projection, with equal shares for all layers, and the curvature factors."""
-        share = self._options.row_bytes / len(self._layers)
+        """The projection and the curvature factors."""
         size = 0.0
         for layer in self._layers:
-            between = min(layer.d_out, projection.LEFT) * min(layer.d_in, projection.RIGHT)
-            size += 2 * between * min(share, self._options.samples)
+            sides = layer.d_out * min(layer.d_out, projection.LEFT) + layer.d_in * min(layer.d_in, projection.RIGHT)
+            size += (4 + self._lm.dtype.itemsize) * sides
             size += 4 * (layer.d_out**2 + layer.d_in * layer.d_out)
             size += 4 * layer.d_in**2 * (self._layers[layer.source] is layer)
         return int(size)
@@ -270,19 +268,18 @@ class _Building:
         )
         apart = held.content_hashes
         sides = learner.sides(as_rows(drawn_rows(self._tokens, SIDE_ROWS, "sides", seed, apart)))
-        count = most_samples(sides, wanted)
-        rows = drawn_rows(self._tokens, count, "samples", seed, apart)
-        rows = (rows * -(-wanted // max(len(rows), 1)))[:count]
-        components = learner.components(sides, as_rows(rows), as_rows(rows[:SIDE_ROWS]), self._options.row_bytes)
-        self._keep(sides, components)
+        rows = drawn_rows(self._tokens, wanted, "samples", seed, apart)
+        own = as_rows(rows[:OWN_ROWS])
+        rows = (rows * -(-wanted // max(len(rows), 1)))[:wanted]
+        self._keep(sides, learner.numbers(sides, as_rows(rows), own, self._options.row_bytes))
 
-    def _keep(self, sides: Sequence[Sides], components: Components) -> None:
+    def _keep(self, sides: Sequence[Sides], kept: KeptNumbers) -> None:
         write = self._files.rows.store.write_tensors
         for block in self._blocks:
             tensors: dict[str, torch.Tensor] = {}
             for i, layer in enumerate(self._layers):
                 if layer.block == block:
-                    tensors[f"{i}.components"] = components.of_layer(i)
+                    tensors[f"{i}.places"] = kept.places[i]
                     row = projection.row_maps(self._curvatures(i), sides[i])
                     query = projection.query_maps(self._curvatures(i), sides[i])
                     for name, map_ in zip(("row_left", "row_right"), row, strict=True):
@@ -291,8 +288,7 @@ class _Building:
                         tensors[f"{i}.{name}"] = map_
             write(self._files.projection(block), tensors)
         # Last: where it is, the projection is complete.
-        ends = torch.tensor(components.kept).cumsum(0)
-        write(self._files.sides, {"spread": components.spread, "importance": components.importance, "ends": ends})
+        write(self._files.sides, tensors_of(kept))
 
 
 def _check(options: IndexOptions) -> None:

@@ -29,6 +29,7 @@ from concept_audit.model.block_groups import BlockGroup, block_groups
 from concept_audit.model.gradients import gradient_tokens_per_batch
 from concept_audit.model.linear import LinearLayer, linear_layers
 from concept_audit.pipeline.curvature import CurvatureFit, curvature_of, fit_curvature
+from concept_audit.pipeline.index.codes import CODING, Codes
 from concept_audit.pipeline.own_queries import own_influence
 from concept_audit.pipeline.sources import Sources
 from concept_audit.progress import Progress
@@ -68,7 +69,7 @@ def open_index(sources: Sources, reach: int | None = None, norms: bool = False) 
         norms: the norms of the rows' gradients are needed.
 
     Raises:
-        StoreError: there is none, it is of another model or data set, or it lacks the norms.
+        StoreError: there is none, it is of another model or data set or of an earlier version, or it lacks the norms.
         ConceptError: the query reaches deeper than the index.
     """
     root = sources.layout.root
@@ -82,6 +83,11 @@ def open_index(sources: Sources, reach: int | None = None, norms: bool = False) 
                 f"{root}: the gradient index is of another {name} (fingerprint {found[name]}, the audit has "
                 f"{wanted}); build it again with `concept-audit index {root}`"
             )
+    if found.get("coding") != CODING:
+        raise StoreError(
+            f"{root}: the gradient index is of an earlier version, which coded the numbers of rows otherwise; build it "
+            f"again with `concept-audit index {root} --replace`, or rank with --exact"
+        )
     if norms and found.get("norms") != NORMS:
         raise StoreError(
             f"{root}: the gradient index is of an earlier version, which did not keep the norms of gradients by block, "
@@ -117,24 +123,20 @@ def index_scores(
     asked = sum(len(target.queries) for target in targets)
     with progress.stage(named, asked, "queries") as stage:
         columns = opened.compressed_together(targets, damping, stage.advance)
-    longest = max(len(column.whole) for column in columns)
-    queries = np.zeros((longest, len(columns)), np.float32)
-    for place, column in enumerate(columns):
-        queries[: len(column.whole), place] = column.whole
-    spread = read_tensors(opened.files.sides)["spread"].numpy()[:longest, None]
-    queries *= spread
+    codes = Codes.read(opened.files)
+    queries, offsets = codes.queries([column.whole for column in columns])
     paths = opened.files.paths()
     blocks = []
     with progress.stage("Reading the index", len(paths), "shards") as stage:
-        for block in sweep(paths, queries, longest):
+        for block in sweep(paths, queries, codes.packing, offsets):
             blocks.append(block)
             stage.advance()
     scores = np.concatenate(blocks)
     for place, (target, column) in enumerate(zip(targets, columns, strict=True)):
         if target.own is not None:
             for rows, without in zip(target.own.rows, column.own, strict=True):
-                mine = without[:, None] * spread[: len(without)]
-                scores[list(rows), place] = products(opened.files, rows, mine)[:, 0]
+                mine, offset = codes.queries([without])
+                scores[list(rows), place] = products(opened.files, rows, mine, codes.packing, offset)[:, 0]
     return scores
 
 
@@ -389,7 +391,7 @@ def projection_reader(
 
     def read(index: int) -> LayerProjection:
         tensors = block(layers[index].block)
-        names = ("row_left", "row_right", "query_left", "query_right", "components")
+        names = ("row_left", "row_right", "query_left", "query_right", "places")
         return LayerProjection(*(tensors[f"{index}.{name}"] for name in names))
 
     return read

@@ -1,0 +1,72 @@
+"""How the numbers of an index's rows are coded, as its files say."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from concept_audit.influence.coding import quantise, steps_and_centres
+from concept_audit.influence.learning import KeptNumbers
+from concept_audit.store.index import IndexFiles
+from concept_audit.store.packing import Packing
+from concept_audit.store.shard_store import read_tensors
+
+CODING = "2 to 8 bits by importance"
+"""What an index says of its codes; earlier ones had 8 bits for every number."""
+
+
+@dataclass(frozen=True)
+class Codes:
+    """The coding of an index.
+
+    Attributes:
+        spread: float32 [numbers of all layers], the root mean square of each over rows.
+        order: int64 [packed numbers], which number stands where.
+        packing: in how many bits.
+    """
+
+    spread: np.ndarray
+    order: np.ndarray
+    packing: Packing
+
+    @classmethod
+    def read(cls, files: IndexFiles) -> Codes:
+        """From the files of an index."""
+        tensors = read_tensors(files.sides)
+        eight, four, two = tensors["counts"].tolist()
+        return cls(tensors["spread"].numpy(), tensors["order"].numpy(), Packing((eight, four, two)))
+
+    def encode(self, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Packed codes int8 [rows, bytes] and scales float32 [rows] of rows: float32 [rows, numbers of all layers]."""
+        values, scales = quantise(numbers[:, self.order], self.spread[self.order], self.packing)
+        return self.packing.pack(values), scales
+
+    def queries(self, columns: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        """What a row's packed values count for several queries.
+
+        Args:
+            columns: float32, of each query the numbers of the layers that it reaches, the first ones.
+
+        Returns:
+            float32 [packed numbers, queries] and what is to be added, float64 [queries].
+        """
+        whole = np.zeros((len(self.spread), len(columns)), np.float32)
+        for place, column in enumerate(columns):
+            whole[: len(column), place] = column * self.spread[: len(column)]
+        steps, centres = steps_and_centres(self.packing)
+        packed = whole[self.order] * steps[:, None]
+        return packed, -(centres.astype(np.float64) @ packed)
+
+
+def tensors_of(kept: KeptNumbers) -> dict[str, torch.Tensor]:
+    """What `Codes.read` reads, what each number says of scores, and where each layer's numbers end."""
+    return {
+        "spread": kept.spread,
+        "importance": kept.importance,
+        "order": kept.order,
+        "counts": torch.tensor(kept.packing.counts),
+        "ends": kept.ends,
+    }
