@@ -106,7 +106,7 @@ class Learner:
         def add(chosen: Sequence[int] = ()) -> None:
             """What was put since; lengths are known once all layers have been."""
             if batch:
-                lengths = sum(values.sum(1) for values in batch.values())
+                lengths = torch.stack([values.sum(1) for values in batch.values()]).sum(0)
                 weights = 1 / lengths.clamp(min=torch.finfo(torch.float32).tiny)
                 for index, values in batch.items():
                     squares[ends[index] : ends[index + 1]] += weights @ values
