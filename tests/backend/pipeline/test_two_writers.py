@@ -76,11 +76,11 @@ def quick_index(monkeypatch):
     """Building an index is a matter of writing its description, before which a test may pause it."""
     pauses: list[Pause] = []
 
-    def run(self):
+    def run(self, answering):
         for pause in pauses[:1]:
             pause()
         self._files.rows.write_tensors(0, {"codes": torch.zeros(1)})
-        about = {**self._made_of, "done": True}
+        about = {**self._made_of, "done": True, "fidelity": {}}
         self._files.write_description(about)
         return about
 
