@@ -29,7 +29,7 @@ INDEX = "index"
 FINER = 254
 """A query's second 8 bits count a step of the first in so many parts."""
 ROWS_AT_ONCE = 32
-"""Rows whose codes are unpacked at one time: few enough to stay in the processor's cache."""
+"""Rows whose codes are widened at one time: few enough to stay in the processor's cache."""
 
 
 @dataclass(frozen=True)
@@ -151,7 +151,7 @@ def sweep(
     """Scores of every row for several queries, a shard at a time.
 
     Memory does not grow with the rows: a shard's codes are mapped from disk, and multiplied as they are where all
-    have 8 bits and the processor has instructions for such integers, or unpacked `ROWS_AT_ONCE` rows at a time.
+    have 8 bits and the processor has instructions for such integers, or widened `ROWS_AT_ONCE` rows at a time.
 
     Args:
         paths: of the rows' codes, a shard each.
@@ -214,22 +214,28 @@ def _integer_product(queries: np.ndarray, packing: Packing) -> Product | None:
         found = torch._int_mm(values, both).double()
         return (found[:, :count] + found[:, count:] / FINER) * scale
 
-    return _in_blocks(multiply, packing, torch.int8)
+    if packing.row_bytes == packing.numbers:
+        return multiply
+    room = torch.empty(ROWS_AT_ONCE, packing.numbers, dtype=torch.int8)
+    return lambda codes: torch.cat([multiply(packing.unpack(part, room)) for part in codes.split(ROWS_AT_ONCE)])
 
 
 def _float_product(queries: np.ndarray, packing: Packing) -> Product:
-    wide = torch.from_numpy(np.ascontiguousarray(queries, dtype=np.float32))
-    return _in_blocks(lambda values: torch.mm(values, wide).double(), packing, torch.float32)
+    """Products in float32, a plane of the packing at a time.
 
+    Bits stay where they are in their byte: there they count for 2^shift times as much, and the queries for less.
+    """
+    parts = []
+    for width, shift, in_bytes, numbers in packing.planes():
+        counted = torch.from_numpy(np.ascontiguousarray(queries[numbers] / 2**shift, dtype=np.float32))
+        parts.append((None if width == 8 else (2**width - 1) << shift, in_bytes, counted))
+    room = torch.empty(ROWS_AT_ONCE * max((len(counted) for _, _, counted in parts), default=0))
 
-def _in_blocks(multiply: Product, packing: Packing, dtype: torch.dtype) -> Product:
-    """A product of unpacked values, for packed rows."""
-    if dtype == torch.int8 and packing.row_bytes == packing.numbers:
-        return multiply
-    room = torch.empty(ROWS_AT_ONCE, packing.numbers, dtype=dtype)
+    def some(codes: torch.Tensor) -> torch.Tensor:
+        total = torch.zeros(len(codes), queries.shape[1])
+        for mask, in_bytes, counted in parts:
+            plane = codes[:, in_bytes] if mask is None else codes.view(torch.uint8)[:, in_bytes] & mask
+            total.addmm_(room[: plane.numel()].view(plane.shape).copy_(plane), counted)
+        return total.double()
 
-    def found(codes: torch.Tensor) -> torch.Tensor:
-        starts = range(0, len(codes), ROWS_AT_ONCE)
-        return torch.cat([multiply(packing.unpack(codes[start : start + ROWS_AT_ONCE], room)) for start in starts])
-
-    return found
+    return lambda codes: torch.cat([some(part) for part in codes.split(ROWS_AT_ONCE)])
