@@ -173,7 +173,7 @@ def test_a_new_probe_is_ranked_by_influence_at_once(page, address, cache_copy):
     page.get_by_role("radio", name="Influence").click()
     page.get_by_text("of which the prompt").first.wait_for()
     # Nobody asks for exact scores: they take the place of the index's by themselves.
-    page.get_by_text("83 rows have exact scores, among them the first 83.").wait_for()
+    page.get_by_text("All 83 scores are exact.").wait_for()
     settle(page)
     assert "(exact)" in cards(page).first.inner_text() and coloured_tokens(page).count() > 0
 

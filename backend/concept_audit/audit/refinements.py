@@ -128,6 +128,8 @@ class Refinements:
 
 def refinement_in_words(details: Mapping[str, Any]) -> str:
     """What is exact of a ranking, and what may have been missed, in a sentence or two."""
+    if details["done"] and not details["control"]:
+        return f"All {details['exact']:,} scores are exact."
     first = f"{details['exact']:,} rows have exact scores, among them the first {details['first']:,}."
     if not details["done"]:
         return f"Exact scores: {details['scored']:,} of {details['wanted']:,} rows. {first}"
