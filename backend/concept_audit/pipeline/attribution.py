@@ -38,6 +38,7 @@ from concept_audit.model.options import ModelSource
 from concept_audit.pipeline.curvature import CurvatureFit, curvature_of, fit_curvature
 from concept_audit.pipeline.engine import Worker
 from concept_audit.pipeline.kept_queries import (
+    GRAPH_SHARE,
     OWN,
     Opened,
     influence_directory,
@@ -54,9 +55,6 @@ from concept_audit.progress import Progress
 from concept_audit.store.examples import has_loss, read_tokens
 from concept_audit.store.layout import Layout
 from concept_audit.store.shard_store import RowShards, intact, read_about, read_tensors
-
-GRAPH_SHARE = 0.5
-"""What the activations of a single row may take of the free memory before it is scored in forward mode."""
 
 
 @dataclass(frozen=True)

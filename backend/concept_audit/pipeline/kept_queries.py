@@ -34,6 +34,8 @@ OWN = "own.safetensors"
 """Scores of the rows that are queries, by the other queries."""
 EXACT = "exact"
 """The directory of exact scores of a ranking that came from the gradient index; see `concept_audit.pipeline.refine`."""
+GRAPH_SHARE = 0.5
+"""What the activations of a single row may take of the free memory before it is scored in forward mode."""
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,15 @@ from concept_audit.influence.scoring import score_rows
 from concept_audit.model.memory import free_bytes
 from concept_audit.model.options import ModelSource
 from concept_audit.pipeline.engine import Worker
-from concept_audit.pipeline.kept_queries import EXACT, OWN, Opened, influence_shards, open_query, query_file
+from concept_audit.pipeline.kept_queries import (
+    EXACT,
+    GRAPH_SHARE,
+    OWN,
+    Opened,
+    influence_shards,
+    open_query,
+    query_file,
+)
 from concept_audit.pipeline.sampling import as_rows
 from concept_audit.pipeline.sources import Sources
 from concept_audit.progress import Progress
@@ -41,8 +49,6 @@ PIECE = 50
 SEED = 0
 GROWTH = 1.5
 """So much more has to be scored before the ranking is put in order anew: that takes a pass over all rows."""
-GRAPH_SHARE = 0.5
-"""What the activations of a single row may take of the free memory before it is scored in forward mode."""
 
 
 @dataclass(frozen=True)
