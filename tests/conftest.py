@@ -33,10 +33,40 @@ class AtOnce:
             self._terminal.write_line("\n".join(report.longreprtext.splitlines()[-12:]))
 
 
+class Ended:
+    """Notes in a file which tests ended well, as they do, so that a run which was cut off can be gone on with."""
+
+    def __init__(self, file: Path):
+        self._file = file
+        self._failed: set[str] = set()
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.failed:
+            self._failed.add(report.nodeid)
+        if report.when == "teardown" and report.nodeid not in self._failed:
+            with self._file.open("a", encoding="utf-8") as noted:
+                noted.write(json.dumps(report.nodeid) + "\n")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--go-on", metavar="FILE", type=Path, help="note in FILE which tests end well; leave those out")
+
+
 @pytest.hookimpl(trylast=True)
 def pytest_configure(config: pytest.Config) -> None:
     if not hasattr(config, "workerinput"):
         config.pluginmanager.register(AtOnce(config.pluginmanager.get_plugin("terminalreporter")))
+        if file := config.getoption("go_on"):
+            config.pluginmanager.register(Ended(file))
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    file = config.getoption("go_on")
+    if file is None or not file.exists():
+        return
+    ended = set(map(json.loads, file.read_text("utf-8").splitlines()))
+    config.hook.pytest_deselected(items=[item for item in items if item.nodeid in ended])
+    items[:] = [item for item in items if item.nodeid not in ended]
 
 
 CHATML = (

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import faulthandler
 import multiprocessing
 import pickle
 import random
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from multiprocessing.pool import Pool
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,8 @@ SIZES = {
 }
 """So that little data make several shards, some of several units, and the curvature is summed in parts."""
 SHARDS = {0: 16, 1: 16, 2: 32, 3: 32, 4: 24}
+PATIENCE = 150
+"""Seconds that a process of a pool may take for all that it does."""
 WORKS = {"Answering", "CompressingRows", "FindingFeatures", "RunningModel", "Scoring", "Summing", "Tokenizing"}
 
 
@@ -85,10 +88,11 @@ class OneByOne:
 class Processes:
     """Sends each shard to one of some processes, which share nothing with this one but the disk."""
 
-    pool: Pool
+    pool: ProcessPoolExecutor
 
     def run(self, work: Work[Any], missing: Sequence[int], stage: Stage, progress: Progress) -> None:
-        self.pool.starmap(run_elsewhere, [(work, number) for number in missing], chunksize=1)
+        for done in [self.pool.submit(run_elsewhere, work, number) for number in missing]:
+            done.result()
 
 
 def run_elsewhere(work: Work[Any], number: int) -> None:
@@ -97,7 +101,11 @@ def run_elsewhere(work: Work[Any], number: int) -> None:
 
 
 def prepare(threads: int) -> None:
-    """Make a process of a pool like this one. As many threads, since they decide in which order sums are taken."""
+    """Make a process of a pool like this one. As many threads, since they decide in which order sums are taken.
+
+    A process that hangs says where, and ends: the pool then tells the test that it broke.
+    """
+    faulthandler.dump_traceback_later(PATIENCE, exit=True)
     torch.set_num_threads(threads)
     for (module, name), value in SIZES.items():
         setattr(module, name, value)
@@ -201,7 +209,7 @@ def test_works_are_small_values_that_can_be_sent(recorded):
 @contextmanager
 def processes(count: int) -> Iterator[Processes]:
     context = multiprocessing.get_context("spawn")
-    with context.Pool(count, prepare, (torch.get_num_threads(),)) as pool:
+    with ProcessPoolExecutor(count, context, prepare, (torch.get_num_threads(),)) as pool:
         yield Processes(pool)
 
 
