@@ -9,7 +9,6 @@ import streamlit as st
 
 from concept_audit import RowFilter
 from concept_audit_app.components.charts import QUIET, score_histogram
-from concept_audit_app.components.cursor import cursor_buttons, cursor_of, scroll_to
 from concept_audit_app.components.exporting import WHAT
 from concept_audit_app.components.filters import brush, brush_chip, brushed, row_filter
 from concept_audit_app.components.flags import View, bulk_flags, undo_button
@@ -18,12 +17,14 @@ from concept_audit_app.components.index import index_in_words
 from concept_audit_app.components.methods import influence_options, method_picker
 from concept_audit_app.components.ranked import cards, chosen_concept, colour_choice, ready
 from concept_audit_app.components.refining import refinement_state
+from concept_audit_app.components.row_keys import do_acts, row_keys
 from concept_audit_app.components.rows import page_problem
 from concept_audit_app.components.session import current_audit, first_page
 
 PAGE_SIZES = [10, 25, 50]
 
 audit = current_audit()
+do_acts(audit)
 style_sheet()
 st.title("Audit")
 with st.container(horizontal=True, vertical_alignment="bottom"):
@@ -88,8 +89,6 @@ if rows.empty:
 
 legend = st.container(horizontal=True, vertical_alignment="center")
 with legend:
-    cursor = cursor_of(rows["example_id"].tolist())
-    cursor_buttons(rows["example_id"].tolist(), cursor)
+    row_keys([(int(number), str(text)) for number, text in zip(rows["example_id"], rows["content_hash"], strict=True)])
     colour_by = colour_choice(method, indexed)
-cards(audit, rows, concept, method, options, colour_by, indexed, legend, cursor)
-scroll_to(cursor)
+cards(audit, rows, concept, method, options, colour_by, indexed, legend)

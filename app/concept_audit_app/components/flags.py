@@ -115,7 +115,6 @@ def undo_button(audit: Audit) -> None:
         "Undo",
         icon=":material/undo:",
         key="undo",
-        shortcut="U",
         disabled=last is None,
         on_click=_undo,
         args=(None if last is None else int(last["event_id"]),),

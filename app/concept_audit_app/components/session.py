@@ -54,7 +54,6 @@ def first_page() -> None:
     """Go back to the first page of a list, since what it lists has changed."""
     if "page" in st.session_state:
         st.session_state["page"] = 1
-    st.session_state.pop("cursor", None)
 
 
 def sign_in() -> None:
