@@ -123,7 +123,7 @@ def test_twelve_rows_are_labelled_by_keys_alone_and_ranked_by_the_new_probe(page
         label("n" if i % 2 else "y")
     assert "6 show it · 6 do not" in words(page)
     assert len(set(seen)) == 12, "the queue repeats no row"
-    assert "With these labels, held out: AUROC" in words(page)
+    page.get_by_text("With these labels, held out: AUROC").wait_for()
     keep(page, "probe-lab")
     press(page, "t")
     page.get_by_text("Held-out AUROC").wait_for()
@@ -132,6 +132,26 @@ def test_twelve_rows_are_labelled_by_keys_alone_and_ranked_by_the_new_probe(page
     settle(page)
     assert cards(page).first.inner_text().startswith("#1 ")
     assert len(Audit(place).labels.list("by keys")) == 12
+
+
+def test_labels_by_keys_as_fast_as_anyone_types(page, url, place):
+    page.goto(f"{url}/probe_lab")
+    settle(page)
+    name = page.get_by_role("combobox", name="Probe")
+    name.fill("in haste")
+    name.press("Enter")
+    page.get_by_role("button", name="Shows it").wait_for()
+    assert name.input_value() == "in haste"
+    keys = "nnnnnnuysyyyyyy"
+    for key in keys:
+        page.keyboard.press(key)
+        page.wait_for_timeout(BETWEEN)
+    page.keyboard.press("t")
+    page.get_by_text("Held-out AUROC").wait_for()
+    assert name.input_value() == "in haste"
+    labels = [example.label for example in Audit(place).labels.list("in haste")]
+    assert (labels.count(0), labels.count(1)) == (5, 7)
+    assert page.get_by_text("7 show it · 5 do not").first.is_visible()
 
 
 def test_brush_flag_undo_flag_and_export(page, url, concept, tmp_path):

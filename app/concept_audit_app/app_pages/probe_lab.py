@@ -20,11 +20,13 @@ st.caption(
     "Label some of both, train, and rank the whole data set by it."
 )
 
+labelling.do_labels()
+typed = st.session_state.get("probe")  # a new one has no labels yet
 names = audit.labels.counts()["probe"].tolist()
 with st.container(horizontal=True, vertical_alignment="bottom"):
     name = st.selectbox(
         "Probe",
-        names,
+        [*names, *([typed] if typed and typed not in names else [])],
         index=0 if names else None,
         key="probe",
         bind="query-params",

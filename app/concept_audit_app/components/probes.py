@@ -38,7 +38,8 @@ def training(audit: Audit, name: str, labels: Sequence[LabelledExample], saved: 
         type="primary",
         disabled=bool(missing),
         width="stretch",
-        shortcut="T",
+        key="train",
+        help="T",
     )
     if clicked:
         try:

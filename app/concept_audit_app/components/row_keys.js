@@ -1,32 +1,18 @@
-// Keys that act on the rows of a page.
-//
-// An act carries its row's number and what is to be, not "the other way round". It is shown at once and kept here
-// until the server has said that it is done, so that none is lost while Streamlit is busy, and none meets another row.
+// Keys that act on the rows of a page; put behind `acts.js`.
 
-const QUIET = 1200 // milliseconds without a key, after which the page is drawn anew
 const PATIENCE = 5000 // milliseconds for a box to appear
-const WORDS = "input, textarea, select, [contenteditable], [role=combobox], [role=slider], [role=spinbutton]"
-const OPEN = '[data-testid="stPopoverBody"], [role="dialog"]'
 const STYLE = `
 [data-cursor="true"] { box-shadow: inset .25rem 0 0 #2b8a94; border-radius: .5rem }
 [data-flag="remove"] { border-color: #c4452f; background: rgba(196, 69, 47, .05) }
 [data-flag="review"] { border-color: #b7842b; background: rgba(183, 132, 43, .06) }
 `
-
-// One for the tab: the page may mount the component anew at any time.
-const kept = (window.__conceptAuditRows ??= {
-  client: Date.now().toString(36) + Math.random().toString(36).slice(2),
-  count: 0, // acts so far
-  acts: [], // those that the server has not yet said to be done
-  undoable: [], // [number, row, flag before] of acts that may be undone from here
-  rows: new Map(), // of this page: number → {id, hash, flag}
-  cursor: null,
-  note: null, // the row whose note is asked for
-  moved: false, // something has changed since the page was drawn
-})
+const kept = actsOf("__conceptAuditRows")
+kept.rows ??= new Map() // of this page: number → {id, hash, flag}
+kept.cursor ??= null
+kept.note ??= null // the row whose note is asked for
 
 function flagOf(id) {
-  const last = kept.acts.findLast((act) => act.id === id)
+  const last = kept.acts.findLast((each) => each.id === id)
   return last ? last.flag : kept.rows.get(id)?.flag ?? null
 }
 
@@ -51,10 +37,6 @@ function draw() {
   if (kept.note !== null) openNote()
 }
 
-function say(text) {
-  kept.place?.querySelector("[role=status]")?.replaceChildren(text)
-}
-
 function move(step) {
   const ids = [...kept.rows.keys()]
   const there = ids.indexOf(kept.cursor) + step
@@ -64,47 +46,24 @@ function move(step) {
   cardOf(kept.cursor)?.scrollIntoView({ block: "nearest" })
 }
 
-function send(act) {
-  kept.acts.push({ n: ++kept.count, ...act })
-  kept.moved = true
-  kept.send()
-  wait()
-  draw()
-}
-
 function flag(name) {
   const row = kept.rows.get(kept.cursor)
   if (!row) return
   const before = flagOf(row.id)
   const after = before === name ? null : name
-  kept.undoable.push([kept.count + 1, row.id, before])
-  say(after ? `Row ${row.id}: ${after}` : `Row ${row.id}: flag taken off`)
-  send({ id: row.id, hash: row.hash, flag: after })
+  kept.undoable.push([kept.count + 1, row, before])
+  say(kept, after ? `Row ${row.id}: ${after}` : `Row ${row.id}: flag taken off`)
+  act(kept, { id: row.id, hash: row.hash, flag: after })
+  draw()
 }
 
 function undo() {
   const last = kept.undoable.pop()
-  if (last === undefined) {
-    kept.acts.push({ n: ++kept.count, undo: true })
-    kept.moved = true
-    kept.send()
-    wait()
-    return
-  }
-  const [of, id, before] = last
-  const row = kept.rows.get(id)
-  say(`Row ${id}: undone`)
-  send({ undo: true, of, id, hash: row?.hash, flag: before })
-}
-
-// The page shows counts, orders and buttons that hang on flags: drawn anew when the keys have been quiet.
-function wait() {
-  clearTimeout(kept.timer)
-  kept.timer = setTimeout(() => {
-    if (!kept.moved || kept.acts.length) return
-    kept.moved = false
-    kept.settle(kept.count)
-  }, QUIET)
+  if (last === undefined) return act(kept, { undo: true })
+  const [of, row, before] = last
+  say(kept, `Row ${row.id}: undone`)
+  act(kept, { undo: true, of, id: row.id, flag: before })
+  draw()
 }
 
 function openNote() {
@@ -116,13 +75,9 @@ function openNote() {
 
 function note() {
   if (kept.cursor === null) return
-  if (flagOf(kept.cursor) === null) return say("A note goes with a flag: X or V first, then N")
+  if (flagOf(kept.cursor) === null) return say(kept, "A note goes with a flag: X or V first, then N")
   kept.note = kept.cursor
-  if (kept.moved) {
-    // The button comes with the flag, when the page is drawn anew.
-    kept.moved = false
-    kept.settle(kept.count)
-  }
+  if (kept.moved) kept.settle() // the button comes with the flag, when the page is drawn anew
   openNote()
 }
 
@@ -148,27 +103,6 @@ const KEYS = {
   n: note,
 }
 
-function onKey(event) {
-  const act = KEYS[event.key.toLowerCase?.()]
-  if (!act || event.ctrlKey || event.metaKey || event.altKey || event.isComposing) return
-  if (event.repeat && !"jk".includes(event.key.toLowerCase())) return
-  if (event.composedPath()[0].closest?.(WORDS) || document.querySelector(OPEN)) return
-  event.preventDefault()
-  event.stopPropagation()
-  act()
-}
-
-function onLeave(event) {
-  if (kept.acts.length) event.preventDefault() // the browser asks whether to leave
-}
-
-function listen(on) {
-  const how = on ? "addEventListener" : "removeEventListener"
-  document[how]("keydown", kept.onKey, true)
-  document[how]("click", kept.onClick, true)
-  window[how]("beforeunload", kept.onLeave)
-}
-
 function dress() {
   if (document.getElementById("row-keys-style")) return
   const style = document.createElement("style")
@@ -177,37 +111,18 @@ function dress() {
   document.head.append(style)
 }
 
-export default function ({ data, parentElement, setStateValue, setTriggerValue }) {
-  kept.place = parentElement
-  kept.send = () => setStateValue("acts", { client: kept.client, acts: kept.acts })
-  kept.settle = (n) => setTriggerValue("settled", n)
+export default function (component) {
+  const { data } = component
   kept.rows = new Map(data.rows.map((row) => [row.id, row]))
-  if (data.client === kept.client) kept.acts = kept.acts.filter((act) => act.n > data.done)
   if (!kept.rows.has(kept.cursor)) kept.cursor = data.rows[0]?.id ?? null
-  if (kept.moved && !kept.acts.length) wait()
-
-  for (const button of parentElement.querySelectorAll("button")) {
-    button.onclick = () => KEYS[button.value]()
-  }
   dress()
-  if (kept.onKey) listen(false)
-  Object.assign(kept, { onKey, onClick, onLeave })
-  listen(true)
-  kept.observer?.disconnect()
-  let drawing = false
-  kept.observer = new MutationObserver(() => {
-    if (drawing) return
-    drawing = true
-    requestAnimationFrame(() => {
-      drawing = false
-      draw()
-    })
-  })
-  kept.observer.observe(document.body, { childList: true, subtree: true })
-  draw()
+  mount(kept, component, KEYS, draw)
+  if (kept.onClick) document.removeEventListener("click", kept.onClick, true)
+  kept.onClick = onClick
+  document.addEventListener("click", onClick, true)
   return () => {
-    listen(false)
-    kept.observer.disconnect()
+    kept.unmount()
+    document.removeEventListener("click", kept.onClick, true)
     kept.rows = new Map()
   }
 }

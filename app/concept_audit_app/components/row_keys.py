@@ -1,18 +1,14 @@
-"""Keys that act on the rows of a page: through them, flags, notes and undoing, as fast as anyone types.
-
-The browser's half (`row_keys.js`) keeps every act until this half says that it is done. Acts are numbered by the
-browser tab, say which row they are of and what is to be, and are done once, in their order.
-"""
+"""Keys that act on the rows of a page: through them, flags, notes and undoing, as fast as anyone types."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import streamlit as st
 
 from concept_audit import Audit, AuditError
+from concept_audit_app.components.acts import acting_component, said_to_be_done, waiting
 from concept_audit_app.components.flags import flags_drawn
 from concept_audit_app.components.rows import FLAGS
 from concept_audit_app.components.session import current_audit, person, read_only
@@ -26,36 +22,27 @@ HTML = """<div class="keys" role="toolbar" aria-label="Keys for the rows">
 <button value="n">Note <kbd>N</kbd></button>
 <span role="status"></span></div>
 """
-CSS = """.keys { display: flex; flex-wrap: wrap; gap: .25rem; align-items: center; font: inherit; font-size: .875rem;
+CSS = """.keys { display: flex; flex-wrap: wrap; gap: .25rem; align-items: center; font-size: .875rem;
   color: var(--st-text-color) }
 button { font: inherit; color: inherit; background: none; border: 1px solid var(--st-border-color);
   border-radius: .5rem; padding: .15rem .5rem; cursor: pointer }
-button:hover, button:focus-visible { border-color: var(--st-primary-color); color: inherit }
+button:hover, button:focus-visible { border-color: var(--st-primary-color) }
 kbd { font: inherit; opacity: .8; margin-left: .2rem }
 span { margin-left: .5rem }
 """
-_component = st.components.v2.component(
-    "concept_audit_row_keys", html=HTML, css=CSS, js=Path(__file__).with_suffix(".js").read_text("utf-8")
-)
+_component = acting_component("concept_audit_row_keys", HTML, CSS, "row_keys.js")
 
 
 def do_acts(audit: Audit) -> None:
     """Do what was asked by keys and is not done yet; before the rows are read, so that they show it."""
-    asked = (st.session_state.get(KEY) or {}).get("acts")
-    if not asked or read_only():
-        return
-    client, done = st.session_state.get("acts-done", ("", 0))
-    if client != asked["client"]:
-        done = 0
-    waiting = [act for act in asked["acts"] if act["n"] > done]
-    for act in waiting:
+    changed = False
+    for act in waiting(KEY):
+        changed = True
         try:
             _do(audit, act)
         except AuditError as error:
             st.session_state["row_problem"] = f"Row {act.get('id', '')}: {error}"
-        # After each, since the run may be interrupted at any time.
-        st.session_state["acts-done"] = (asked["client"], act["n"])
-    if waiting:
+    if changed:
         flags_drawn()
 
 
@@ -102,14 +89,10 @@ def row_keys(rows: Sequence[tuple[int, str]]) -> None:
     audit = current_audit()
     do_acts(audit)
     flags = audit.flags.of([content for _, content in rows])
-    client, done = st.session_state.get("acts-done", ("", 0))
+    shown = [{"id": number, "hash": content, "flag": flags.get(content)} for number, content in rows]
     found = _component(
         key=KEY,
-        data={
-            "rows": [{"id": number, "hash": content, "flag": flags.get(content)} for number, content in rows],
-            "client": client,
-            "done": done,
-        },
+        data={"rows": shown, **said_to_be_done(KEY)},
         on_acts_change=lambda: None,
         on_settled_change=lambda: None,
     )
