@@ -15,6 +15,7 @@ from concept_audit_app.components.flags import View, bulk_flags, undo_button
 from concept_audit_app.components.heatmap import style_sheet
 from concept_audit_app.components.index import index_in_words
 from concept_audit_app.components.methods import influence_options, method_picker
+from concept_audit_app.components.plain import counted
 from concept_audit_app.components.ranked import cards, chosen_concept, colour_choice, ready
 from concept_audit_app.components.refining import refinement_state
 from concept_audit_app.components.row_keys import do_acts, row_keys
@@ -22,6 +23,8 @@ from concept_audit_app.components.rows import page_problem
 from concept_audit_app.components.session import current_audit, first_page
 
 PAGE_SIZES = [10, 25, 50]
+PAGES_WIDTH = 420
+"""Pixels: enough for seven numbers; as wide as its content, it hides page 2 of 3."""
 
 audit = current_audit()
 do_acts(audit)
@@ -52,8 +55,8 @@ saved = audit.probes.find(concept.name) if concept.kind == "probe" else None
 threshold = saved.details.get("threshold") if saved and method == "vector_filter" else None
 
 with st.container(horizontal=True, vertical_alignment="center"):
-    page = st.pagination(pages, key="page", bind="query-params")
-    st.markdown(f"{total:,} rows", width="content")
+    page = st.pagination(pages, key="page", bind="query-params", width=PAGES_WIDTH)
+    st.markdown(counted(total, "row"), width="content")
     brush_chip(where)
     st.space("stretch")
     bulk_flags(audit, View(*ranked, options, where, total, threshold))
@@ -76,7 +79,7 @@ with histogram_place:
         config=QUIET,
         on_select=brush,
         selection_mode="box",
-        alt=f"Histogram of the scores of all rows, from {edges[0]:.3g} to {edges[-1]:.3g}; {total:,} rows pass the filter",
+        alt=f"Histogram of the scores of all rows, from {edges[0]:.3g} to {edges[-1]:.3g}; {counted(total, 'row')} within the filter",
     )
 if indexed and (index := audit.index.describe()):
     refinement_state(audit, *ranked, options)

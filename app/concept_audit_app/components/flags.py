@@ -9,7 +9,7 @@ from typing import Any
 import streamlit as st
 
 from concept_audit import Audit, AuditError, InfluenceOptions, RowFilter
-from concept_audit_app.components.plain import plain
+from concept_audit_app.components.plain import counted, plain
 from concept_audit_app.components.session import current_audit, person, read_only
 from concept_audit_app.components.tables import records
 
@@ -63,7 +63,7 @@ def bulk_flags(audit: Audit, view: View) -> None:
         already = (
             "" if top else f", {audit.rows.count(flagged, view.concept, view.method, view.options):,} flagged already"
         )
-        st.markdown(f"**{count:,} {'row' if count == 1 else 'rows'}** on all pages{already}")
+        st.markdown(f"**{counted(count, 'row')}** on all pages{already}")
         st.text_input("Note", key="bulk-note", placeholder="why (may be empty)", max_chars=200)
         for name, label in ACTIONS.items():
             st.button(
@@ -96,7 +96,7 @@ def _flag_many(view: View, where: RowFilter, flag: str | None, top: int | None, 
         st.session_state["row_problem"] = str(error)
         return
     st.session_state["said"] = (
-        f"{change.n_texts:,} {'text' if change.n_texts == 1 else 'texts'} {DONE[flag]}"
+        f"{counted(change.n_texts, 'text')} {DONE[flag]}"
         if change.event_id
         else "Nothing to change: they are so already"
     )
@@ -146,8 +146,7 @@ def undo_button(audit: Audit) -> None:
 
 def _action(change: Mapping[str, Any]) -> str:
     note = f" ({change['note']})" if change["note"] else ""
-    texts = "text" if change["n_texts"] == 1 else "texts"
-    return f"{change['action']} {change['n_texts']:,} {texts}, {change['how']}{note}"
+    return f"{change['action']} {counted(change['n_texts'], 'text')}, {change['how']}{note}"
 
 
 def _undo(event_id: int) -> None:
@@ -157,7 +156,7 @@ def _undo(event_id: int) -> None:
         st.session_state["row_problem"] = str(error)
         return
     left = f"; {change.left_alone:,} changed since, left alone" if change.left_alone else ""
-    st.session_state["said"] = f"Undone for {change.n_texts:,} {'text' if change.n_texts == 1 else 'texts'}{left}"
+    st.session_state["said"] = f"Undone for {counted(change.n_texts, 'text')}{left}"
 
 
 @st.fragment(run_every=SECONDS_BETWEEN_LOOKS)

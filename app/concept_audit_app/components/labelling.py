@@ -11,6 +11,7 @@ import streamlit as st
 
 from concept_audit import Audit, AuditError, LabelledExample, Message, RowFilter, read_labelled
 from concept_audit_app.components.acts import acting_component, said_to_be_done, waiting
+from concept_audit_app.components.plain import counted
 from concept_audit_app.components.rows import conversation_html
 from concept_audit_app.components.session import current_audit
 from concept_audit_app.components.tables import records
@@ -178,7 +179,7 @@ def search_results(audit: Audit, name: str) -> None:
     where = RowFilter(text=text)
     rows = audit.rows.sample(where, name, FOUND_SHOWN)
     known = {example.content_hash: example.label for example in audit.labels.list(name)}
-    st.caption(f"{audit.rows.count(where):,} rows; {len(rows)} of them")
+    st.caption(f"{counted(audit.rows.count(where), 'row')}; {len(rows)} of them")
     for row in records(rows):
         with st.container(border=True, key=f"found-{row['example_id']}"):
             messages, label = messages_of(row["messages"]), known.get(row["content_hash"])

@@ -10,6 +10,7 @@ import streamlit as st
 from concept_audit import Audit, AuditError
 from concept_audit_app.components.acts import acting_component, said_to_be_done, waiting
 from concept_audit_app.components.flags import flags_drawn
+from concept_audit_app.components.plain import counted
 from concept_audit_app.components.rows import FLAGS
 from concept_audit_app.components.session import current_audit, person, read_only
 
@@ -69,7 +70,7 @@ def _undo(audit: Audit, event: int | None) -> None:
         return
     change = audit.flags.undo(event, person())
     left = f"; {change.left_alone:,} changed since, left alone" if change.left_alone else ""
-    st.session_state["said"] = f"Undone for {change.n_texts:,} {'text' if change.n_texts == 1 else 'texts'}{left}"
+    st.session_state["said"] = f"Undone for {counted(change.n_texts, 'text')}{left}"
 
 
 def _latest(audit: Audit) -> int | None:

@@ -178,8 +178,11 @@ def rows(
     ).df()
 
 
-def snapshot(cursor: Cursor, ranking: int | None, where: RowFilter) -> pd.DataFrame:
-    """Rows that pass a filter, in the order of the data, with what people have said of them until now.
+def snapshot(cursor: Cursor, ranking: int | None, where: RowFilter, by_rank: bool = False) -> pd.DataFrame:
+    """Rows that pass a filter, with what people have said of them until now.
+
+    Args:
+        by_rank: in the order of the ranking, if there is one; otherwise in that of the data.
 
     Returns:
         example_id, flag, note; with a ranking rank, score, percentile. No texts: memory stays small.
@@ -191,7 +194,7 @@ def snapshot(cursor: Cursor, ranking: int | None, where: RowFilter) -> pd.DataFr
         f"""WITH chosen AS MATERIALIZED (SELECT {wanted} FROM {source} WHERE {condition})
             SELECT c.example_id, {scores}f.flag, f.note
             FROM chosen c JOIN main.examples e USING (example_id) LEFT JOIN base.flags f USING (content_hash)
-            ORDER BY c.example_id""",
+            ORDER BY {"c.rank" if by_rank and ranking is not None else "c.example_id"}""",
         parameters,
     ).df()
 
