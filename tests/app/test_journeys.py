@@ -166,12 +166,14 @@ def test_brush_flag_undo_flag_and_export(page, url, concept, tmp_path):
 
     def flag_top() -> None:
         page.get_by_role("button", name="Flag many").click()
-        page.get_by_text("The first", exact=True).click()
-        settle(page)
-        page.get_by_label("Note").fill("brushed")
-        page.get_by_role("button", name=f"Flag to remove: {FLAG_TOP}").click()
+        dialog = page.get_by_role("dialog")
+        dialog.get_by_text("The first", exact=True).click()
+        dialog.get_by_text(f"{FLAG_TOP} rows").wait_for()
+        assert dialog.get_by_text(re.compile(r"^#\d")).count() == 5
+        dialog.get_by_label("Note").fill("brushed")
+        dialog.get_by_role("button", name=f"Flag to remove: {FLAG_TOP}").click()
         page.get_by_text("texts flagged to remove").wait_for()
-        page.keyboard.press("Escape")
+        dialog.wait_for(state="detached")
         settle(page)
 
     flag_top()

@@ -59,7 +59,7 @@ with st.container(horizontal=True, vertical_alignment="center"):
     st.markdown(counted(total, "row"), width="content")
     brush_chip(where)
     st.space("stretch")
-    bulk_flags(audit, View(*ranked, options, where, total, threshold))
+    bulk_flags(View(*ranked, options, where, total, threshold))
     undo_button(audit)
     st.page_link(
         "app_pages/export.py",
