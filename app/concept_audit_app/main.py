@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import streamlit as st
 
 from concept_audit_app.components.flags import flags_drawn, watch_others
@@ -61,7 +63,7 @@ PAGES = [
     ),
 ]
 
-st.set_page_config(page_title="Concept audit", page_icon=":material/troubleshoot:", layout="wide")
+st.set_page_config(page_title="Concept audit", page_icon=str(Path(__file__).with_name("icon.png")), layout="wide")
 # Where Streamlit's own colours fall short of WCAG's contrast of 4.5 to 1: captions, and primary buttons in the dark.
 style = '[data-testid="stCaptionContainer"]{opacity:.82}[data-testid="stCaptionContainer"],[data-testid="stCaptionContainer"] *{color:inherit}'
 if st.context.theme.type == "dark":

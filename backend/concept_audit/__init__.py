@@ -33,6 +33,7 @@ if TYPE_CHECKING:
         QueryOptions,
         ScoringOptions,
     )
+    from concept_audit.metrics import precision_recall
     from concept_audit.model.options import ModelOptions
     from concept_audit.pipeline.build import build
     from concept_audit.pipeline.options import BuildOptions
@@ -89,6 +90,7 @@ _HOME = {
     "audit_names": "store.listing",
     "build": "pipeline.build",
     "is_allowed": "addresses",
+    "precision_recall": "metrics",
     "read_labelled": "data.read",
     "read_prompts": "data.read",
     "read_queries": "data.read",
@@ -135,6 +137,7 @@ __all__ = [
     "audit_names",
     "build",
     "is_allowed",
+    "precision_recall",
     "read_labelled",
     "read_prompts",
     "read_queries",

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from concept_audit.errors import AuditError
 
@@ -71,7 +73,15 @@ def serve(
     environment.pop(AUDIT_VARIABLE, None)
     if root:
         environment[AUDIT_VARIABLE] = root.resolve().name
+    before = signal.signal(signal.SIGTERM, _stop)
     try:
         return subprocess.run(command, env=environment).returncode
     except KeyboardInterrupt:
         return 0
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _stop(number: int, frame: object) -> NoReturn:
+    """End when told to, and Streamlit with it, which would keep the port: `subprocess.run` kills what it has run."""
+    raise SystemExit(128 + number)

@@ -18,7 +18,7 @@ import concept_audit_app
 
 FLAGS = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-sync"]
 PATIENCE = 60_000
-CARDS = '[class*="st-key-row-"], [class*="st-key-current-"]'
+CARDS = '[class*="st-key-row-"]'
 
 
 def chromium() -> str | None:

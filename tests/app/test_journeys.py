@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import re
 import shutil
+import time
 from pathlib import Path
 
 import pandas as pd
@@ -20,6 +22,8 @@ from concept_audit import Audit
 from tests.app.browser import cards, coloured_tokens, dashboard, row_of, settle, words
 
 FLAG_TOP = 20
+ACTS, BETWEEN = 60, 70
+"""Keys pressed one after another, and milliseconds between two."""
 SCORES = re.compile("^Scores ")  # the chip of a filter by score
 
 
@@ -119,7 +123,7 @@ def test_twelve_rows_are_labelled_by_keys_alone_and_ranked_by_the_new_probe(page
         label("n" if i % 2 else "y")
     assert "6 show it · 6 do not" in words(page)
     assert len(set(seen)) == 12, "the queue repeats no row"
-    assert "With these labels, held out: AUROC" in words(page)
+    page.get_by_text("With these labels, held out: AUROC").wait_for()
     keep(page, "probe-lab")
     press(page, "t")
     page.get_by_text("Held-out AUROC").wait_for()
@@ -128,6 +132,26 @@ def test_twelve_rows_are_labelled_by_keys_alone_and_ranked_by_the_new_probe(page
     settle(page)
     assert cards(page).first.inner_text().startswith("#1 ")
     assert len(Audit(place).labels.list("by keys")) == 12
+
+
+def test_labels_by_keys_as_fast_as_anyone_types(page, url, place):
+    page.goto(f"{url}/probe_lab")
+    settle(page)
+    name = page.get_by_role("combobox", name="Probe")
+    name.fill("in haste")
+    name.press("Enter")
+    page.get_by_role("button", name="Shows it").wait_for()
+    assert name.input_value() == "in haste"
+    keys = "nnnnnnuysyyyyyy"
+    for key in keys:
+        page.keyboard.press(key)
+        page.wait_for_timeout(BETWEEN)
+    page.keyboard.press("t")
+    page.get_by_text("Held-out AUROC").wait_for()
+    assert name.input_value() == "in haste"
+    labels = [example.label for example in Audit(place).labels.list("in haste")]
+    assert (labels.count(0), labels.count(1)) == (5, 7)
+    assert page.get_by_text("7 show it · 5 do not").first.is_visible()
 
 
 def test_brush_flag_undo_flag_and_export(page, url, concept, tmp_path):
@@ -142,12 +166,14 @@ def test_brush_flag_undo_flag_and_export(page, url, concept, tmp_path):
 
     def flag_top() -> None:
         page.get_by_role("button", name="Flag many").click()
-        page.get_by_text("The first", exact=True).click()
-        settle(page)
-        page.get_by_label("Note").fill("brushed")
-        page.get_by_role("button", name=f"Flag to remove: {FLAG_TOP}").click()
+        dialog = page.get_by_role("dialog")
+        dialog.get_by_text("The first", exact=True).click()
+        dialog.get_by_text(f"{FLAG_TOP} rows").wait_for()
+        assert dialog.get_by_text(re.compile(r"^#\d")).count() == 5
+        dialog.get_by_label("Note").fill("brushed")
+        dialog.get_by_role("button", name=f"Flag to remove: {FLAG_TOP}").click()
         page.get_by_text("texts flagged to remove").wait_for()
-        page.keyboard.press("Escape")
+        dialog.wait_for(state="detached")
         settle(page)
 
     flag_top()
@@ -257,6 +283,57 @@ def test_rows_are_walked_and_flagged_by_keys(page, url, concept):
     settle(page)
     page.keyboard.press("Escape")
     assert "flagged: remove (flatters)" in cards(page).nth(1).inner_text()
+
+
+def test_keys_as_fast_as_anyone_types_reach_the_right_rows(page, url, concept, place):
+    page.goto(f"{url}/audit?concept={concept}")
+    settle(page)
+    rows = [row_of(card) for card in cards(page).all()]
+    at, wanted = 0, dict.fromkeys(rows, "")
+    chance = random.Random(7)
+    page.locator("h1").first.click()
+    for _ in range(ACTS):
+        key = chance.choice("jjkxv")
+        page.keyboard.press(key)
+        at = min(max(at + {"j": 1, "k": -1}.get(key, 0), 0), len(rows) - 1)
+        if name := {"x": "remove", "v": "review"}.get(key):
+            wanted[rows[at]] = "" if wanted[rows[at]] == name else name
+        page.wait_for_timeout(BETWEEN)
+    shown = [card.get_attribute("data-flag") for card in cards(page).all()]
+    assert shown == list(wanted.values()), "shown before the server has done it"
+    page.locator(".flag-words").first.wait_for(state="attached")
+    listed = Audit(place).rows.list()
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        found = listed.set_index("example_id")["flag"].fillna("")
+        if {row: found[row] for row in rows} == wanted:
+            break
+        page.wait_for_timeout(300)
+        listed = Audit(place).rows.list()
+    assert {row: found[row] for row in rows} == wanted
+    settle(page)
+    assert [card.get_attribute("data-flag") for card in cards(page).all()] == list(wanted.values())
+
+
+def test_a_note_is_written_by_keys_and_its_letters_are_no_acts(page, url, concept, place):
+    page.goto(f"{url}/audit?concept={concept}")
+    settle(page)
+    first = row_of(cards(page).first)
+    page.locator("h1").first.click()
+    for key in "xn":
+        page.keyboard.press(key)
+    page.get_by_label(f"Why row {first:,} is flagged").wait_for()
+    page.wait_for_function("document.activeElement?.getAttribute('aria-label')?.startsWith('Why row')")
+    page.keyboard.type("unjustified, j x v", delay=30)
+    page.keyboard.press("Enter")
+    settle(page)
+    page.keyboard.press("Escape")
+    assert "flagged: remove (unjustified, j x v)" in cards(page).first.inner_text()
+    assert len(Audit(place).flags.log()) == 2
+    page.locator("h1").first.click()
+    page.keyboard.press("j")
+    page.keyboard.press("n")
+    page.get_by_text("A note goes with a flag").wait_for()
 
 
 def test_read_only_offers_no_writing(page, place, concept):

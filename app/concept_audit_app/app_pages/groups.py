@@ -8,7 +8,8 @@ from concept_audit import AuditError, InfluenceOptions
 from concept_audit_app.components.charts import beside_chart, interval_chart
 from concept_audit_app.components.concepts import concept_picker
 from concept_audit_app.components.index import index_state
-from concept_audit_app.components.methods import NAMES, SLOW, influence_options, method_picker, offer
+from concept_audit_app.components.methods import NAMES, SLOW, WITH_GRADIENTS, influence_options, method_picker, offer
+from concept_audit_app.components.plain import counted
 from concept_audit_app.components.progress import PageProgress
 from concept_audit_app.components.session import current_audit
 from concept_audit_app.components.url import select_by_id
@@ -73,7 +74,7 @@ if table.empty:
 
 st.caption(
     f"{NAMES[method]} of “{concept.name}”: the mean score of each group's rows with a 95% bootstrap interval. "
-    f"{len(table):,} groups; a row may be in several."
+    f"{counted(len(table), 'group')}; a row may be in several."
 )
 names = [f"{g} · {text}" if by == "sae_feature" else str(g) for g, text in zip(table.group, table.label, strict=True)]
 shown = table.assign(name=names)
@@ -115,4 +116,5 @@ st.dataframe(
         ),
     },
 )
-index_state(audit)
+if method in WITH_GRADIENTS or beside in WITH_GRADIENTS:
+    index_state(audit)

@@ -20,18 +20,22 @@ st.caption(
     "Label some of both, train, and rank the whole data set by it."
 )
 
+labelling.do_labels()
+latest = st.session_state.get("probe-latest")
+typed = st.session_state.get("probe")  # a new one has no labels yet
 names = audit.labels.counts()["probe"].tolist()
 with st.container(horizontal=True, vertical_alignment="bottom"):
     name = st.selectbox(
         "Probe",
-        names,
-        index=0 if names else None,
+        [*names, *([typed] if typed and typed not in names else [])],
+        index=names.index(latest) if latest in names else 0 if len(names) == 1 else None,
         key="probe",
         bind="query-params",
         accept_new_options=not read_only(),
-        placeholder="Type a name for a new probe",
+        placeholder="Choose a probe, or type a name for a new one" if names else "Type a name for a new probe",
         help="Choose one, or type a new name and press Enter",
     )
+    st.session_state["probe-latest"] = name
     saved = audit.probes.find(name) if name else None
     if name and name in names:
         probes.housekeeping(audit, name, saved)
@@ -41,8 +45,10 @@ if problem := st.session_state.pop("lab_error", None):
 if not name:
     st.info(
         "There is no probe yet."
-        if read_only()
-        else "Type a name for your probe above, for instance the behaviour that you are after.",
+        if read_only() and not names
+        else "Type a name for your probe above, for instance the behaviour that you are after."
+        if not names
+        else "Choose a probe above, or type a name for a new one.",
         icon=":material/edit:",
     )
     st.stop()

@@ -9,21 +9,25 @@ import streamlit as st
 
 from concept_audit import RowFilter
 from concept_audit_app.components.charts import QUIET, score_histogram
-from concept_audit_app.components.cursor import cursor_buttons, cursor_of, scroll_to
 from concept_audit_app.components.exporting import WHAT
 from concept_audit_app.components.filters import brush, brush_chip, brushed, row_filter
 from concept_audit_app.components.flags import View, bulk_flags, undo_button
 from concept_audit_app.components.heatmap import style_sheet
 from concept_audit_app.components.index import index_in_words
 from concept_audit_app.components.methods import influence_options, method_picker
+from concept_audit_app.components.plain import counted
 from concept_audit_app.components.ranked import cards, chosen_concept, colour_choice, ready
 from concept_audit_app.components.refining import refinement_state
+from concept_audit_app.components.row_keys import do_acts, row_keys
 from concept_audit_app.components.rows import page_problem
 from concept_audit_app.components.session import current_audit, first_page
 
 PAGE_SIZES = [10, 25, 50]
+PAGES_WIDTH = 420
+"""Pixels: enough for seven numbers; as wide as its content, it hides page 2 of 3."""
 
 audit = current_audit()
+do_acts(audit)
 style_sheet()
 st.title("Audit")
 with st.container(horizontal=True, vertical_alignment="bottom"):
@@ -51,11 +55,11 @@ saved = audit.probes.find(concept.name) if concept.kind == "probe" else None
 threshold = saved.details.get("threshold") if saved and method == "vector_filter" else None
 
 with st.container(horizontal=True, vertical_alignment="center"):
-    page = st.pagination(pages, key="page", bind="query-params")
-    st.markdown(f"{total:,} rows", width="content")
+    page = st.pagination(pages, key="page", bind="query-params", width=PAGES_WIDTH)
+    st.markdown(counted(total, "row"), width="content")
     brush_chip(where)
     st.space("stretch")
-    bulk_flags(audit, View(*ranked, options, where, total, threshold))
+    bulk_flags(View(*ranked, options, where, total, threshold))
     undo_button(audit)
     st.page_link(
         "app_pages/export.py",
@@ -75,7 +79,7 @@ with histogram_place:
         config=QUIET,
         on_select=brush,
         selection_mode="box",
-        alt=f"Histogram of the scores of all rows, from {edges[0]:.3g} to {edges[-1]:.3g}; {total:,} rows pass the filter",
+        alt=f"Histogram of the scores of all rows, from {edges[0]:.3g} to {edges[-1]:.3g}; {counted(total, 'row')} within the filter",
     )
 if indexed and (index := audit.index.describe()):
     refinement_state(audit, *ranked, options)
@@ -88,8 +92,6 @@ if rows.empty:
 
 legend = st.container(horizontal=True, vertical_alignment="center")
 with legend:
-    cursor = cursor_of(rows["example_id"].tolist())
-    cursor_buttons(rows["example_id"].tolist(), cursor)
+    row_keys([(int(number), str(text)) for number, text in zip(rows["example_id"], rows["content_hash"], strict=True)])
     colour_by = colour_choice(method, indexed)
-cards(audit, rows, concept, method, options, colour_by, indexed, legend, cursor)
-scroll_to(cursor)
+cards(audit, rows, concept, method, options, colour_by, indexed, legend)

@@ -65,12 +65,13 @@ def score_histogram(
         shapes.append(
             whole | dict(x0=shown[0], x1=shown[1], fillcolor=HERE, opacity=0.18, line=dict(width=1, color=HERE))
         )
-        notes.append(_note("on this page", shown[0]))
+        notes.append(_note("this page", shown[0]))
     if brushed is not None:
         shapes.append(whole | dict(x0=brushed[0], x1=brushed[1], fillcolor=PASSING, opacity=0.12, line=dict(width=1)))
     if threshold is not None:
         shapes.append(whole | dict(type="line", x0=threshold, x1=threshold, line=dict(color=HERE, dash="dash")))
-        notes.append(_note("threshold", threshold))
+        # Below the other, which may stand at the same place.
+        notes.append(_note("threshold", threshold) | dict(y=0.84 if notes else 1))
     figure.update_layout(shapes=shapes, annotations=notes)
     # Selected or not, bars look the same: the filter colours them.
     figure.update_traces(selected=dict(marker=dict(opacity=1)), unselected=dict(marker=dict(opacity=1)))

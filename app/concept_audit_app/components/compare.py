@@ -10,6 +10,7 @@ import streamlit as st
 from concept_audit import Agreement, Audit, AuditError, Concept, InfluenceOptions, RowFilter
 from concept_audit_app.components.charts import QUIET, overlap_chart, points_chart
 from concept_audit_app.components.methods import NAMES, influence_options, select_method
+from concept_audit_app.components.plain import counted
 from concept_audit_app.components.ranked import chosen_concept, ready
 from concept_audit_app.components.rows import RowCard
 from concept_audit_app.components.tables import records
@@ -106,7 +107,7 @@ def scatter(audit: Audit, one: Side, other: Side, where: RowFilter) -> None:
     more = "" if len(points) < POINTS else f" {POINTS:,} rows drawn at random."
     if box:
         st.button(
-            f"{len(chosen):,} rows in the box",
+            f"{counted(len(chosen), 'row')} in the box",
             icon=":material/close:",
             key="forget-box",
             on_click=put,

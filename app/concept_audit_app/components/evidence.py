@@ -6,12 +6,14 @@ import io
 import json
 import zipfile
 from collections.abc import Sequence
+from shlex import quote
 
 import streamlit as st
 
 from concept_audit import Audit, Concept, Evidence
 from concept_audit_app.components.charts import QUIET, curves_chart, interval_chart, matrix_chart, recalls_chart, short
 from concept_audit_app.components.methods import NAMES
+from concept_audit_app.components.plain import counted
 from concept_audit_app.components.tables import records
 from concept_audit_app.components.url import select_by_id
 
@@ -57,7 +59,10 @@ def against_labels(audit: Audit, concept: Concept, target: tuple[str, str, str])
     """AUROC, average precision and precision at k of every ranking that has been computed."""
     table = audit.comparisons.against_group(concept.concept_id, *target)
     fitted = audit.comparisons.labelled_rows(concept.concept_id)
-    left_out = f"{fitted:,} rows were labelled to train this probe, and are left out. " if fitted else ""
+    verbs = ("was", "is") if fitted == 1 else ("were", "are")
+    left_out = ""
+    if fitted:
+        left_out = f"{counted(fitted, 'row')} {verbs[0]} labelled to train this probe, and {verbs[1]} left out. "
     if table.empty:
         st.info(
             f"{left_out}No row is in this group, or every row is. Flag rows on the Audit page, or choose another group.",
@@ -68,7 +73,7 @@ def against_labels(audit: Audit, concept: Concept, target: tuple[str, str, str])
     table["name"] = _ranking_names(list(zip(table["method"], table["parameters"], strict=True)))
     st.subheader("Against these rows")
     st.caption(
-        f"{int(table.n_positive.iloc[0]):,} of {int(table.n_rows.iloc[0]):,} rows. {left_out}AUROC: how often one of them ranks above "
+        f"{int(table.n_positive.iloc[0]):,} of {counted(int(table.n_rows.iloc[0]), 'row')}. {left_out}AUROC: how often one of them ranks above "
         "one of the others; 0.5 is chance. A label is not what influence estimates: the model may learn a "
         "behaviour from rows that nobody labelled."
     )
@@ -130,7 +135,9 @@ def choose_validation(audit: Audit, concept: Concept) -> Evidence | None:
             "on where it was if it is stopped, and shows up here when it is done:",
             icon=":material/model_training:",
         )
-        st.code(f"concept-audit validate {audit.name} --concept {concept.name!r} --quick", None)
+        # A feature is called by its number; a name may have spaces and quotes.
+        named = concept.concept_id if concept.kind == "sae_feature" else concept.name
+        st.code(f"concept-audit validate {quote(str(audit.root))} --concept {quote(named)} --quick", None)
         return None
     names = {
         row["evidence_id"]: f"Validation {row['number']}, version {row['version']} of the concept"

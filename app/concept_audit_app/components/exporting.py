@@ -10,6 +10,7 @@ from concept_audit import FORMATS, Audit, AuditError, Format, InfluenceOptions, 
 from concept_audit_app.components.concepts import concept_picker
 from concept_audit_app.components.filters import brush_chip, brushed, row_filter
 from concept_audit_app.components.methods import influence_options, method_picker
+from concept_audit_app.components.plain import counted
 from concept_audit_app.components.ranked import ready
 from concept_audit_app.components.session import person
 
@@ -87,7 +88,7 @@ def choose(audit: Audit) -> Chosen:
     where = row_filter(audit, flag=what == "view")
     if what == "view":
         where = brushed(where)
-        brush_chip(where)
+        brush_chip(where, hint=False)
     else:
         dropped = ("remove",) if what == "none" else ()
         where = replace(where, flag="any" if what == "any" else "", without_flags=dropped)
@@ -117,6 +118,7 @@ def downloads(audit: Audit, chosen: Chosen, rows: int) -> None:
     def made() -> tuple[bytes, bytes]:
         return audit.exports.to_bytes(
             chosen.format,
+            name,
             where=chosen.where,
             schema=chosen.schema,
             concept=chosen.concept,
@@ -141,7 +143,7 @@ def downloads(audit: Audit, chosen: Chosen, rows: int) -> None:
         return
     with st.container(horizontal=True, vertical_alignment="center"):
         st.download_button(
-            f"Download {rows:,} {'row' if rows == 1 else 'rows'}",
+            f"Download {counted(rows, 'row')}",
             file,
             file_name=name,
             mime=MIME[chosen.format],

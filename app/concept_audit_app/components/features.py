@@ -12,7 +12,7 @@ import streamlit as st
 from concept_audit import Audit, AuditError
 from concept_audit_app.components.charts import QUIET, counts_chart
 from concept_audit_app.components.heatmap import Look, legend_html, ramp, text_html
-from concept_audit_app.components.plain import plain
+from concept_audit_app.components.plain import counted, plain
 from concept_audit_app.components.rows import RowCard
 from concept_audit_app.components.session import person, read_only
 from concept_audit_app.components.tables import records
@@ -135,7 +135,7 @@ def rows_by_quantile(audit: Audit, concept: str, feature: int) -> None:
     for _, group in rows.groupby("quantile"):
         first = group.iloc[0]
         st.caption(
-            f"{QUANTILES[int(first['quantile'])]}: {int(first.group_rows):,} rows, {first.low:.1f} to {first.high:.1f}"
+            f"{QUANTILES[int(first['quantile'])]}: {counted(int(first.group_rows), 'row')}, {first.low:.1f} to {first.high:.1f}"
         )
         cards += [(int(row["example_id"]), RowCard(row)) for row in records(group)]
     heatmaps = audit.rows.heatmaps(concept, rows["example_id"].tolist())

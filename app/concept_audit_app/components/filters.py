@@ -110,8 +110,12 @@ def forget_brush() -> None:
     first_page()
 
 
-def brush_chip(where: RowFilter) -> None:
-    """The brushed span and the row that was opened, each with a button to let it go."""
+def brush_chip(where: RowFilter, hint: bool = True) -> None:
+    """The brushed span and the row that was opened, each with a button to let it go.
+
+    Args:
+        hint: say how a span is brushed, where there is a histogram.
+    """
     if where.example_ids is not None:
         st.button(
             f"Row {where.example_ids[0]:,} alone",
@@ -130,5 +134,5 @@ def brush_chip(where: RowFilter) -> None:
             on_click=forget_brush,
             help="Let rows of all scores through again",
         )
-    else:
+    elif hint:
         st.caption("Drag across the histogram to keep rows of those scores.")

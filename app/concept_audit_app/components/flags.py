@@ -9,11 +9,13 @@ from typing import Any
 import streamlit as st
 
 from concept_audit import Audit, AuditError, InfluenceOptions, RowFilter
-from concept_audit_app.components.plain import plain
+from concept_audit_app.components.plain import counted, plain
 from concept_audit_app.components.session import current_audit, person, read_only
 from concept_audit_app.components.tables import records
 
 LOG_SHOWN = 12
+SHOWN, SHOWN_CHARACTERS = 5, 90
+"""Of the rows that would be flagged: how many are shown, and how much of each."""
 SECONDS_BETWEEN_LOOKS = 3.0
 CHOICES = {"all": "All that pass the filter", "top": "The first", "above": "Scores of at least"}
 ACTIONS = {"remove": "Flag to remove", "review": "Flag to review", None: "Take flags off"}
@@ -37,44 +39,45 @@ class View:
     threshold: float | None = None
 
 
-def bulk_flags(audit: Audit, view: View) -> None:
-    """A popover that says how many rows it would flag, and does so."""
-    if read_only():
-        return
-    opened = st.popover(
-        "Flag many", icon=":material/checklist:", disabled=not view.total, key="bulk", on_change="rerun"
-    )
-    if not opened.open:
-        return  # counting takes a while on large data
-    with opened:
-        how = st.radio("Rows", list(CHOICES), format_func=CHOICES.get, key="bulk-how", horizontal=True)
-        top, where = None, view.where
-        if how == "top":
-            top = int(st.number_input("How many", 1, max(view.total, 1), min(20, view.total), key="bulk-top"))
-        elif how == "above":
-            start = view.threshold if view.threshold is not None else 0.0
-            least = st.number_input("Score", value=float(start), format="%.4g", key="bulk-least")
-            ceiling = where.scores[1] if where.scores else float("inf")
-            floor = max(least, where.scores[0]) if where.scores else least
-            where = replace(where, scores=(floor, ceiling))
-        count = audit.rows.count(where, view.concept, view.method, view.options)
-        count = count if top is None else min(count, top)
-        flagged = replace(where, flag="any")
-        already = (
-            "" if top else f", {audit.rows.count(flagged, view.concept, view.method, view.options):,} flagged already"
-        )
-        st.markdown(f"**{count:,} {'row' if count == 1 else 'rows'}** on all pages{already}")
-        st.text_input("Note", key="bulk-note", placeholder="why (may be empty)", max_chars=200)
+def bulk_flags(view: View) -> None:
+    """A button to flag many rows: it asks which, and says how many they are."""
+    if not read_only() and st.button(
+        "Flag many", icon=":material/checklist:", disabled=not view.total, key="bulk", type="secondary"
+    ):
+        _choose_many(view)
+
+
+@st.dialog("Flag many rows")
+def _choose_many(view: View) -> None:
+    audit = current_audit()
+    start = list(CHOICES).index("top" if view.threshold is None else "above")
+    how = st.radio("Rows", list(CHOICES), start, format_func=CHOICES.get, key="bulk-how", horizontal=True)
+    top, where = None, view.where
+    if how == "top":
+        top = int(st.number_input("How many", 1, max(view.total, 1), min(20, view.total), key="bulk-top"))
+    elif how == "above":
+        least = st.number_input("Score", value=float(view.threshold or 0.0), format="%.4g", key="bulk-least")
+        ceiling = where.scores[1] if where.scores else float("inf")
+        floor = max(least, where.scores[0]) if where.scores else least
+        where = replace(where, scores=(floor, ceiling))
+    wanted = (view.concept, view.method)
+    count = audit.rows.count(where, *wanted, view.options)
+    count = count if top is None else min(count, top)
+    flagged = replace(where, flag="any")
+    already = "" if top else f", {audit.rows.count(flagged, *wanted, view.options):,} flagged already"
+    st.markdown(f"**{counted(count, 'row')}** on all pages{already}")
+    for row in records(audit.rank(*wanted, min(count, SHOWN), where, options=view.options)) if count else ():
+        words = " ".join(f"{row['prompt']} {row['response']}".split())
+        st.text(f"#{row['rank']:,}  {words[:SHOWN_CHARACTERS]}{'…' if len(words) > SHOWN_CHARACTERS else ''}")
+    if count > SHOWN:
+        st.caption(f"and {count - SHOWN:,} more")
+    st.text_input("Note", key="bulk-note", placeholder="why (may be empty)", max_chars=200)
+    with st.container(horizontal=True):
         for name, label in ACTIONS.items():
-            st.button(
-                f"{label}: {count:,}",
-                key=f"bulk-{name}",
-                width="stretch",
-                disabled=not count,
-                type="primary" if name == "remove" else "secondary",
-                on_click=_flag_many,
-                args=(view, where, name, top, CHOICES[how]),
-            )
+            kind = "primary" if name == "remove" else "secondary"
+            if st.button(f"{label}: {count:,}", key=f"bulk-{name}", disabled=not count, type=kind):
+                _flag_many(view, where, name, top, CHOICES[how])
+                st.rerun()
 
 
 def _flag_many(view: View, where: RowFilter, flag: str | None, top: int | None, chosen: str) -> None:
@@ -96,7 +99,7 @@ def _flag_many(view: View, where: RowFilter, flag: str | None, top: int | None, 
         st.session_state["row_problem"] = str(error)
         return
     st.session_state["said"] = (
-        f"{change.n_texts:,} {'text' if change.n_texts == 1 else 'texts'} {DONE[flag]}"
+        f"{counted(change.n_texts, 'text')} {DONE[flag]}"
         if change.event_id
         else "Nothing to change: they are so already"
     )
@@ -115,7 +118,6 @@ def undo_button(audit: Audit) -> None:
         "Undo",
         icon=":material/undo:",
         key="undo",
-        shortcut="U",
         disabled=last is None,
         on_click=_undo,
         args=(None if last is None else int(last["event_id"]),),
@@ -147,8 +149,7 @@ def undo_button(audit: Audit) -> None:
 
 def _action(change: Mapping[str, Any]) -> str:
     note = f" ({change['note']})" if change["note"] else ""
-    texts = "text" if change["n_texts"] == 1 else "texts"
-    return f"{change['action']} {change['n_texts']:,} {texts}, {change['how']}{note}"
+    return f"{change['action']} {counted(change['n_texts'], 'text')}, {change['how']}{note}"
 
 
 def _undo(event_id: int) -> None:
@@ -158,7 +159,7 @@ def _undo(event_id: int) -> None:
         st.session_state["row_problem"] = str(error)
         return
     left = f"; {change.left_alone:,} changed since, left alone" if change.left_alone else ""
-    st.session_state["said"] = f"Undone for {change.n_texts:,} {'text' if change.n_texts == 1 else 'texts'}{left}"
+    st.session_state["said"] = f"Undone for {counted(change.n_texts, 'text')}{left}"
 
 
 @st.fragment(run_every=SECONDS_BETWEEN_LOOKS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from shlex import quote
 
 import streamlit as st
 
@@ -22,7 +23,7 @@ def index_state(audit: Audit) -> None:
     else:
         st.caption(
             "There is no gradient index. With one, the influence of a new concept takes seconds; build it with "
-            f"`concept-audit index {audit.name}`."
+            f"`concept-audit index {quote(str(audit.root))}`."
         )
 
 

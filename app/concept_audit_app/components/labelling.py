@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import streamlit as st
 
 from concept_audit import Audit, AuditError, LabelledExample, Message, RowFilter, read_labelled
+from concept_audit_app.components.acts import acting_component, said_to_be_done, waiting
+from concept_audit_app.components.plain import counted
 from concept_audit_app.components.rows import conversation_html
 from concept_audit_app.components.session import current_audit
 from concept_audit_app.components.tables import records
@@ -21,7 +24,30 @@ WHY = {
     "shuffled": "drawn at random",
 }
 FOUND_SHOWN = 10
+AT_HAND, MOST_OFFERED = 24, 500
+"""Rows of the queue that the browser has beforehand, and that are remembered here while their labels may come."""
+LONGEST_TURN = 8_000
+KEY = "keys-of-labels"
+HTML = """<div class="label-keys" role="toolbar" aria-label="Label the row">
+<button value="y">Shows it <kbd>Y</kbd></button><button value="n">Does not <kbd>N</kbd></button>
+<button value="s">Skip <kbd>S</kbd></button><button value="u">Undo <kbd>U</kbd></button>
+<span class="label-counts" role="status"></span></div>
+<div class="label-row"></div>
+"""
+CSS = """.label-keys { display: flex; flex-wrap: wrap; gap: .5rem; align-items: center; margin-bottom: .5rem }
+.label-keys button { font: inherit; color: inherit; background: none; border: 1px solid var(--st-border-color);
+  border-radius: .5rem; padding: .3rem .8rem; cursor: pointer }
+.label-keys button[value="y"] { border-color: var(--st-primary-color) }
+.label-keys button:hover, .label-keys button:focus-visible { border-color: var(--st-primary-color) }
+.label-keys button:disabled { opacity: .5; cursor: default }
+.label-keys kbd { font: inherit; opacity: .8; margin-left: .3rem }
+.label-row p { font-size: .875rem; opacity: .82; margin: 0 0 .5rem }
+.label-row > div { display: grid; grid-template-columns: 5.2rem 1fr; gap: .6rem; margin-bottom: .35rem }
+.label-row > div > span { opacity: .8; font-size: .8rem; padding-top: .15rem }
+.label-row > div > div { white-space: pre-wrap; overflow-wrap: anywhere; line-height: 1.65; unicode-bidi: isolate }
+"""
 POSITIVE, NEGATIVE = "Shows it", "Does not"
+_component = acting_component("concept_audit_label_keys", HTML, CSS, "label_keys.js", isolated=False)
 
 
 def remember(name: str, action: str, content_hash: str) -> None:
@@ -82,59 +108,59 @@ def queue(audit: Audit, name: str, trained: bool) -> None:
             placeholder="in prompt or response",
         )
     try:
-        found = audit.queue.next(name, RowFilter(text=text or ""), kinds or list(KINDS))
+        _offer(name, text or "", tuple(kinds or KINDS))
     except AuditError as error:
         st.error(str(error), icon=":material/error:")
-        return
-    messages: tuple[Message, ...] = ()
-    if found is not None:
-        kind, row = found
-        messages = messages_of(row["messages"])
-    history = st.session_state.get(f"labelled-{name}", [])
-    with st.container(horizontal=True, vertical_alignment="center"):
-        none = found is None
-        st.button(
-            POSITIVE,
-            icon=":material/thumb_up:",
-            shortcut="Y",
-            type="primary",
-            on_click=put_label,
-            args=(name, messages, 1),
-            disabled=none,
-        )
-        st.button(
-            NEGATIVE,
-            icon=":material/thumb_down:",
-            shortcut="N",
-            on_click=put_label,
-            args=(name, messages, 0),
-            disabled=none,
-        )
-        st.button(
-            "Skip",
-            icon=":material/skip_next:",
-            shortcut="S",
-            type="tertiary",
-            on_click=skip_row,
-            args=(name, "" if none else row["content_hash"]),
-            disabled=none,
-        )
-        st.button(
-            "Undo",
-            icon=":material/undo:",
-            shortcut="U",
-            type="tertiary",
-            on_click=undo_label,
-            args=(name,),
-            disabled=not history,
-            help="Take back the latest label or skip",
-        )
-    if found is None:
-        st.info("No unlabelled row left here. Change the search, or type examples.", icon=":material/done_all:")
-        return
-    st.caption(f"Row {int(row['example_id']):,}, {WHY[kind]}")
-    with st.container(border=True, key="offered"):
-        st.html(conversation_html(row["messages"], None, None))
+
+
+@st.fragment
+def _offer(name: str, text: str, kinds: Sequence[str]) -> None:
+    """The rows of the queue, the next few of them at hand in the browser."""
+    audit = current_audit()
+    do_labels()
+    rows = audit.queue.upcoming(name, RowFilter(text=text), AT_HAND, kinds)
+    known = st.session_state.setdefault("offered", {})
+    known |= {row["content_hash"]: messages_of(row["messages"]) for _, row in rows}
+    while len(known) > MOST_OFFERED:
+        del known[next(iter(known))]
+    labels = audit.labels.list(name)
+    positive = sum(example.label for example in labels)
+    found = _component(
+        key=KEY,
+        data={
+            "name": name,
+            "items": [
+                {
+                    "hash": row["content_hash"],
+                    "row": int(row["example_id"]),
+                    "why": WHY[kind],
+                    "turns": [(turn.role, turn.content[:LONGEST_TURN]) for turn in known[row["content_hash"]]],
+                }
+                for kind, row in rows
+            ],
+            "positive": positive,
+            "negative": len(labels) - positive,
+            "nothing": "No unlabelled row left here. Change the search, or type examples.",
+            **said_to_be_done(KEY),
+        },
+        on_acts_change=lambda: None,
+        on_settled_change=lambda: None,
+    )
+    if found.settled:
+        st.rerun(scope="app")
+
+
+def do_labels() -> None:
+    """Do what was asked by keys and is not done yet; before anything is read that hangs on labels."""
+    for act in waiting(KEY):
+        name, messages = str(act["probe"]), st.session_state.get("offered", {}).get(act["hash"])
+        if act["kind"] == "undo":
+            if st.session_state.get(f"labelled-{name}"):
+                undo_label(name)
+        elif act["kind"] == "skip":
+            skip_row(name, act["hash"])
+        elif messages is not None and act["label"] in (0, 1):
+            put_label(name, messages, act["label"])
 
 
 def search_results(audit: Audit, name: str) -> None:
@@ -153,7 +179,7 @@ def search_results(audit: Audit, name: str) -> None:
     where = RowFilter(text=text)
     rows = audit.rows.sample(where, name, FOUND_SHOWN)
     known = {example.content_hash: example.label for example in audit.labels.list(name)}
-    st.caption(f"{audit.rows.count(where):,} rows; {len(rows)} of them")
+    st.caption(f"{counted(audit.rows.count(where), 'row')}; {len(rows)} of them")
     for row in records(rows):
         with st.container(border=True, key=f"found-{row['example_id']}"):
             messages, label = messages_of(row["messages"]), known.get(row["content_hash"])

@@ -8,7 +8,7 @@ import streamlit as st
 from concept_audit import Audit
 from concept_audit_app.components.charts import QUIET, counts_chart, interval_chart
 from concept_audit_app.components.concepts import probe_table
-from concept_audit_app.components.plain import plain
+from concept_audit_app.components.plain import counted, plain
 from concept_audit_app.components.tables import records
 from concept_audit_app.components.url import select_by_id
 
@@ -120,7 +120,7 @@ def data(audit: Audit) -> None:
     sources = audit.rows.sources()
     st.caption(
         "Sources: "
-        + ", ".join(f"{plain(row['source'])} ({row['n_rows']:,} rows)" for row in records(sources.head(6)))
+        + ", ".join(f"{plain(row['source'])} ({counted(row['n_rows'], 'row')})" for row in records(sources.head(6)))
         + (f" and {len(sources) - 6:,} more" if len(sources) > 6 else "")
     )
     fields = audit.rows.metadata_fields()

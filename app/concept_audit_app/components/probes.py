@@ -7,9 +7,18 @@ from collections.abc import Sequence
 import numpy as np
 import streamlit as st
 
-from concept_audit import MIN_EACH, Audit, AuditError, LabelledExample, ProbeReport, SavedProbe
+from concept_audit import (
+    MIN_EACH,
+    Audit,
+    AuditError,
+    LabelledExample,
+    ProbeReport,
+    RowFilter,
+    SavedProbe,
+    precision_recall,
+)
 from concept_audit_app.components.charts import QUIET, precision_recall_chart
-from concept_audit_app.components.plain import plain
+from concept_audit_app.components.plain import counted, plain
 from concept_audit_app.components.progress import PageProgress
 from concept_audit_app.components.session import read_only
 from concept_audit_app.components.tables import records
@@ -38,7 +47,8 @@ def training(audit: Audit, name: str, labels: Sequence[LabelledExample], saved: 
         type="primary",
         disabled=bool(missing),
         width="stretch",
-        shortcut="T",
+        key="train",
+        help="T",
     )
     if clicked:
         try:
@@ -90,29 +100,47 @@ def _report(_audit: Audit, root: str, name: str, labels: tuple[tuple[str, int], 
     return _audit.probes.report(name)
 
 
+@st.cache_data(show_spinner=False, max_entries=200)
+def _held_out(
+    _audit: Audit, root: str, name: str, version: int, labels: tuple[tuple[str, int], ...]
+) -> tuple[np.ndarray, np.ndarray]:
+    return _audit.probes.held_out(name)
+
+
 def report(audit: Audit, name: str, labels: Sequence[LabelledExample], saved: SavedProbe | None) -> None:
     """Held-out evidence with the labels so far: told anew after every label."""
     identity = tuple(sorted((example.content_hash, example.label) for example in labels))
     try:
         with st.spinner("Scoring held-out examples …"):
             found = _report(audit, str(audit.root), name, identity)
+            held_out = _held_out(audit, str(audit.root), name, saved.version, identity) if saved else None
     except AuditError:
         return
-    low, high = found.auroc_interval
+    # One figure: the trained probe's own, as long as it is of these labels.
+    counts = sum(example.label for example in labels), sum(1 - example.label for example in labels)
+    area = found.auroc
+    if saved and (saved.details["n_positive"], saved.details["n_negative"]) == counts:
+        area = saved.details["auroc"]
+    else:
+        low, high = found.auroc_interval
+        st.markdown(
+            f"With these labels, held out: **AUROC {found.auroc:.2f}** ({low:.2f} to {high:.2f}) at layer {found.layer}"
+        )
     chance = found.random_auroc[1]
-    st.markdown(
-        f"With these labels, held out: **AUROC {found.auroc:.2f}** ({low:.2f} to {high:.2f}) at layer {found.layer}"
-    )
     st.caption(
         f"Of probes from the same examples with labels shuffled, each at its best layer, 95 in 100 stay below {chance:.2f}: "
-        + ("this one has learned something." if found.auroc > chance else "this one cannot be told from chance yet.")
+        + ("this one has learned something." if area > chance else "this one cannot be told from chance yet.")
     )
-    st.caption("By layer: " + " · ".join(f"{layer}: {area:.2f}" for layer, area in sorted(found.by_layer.items())))
-    _threshold(audit, name, found, saved)
+    st.caption(
+        "By layer, differences of means: "
+        + " · ".join(f"{layer}: {each:.2f}" for layer, each in sorted(found.by_layer.items()))
+    )
+    _threshold(audit, name, saved, *(held_out or (found.scores, found.labels)))
 
 
-def _threshold(audit: Audit, name: str, found: ProbeReport, saved: SavedProbe | None) -> None:
-    thresholds, precision, recall = found.precision_recall()
+def _threshold(audit: Audit, name: str, saved: SavedProbe | None, scores: np.ndarray, labels: np.ndarray) -> None:
+    """Precision and recall at a threshold; of the trained probe, where there is one, and of the data's rows."""
+    thresholds, precision, recall = precision_recall(scores, labels)
     low, high = float(thresholds.min()), float(thresholds.max())
     if not high > low:
         return
@@ -124,34 +152,39 @@ def _threshold(audit: Audit, name: str, found: ProbeReport, saved: SavedProbe | 
         min(max(0.0, low), high),
         (high - low) / STEPS,
         format="%.3f",
-        key=f"threshold-{name}",
+        key=f"threshold-{name}-{saved.version if saved else 0}",
         help="Held-out scores, 0 at the boundary between the classes. Drag it: the point moves along the curve.",
     )
-    taken = found.scores >= chosen
-    hits = int((found.labels[taken] == 1).sum())
-    here = (hits / max(int(found.labels.sum()), 1), hits / taken.sum() if taken.any() else 1.0)
+    taken = scores >= chosen
+    hits = int((labels[taken] == 1).sum())
+    here = (hits / max(int(labels.sum()), 1), hits / taken.sum() if taken.any() else 1.0)
     place.plotly_chart(
-        precision_recall_chart(precision, recall, here, float(np.mean(found.labels))),
+        precision_recall_chart(precision, recall, here, float(np.mean(labels))),
         key="pr-chart",
         config=QUIET,
         alt=f"Precision–recall curve of held-out examples; at the threshold, precision {here[1]:.0%} and recall {here[0]:.0%}",
     )
     st.caption(
-        f"At the threshold: precision **{here[1]:.0%}**, recall **{here[0]:.0%}** of {len(found.labels)} held-out examples"
+        f"At the threshold: precision **{here[1]:.0%}**, recall **{here[0]:.0%}** of {len(labels)} held-out examples"
     )
-    if saved and not read_only():
-        level = saved.details.get("boundary", 0.0) + chosen
-        kept = saved.details.get("threshold")
-        if st.button(
-            "Keep this threshold",
-            icon=":material/straighten:",
-            key="keep-threshold",
-            help="The Audit page then shows it, and can flag every row above it",
-        ):
-            audit.probes.set_threshold(name, level)
-            st.rerun()
-        if kept is not None:
-            st.caption(f"Kept: scores of at least {kept:.4g}")
+    if saved is None:
+        return
+    level = saved.details.get("boundary", 0.0) + chosen
+    passing = audit.rows.count(RowFilter(scores=(level, float("inf"))), f"probe:{name}")
+    st.caption(f"Of the data, **{counted(passing, 'row')}** of {audit.overview().n_rows:,} score at least that.")
+    if read_only():
+        return
+    kept = saved.details.get("threshold")
+    if st.button(
+        "Keep this threshold",
+        icon=":material/straighten:",
+        key="keep-threshold",
+        help="The Audit page then shows it, and can flag every row above it",
+    ):
+        audit.probes.set_threshold(name, level)
+        st.rerun()
+    if kept is not None:
+        st.caption(f"Kept: scores of at least {kept:.4g}")
 
 
 def nearest(audit: Audit, saved: SavedProbe) -> None:

@@ -79,13 +79,11 @@ def cards(
     colour_by: str,
     indexed: bool,
     legend: DeltaGenerator,
-    cursor: int | None = None,
 ) -> None:
     """The rows as cards: at once as text, then with their tokens coloured.
 
     Args:
         legend: the container that takes the legend.
-        cursor: the example on whose card the keys act.
     """
     ids = [int(i) for i in rows["example_id"]]
     own = audit.rows.own_answers(ids) if method == "projection_difference" else {}
@@ -97,13 +95,7 @@ def cards(
     # The order is there before the colours are: people may read on meanwhile.
     drawn = [
         RowCard(
-            row,
-            own.get(number),
-            number == cursor,
-            elsewhere.get(number, ""),
-            ask=not read_only(),
-            query_note=note,
-            says_exact=indexed,
+            row, own.get(number), elsewhere.get(number, ""), ask=not read_only(), query_note=note, says_exact=indexed
         )
         for number, row in zip(ids, records(rows), strict=True)
     ]

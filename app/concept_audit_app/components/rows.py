@@ -15,7 +15,7 @@ from concept_audit import AuditError, Heatmap, Segment
 from concept_audit_app.components.heatmap import FULL, Look, Ramp, text_html, turn_html
 from concept_audit_app.components.session import current_audit, person, read_only
 
-FLAGS = {"remove": ("Remove", ":material/delete:", "X"), "review": ("Review", ":material/visibility:", "V")}
+FLAGS = {"remove": ("Remove", ":material/delete:"), "review": ("Review", ":material/visibility:")}
 SHOWN_METADATA = 6
 LONG_PROMPT = 600
 LONG_RESPONSE = 4000
@@ -59,7 +59,6 @@ class RowCard:
     Args:
         row: from `Audit.rows`, `Audit.rank` and the like.
         own_answer: what the model itself would answer, shown beside the row's.
-        keys: whether the keys printed on the buttons act on this row.
         elsewhere: what other rankings say of the row, in words.
         ask: offer to ask the model for its own answer.
         opens: the query of the Audit page that shows this row alone, for a link to it.
@@ -71,7 +70,6 @@ class RowCard:
         self,
         row: Mapping[str, Any],
         own_answer: str | None = None,
-        keys: bool = False,
         elsewhere: str = "",
         ask: bool = False,
         opens: Mapping[str, str] | None = None,
@@ -82,7 +80,7 @@ class RowCard:
         self._badge = _badge_html("query example", query_note) if row.get("is_query", False) else ""
         self._flag = row["flag"] if isinstance(row["flag"], str) else None
         example_id = int(row["example_id"])
-        with st.container(border=True, key=f"{'current' if keys else 'row'}-{example_id}"):
+        with st.container(border=True, key=f"row-{example_id}"):
             with st.container(horizontal=True, vertical_alignment="center"):
                 with st.container(width="stretch"):
                     self._heading = st.empty()
@@ -106,7 +104,7 @@ class RowCard:
                 if not read_only():
                     if self._flag:
                         _note_box(row, self._flag)
-                    _flag_buttons(row, self._flag, keys)
+                    _flag_buttons(row, self._flag)
             self._turns = st.empty()
             if own_answer is not None:
                 response = json.loads(row["messages"])[-1]["content"]
@@ -122,16 +120,15 @@ class RowCard:
         self._turns.html(conversation_html(self._row["messages"], heatmap, colours, look))
 
 
-def _flag_buttons(row: Mapping[str, Any], present: str | None, keys: bool) -> None:
+def _flag_buttons(row: Mapping[str, Any], present: str | None) -> None:
     example_id = int(row["example_id"])
-    for name, (label, icon, key) in FLAGS.items():
+    for name, (label, icon) in FLAGS.items():
         st.button(
             label,
             icon=icon,
             key=f"{name}-{example_id}",
             type="primary" if present == name else "tertiary",
             help=f"Row {example_id}: " + ("take the flag off" if present == name else f"flag to {label.lower()}"),
-            shortcut=key if keys else None,
             on_click=_toggle,
             args=(row["content_hash"], name, present),
         )
@@ -245,10 +242,13 @@ def _heading(
         parts.append(f"copy of row {int(row['duplicate_of']):,}")
     if row["truncated"]:
         parts.append("cut at the longest row")
+    # By keys a flag changes before the page is drawn anew: see `row_keys.js`.
+    words = ""
     if flag:
         note = f" ({text_html(row['note'])})" if isinstance(row.get("note"), str) and row["note"] else ""
-        parts.append(f"<strong>flagged: {text_html(flag)}</strong>{note}")
-    first = " · ".join(parts)
+        words = f" · flagged: {text_html(flag)}{note}"
+    shown = f'<strong class="flag-words" data-flag="{text_html(flag or "")}">{words}</strong>'
+    first = " · ".join(parts) + shown
     lines = [text_html(line) for line in (elsewhere, metadata_text(row["metadata"])) if line]
     small = "".join(f"<br><span style='opacity:.8;font-size:.85rem'>{line}</span>" for line in lines)
     return f"<div>{first}{small}</div>"

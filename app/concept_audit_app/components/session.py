@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
+from urllib.parse import quote, unquote
 
 import streamlit as st
 
@@ -19,6 +21,7 @@ from concept_audit.serve import (
 from concept_audit_app.components.plain import plain
 
 LONGEST_NAME = 60
+NAME_COOKIE, COOKIE_SECONDS = "concept-audit-name", 365 * 24 * 3600
 
 
 def cache_directory() -> Path:
@@ -51,10 +54,9 @@ def _load(root: str, manifest_changed: int, sealed: bool) -> Audit:
 
 
 def first_page() -> None:
-    """Go back to the first page of a list, since what it lists has changed."""
+    """Go back to the first page of a list, since what it lists has changed; a link may name another."""
     if "page" in st.session_state:
         st.session_state["page"] = 1
-    st.session_state.pop("cursor", None)
 
 
 def sign_in() -> None:
@@ -87,14 +89,23 @@ def who_box() -> None:
         st.caption(f"Logged in as {plain(person())}")
         st.button("Log out", icon=":material/logout:", type="tertiary", on_click=st.logout)
     elif not read_only():
-        st.text_input(
+        if "who" not in st.session_state:
+            found = st.context.cookies.to_dict().get(NAME_COOKIE)
+            kept = unquote(found)[:LONGEST_NAME] if isinstance(found, str) else ""
+            st.session_state["who"] = st.session_state["who-kept"] = kept
+        name = st.text_input(
             "Your name",
             key="who",
             max_chars=LONGEST_NAME,
             persist_state="session",
             placeholder="for the log of flags",
-            help="Stands beside the flags that you set. Empty: the account that the server runs under.",
+            help="Stands beside the flags that you set, and is kept in this browser. Empty: the account that the "
+            "server runs under.",
         )
+        if name != st.session_state.get("who-kept"):
+            st.session_state["who-kept"] = name
+            cookie = f"{NAME_COOKIE}={quote(name, safe='')}; path=/; max-age={COOKIE_SECONDS}; samesite=strict"
+            st.html(f"<script>document.cookie = {json.dumps(cookie)};</script>", unsafe_allow_javascript=True)
 
 
 def person() -> str:

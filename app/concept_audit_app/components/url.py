@@ -51,9 +51,15 @@ def select_by_id(
         st.session_state[seen] = there
         if there in ids:
             st.session_state[box] = there
+    latest = f"{key}-latest"
     if st.session_state.get(box) not in ids:
-        st.session_state[box] = default if default in ids else ids[0]
+        # A box that another page had is forgotten with it; what was chosen there is not.
+        before = st.session_state.get(latest)
+        st.session_state[box] = next((each for each in (before, default) if each in ids), ids[0])
     chosen = st.selectbox(label, ids, format_func=format_func, key=box, on_change=on_change, help=help, width=width)
+    if on_change is not None and st.session_state.get(latest, chosen) != chosen and "page" not in st.query_params:
+        on_change()  # it may have come by a link, or have been chosen on another page
+    st.session_state[latest] = chosen
     if chosen != there:
         st.query_params[key] = st.session_state[seen] = chosen
     return chosen

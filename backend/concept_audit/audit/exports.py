@@ -71,7 +71,7 @@ class Exports:
         exact: bool = False,
         by: str = "",
     ) -> dict[str, Any]:
-        """Write the rows that pass a filter, in the order of the data.
+        """Write the rows that pass a filter: by rank where a concept ranks them, else in the order of the data.
 
         File, count, manifest and checksum are of one state: which rows pass, and how they are flagged, is
         looked up once, at the beginning.
@@ -81,8 +81,8 @@ class Exports:
             schema: ``own``, the columns of the input as they were, or ``audit``, with prompt, response, flag
                 and the metadata fields. Rows of their own that stay what they were, JSON lines or Parquet, are
                 copied byte for byte, or type for type.
-            concept: puts the rank, score and percentile of its ranking beside each row (``audit_…`` in the
-                input's own schema).
+            concept: puts the rank, score and percentile of its ranking beside each row; in the input's own schema
+                as ``audit_…``, and there the order stays that of the data, which are read once from begin to end.
             exact: CSV that reads back as it was, as the input's own columns always do; otherwise cells that a
                 spreadsheet would take for a formula begin with an apostrophe.
 
@@ -98,7 +98,7 @@ class Exports:
         if own:
             self.check_input()
         exact = exact or own
-        state = self._state(where, ranking)
+        state = self._state(where, ranking, by_rank=not own)
         about = self._manifest(where, format, schema, concept, method, options, exact, by) | {"flags": state.flags}
         fill = self._fill(state, format, own, exact)
         if out is None:
@@ -116,18 +116,22 @@ class Exports:
                 partial.write_text(json.dumps(about, indent=2, ensure_ascii=False) + "\n", "utf-8")
         return about
 
-    def to_bytes(self, format: Format = "csv", **how: Any) -> tuple[bytes, bytes]:
-        """As `write`, for a download: the file and its manifest."""
+    def to_bytes(self, format: Format = "csv", name: str | None = None, **how: Any) -> tuple[bytes, bytes]:
+        """As `write`, for a download: the file and its manifest.
+
+        Args:
+            name: of the file, as the manifest tells it; None for the audit's.
+        """
         with TemporaryDirectory() as place:
-            out = Path(place) / f"{self._opened.name}.{format}"
+            out = Path(place) / (name or f"{self._opened.name}.{format}")
             self.write(out, format, **how)
             return out.read_bytes(), out.with_name(out.name + ".manifest.json").read_bytes()
 
-    def _state(self, where: RowFilter, ranking: int | None) -> _State:
+    def _state(self, where: RowFilter, ranking: int | None, by_rank: bool) -> _State:
         """Which rows pass now: what is looked up in one lease is of one state."""
         return self._opened.read(
             lambda cursor: _State(
-                queries.build_id(cursor), queries.snapshot(cursor, ranking, where), queries.flaggers(cursor)
+                queries.build_id(cursor), queries.snapshot(cursor, ranking, where, by_rank), queries.flaggers(cursor)
             )
         )
 

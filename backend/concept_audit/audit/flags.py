@@ -91,6 +91,10 @@ class Flags:
         """
         return self._change(lambda cursor: store_flags.undo(cursor, event_id, by or user_name()))
 
+    def of(self, content_hashes: Sequence[str]) -> dict[str, str]:
+        """The flags of texts, by content; those without one are left out."""
+        return self._opened.read(lambda cursor: store_flags.flags_of(cursor, content_hashes))
+
     def log(self, limit: int = 100) -> pd.DataFrame:
         """The latest changes, newest first: event_id, action, n_texts, how, note, undoes, undone, made_by, made_at."""
         return self._opened.cached_read(("log", limit), lambda cursor: store_flags.log(cursor, limit))

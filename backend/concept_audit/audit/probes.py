@@ -11,7 +11,7 @@ from concept_audit.audit.labels import Labels
 from concept_audit.audit.opened import OpenAudit
 from concept_audit.audit.probe_file import check_probe, probe_from_json, probe_to_json
 from concept_audit.concepts.examples import distinct
-from concept_audit.concepts.probe import FITS, TrainedProbe, boundary, check_counts, train_probe
+from concept_audit.concepts.probe import FITS, TrainedProbe, boundary, check_counts, held_out_scores, train_probe
 from concept_audit.concepts.probe_report import ProbeReport, probe_report
 from concept_audit.errors import ConceptError
 from concept_audit.pipeline.examples import example_activations
@@ -130,6 +130,25 @@ class Probes:
         labels = np.array([e.label for e in examples], np.int64)
         check_counts(int((labels == 1).sum()), int((labels == 0).sum()))
         return probe_report(self._activations(examples, self._opened.layers, progress), labels)
+
+    def held_out(self, name: str, progress: Progress | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """Held-out scores of a trained probe's labelled examples, fitted as it was, at its layer.
+
+        Returns:
+            scores float64 [examples], 0 at the probe's boundary, and labels int [examples].
+
+        Raises:
+            ConceptError: there is no trained probe of this name, or too few labels are left.
+        """
+        saved = self.find(name)
+        if saved is None:
+            raise ConceptError(f"probe {name!r}: not trained yet")
+        examples = self._labels.list(name)
+        labels = np.array([e.label for e in examples], np.int64)
+        check_counts(int((labels == 1).sum()), int((labels == 0).sum()))
+        inputs = self._activations(examples, (saved.layer,), progress)[saved.layer]
+        spread = self._opened.read(queries.spreads)[saved.layer]
+        return held_out_scores(saved.fit, inputs, labels, spread), labels
 
     def export(self, name: str) -> str:
         """A trained probe with its labelled examples, as JSON.

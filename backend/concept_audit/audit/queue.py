@@ -28,28 +28,47 @@ class Queue:
         self._rankings = rankings
 
     def next(self, probe: str, where: RowFilter, kinds: Sequence[str] = KINDS) -> tuple[str, pd.Series] | None:
-        """A row that has no label and was not skipped, and why it is offered; None if none is left.
+        """The first of `upcoming`; None if none is left."""
+        return next(iter(self.upcoming(probe, where, 1, kinds)), None)
+
+    def upcoming(
+        self, probe: str, where: RowFilter, count: int, kinds: Sequence[str] = KINDS
+    ) -> list[tuple[str, pd.Series]]:
+        """The next rows that have no label and were not skipped, each with why it is offered.
 
         Before the probe is trained rows come in an order that looks random; then likely, uncertain and
-        unlikely ones in turn: the highest scores, those nearest to the boundary, the lowest.
+        unlikely ones in turn: the highest scores, those nearest to the boundary, the lowest. Of copies the first.
 
         Args:
+            count: rows at most.
             kinds: of `KINDS`, those to offer.
         """
         trained = self._probes.find(probe)
         if trained is None or not kinds:
-            return self._first(probe, where, "shuffled")
+            return self._opened.read(
+                lambda cursor: _listed(
+                    "shuffled", queries.unlabelled(cursor, probe, where, None, "shuffled", 0.0, limit=count)
+                )
+            )
         counts = self._labels.counts().set_index("probe")
         done = (
             int(counts.loc[[probe], ["positives", "negatives", "skipped"]].to_numpy().sum())
             if probe in counts.index
             else 0
         )
+        turns = [kinds[(done + place) % len(kinds)] for place in range(count)]
         boundary = float(trained.details.get("boundary", 0.0))
+
+        def in_turn(cursor: Cursor, ranking: int) -> list[tuple[str, pd.Series]]:
+            require_rankings(cursor, [ranking])
+            found: list[tuple[str, pd.Series]] = []
+            for kind in turns:
+                seen = [row["content_hash"] for _, row in found]
+                found += _listed(kind, queries.unlabelled(cursor, probe, where, ranking, kind, boundary, seen))
+            return found
+
         asked = (f"probe:{probe}", "vector_filter", DEFAULTS)
-        return self._rankings.using(
-            [asked], lambda ranking: self._first(probe, where, kinds[done % len(kinds)], ranking, boundary)
-        )
+        return self._rankings.using([asked], lambda ranking: self._opened.read(lambda cursor: in_turn(cursor, ranking)))
 
     def skip(self, probe: str, content_hashes: Sequence[str]) -> None:
         """Offer these texts no more."""
@@ -60,13 +79,6 @@ class Queue:
         """Offer a text again."""
         self._opened.change(lambda cursor: workspace.unskip(cursor, probe, content_hash))
 
-    def _first(
-        self, probe: str, where: RowFilter, kind: str, ranking: int | None = None, boundary: float = 0.0
-    ) -> tuple[str, pd.Series] | None:
 
-        def first(cursor: Cursor) -> pd.DataFrame:
-            require_rankings(cursor, [] if ranking is None else [ranking])
-            return queries.unlabelled(cursor, probe, where, ranking, kind, boundary)
-
-        found = self._opened.read(first)
-        return None if found.empty else (kind, found.iloc[0])
+def _listed(kind: str, rows: pd.DataFrame) -> list[tuple[str, pd.Series]]:
+    return [(kind, row) for _, row in rows.iterrows()]

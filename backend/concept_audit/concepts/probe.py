@@ -146,6 +146,25 @@ def boundary(inputs: np.ndarray, labels: np.ndarray, direction: np.ndarray) -> f
     return float((scores[labels == 1].mean() + scores[labels == 0].mean()) / 2)
 
 
+def held_out_scores(
+    fit: ProbeFit, inputs: np.ndarray, labels: np.ndarray, spread: np.ndarray, seed: int = 0
+) -> np.ndarray:
+    """Each example's score by probes fitted without it, on average over repeats: float64 [examples].
+
+    Scores are 0 at the boundary of the probe that gave them, so that those of all folds have one zero; they are in
+    the units of `boundary`, since every direction has unit length.
+
+    Args:
+        fit, inputs, labels, spread: as in `fit_direction`.
+    """
+    total, times = np.zeros(len(labels)), np.zeros(len(labels))
+    for train, test in splits(labels, seed):
+        direction = fit_direction(fit, inputs[train], labels[train], spread)
+        total[test] += inputs[test] @ direction - boundary(inputs[train], labels[train], direction)
+        times[test] += 1
+    return total / np.maximum(times, 1)
+
+
 def _unit(vector: np.ndarray) -> np.ndarray:
     length = np.linalg.norm(vector)
     if not length:

@@ -223,7 +223,7 @@ def _insert_feature_table(con: Cursor, sae: SaeDirections) -> None:
     for feature in range(len(sae.directions)):
         highest, mean, firings = fired.get(feature, (0.0, 0.0, 0))
         texts = _distinct_texts([sae.token_text(t) for t in tokens_of.get(feature, [])])
-        label = _label(texts, sae.promoted[feature])
+        label = _label(texts, sae.promoted[feature], fires=highest > 0)
         found_in = n_examples.get(feature, 0)
         records.append((feature, label, float(firings / n_tokens), highest, mean, found_in, texts, sae.layer))
         bins = histograms.get(feature, [])
@@ -244,11 +244,11 @@ def _insert_feature_table(con: Cursor, sae: SaeDirections) -> None:
     con.execute("DROP TABLE tokens")
 
 
-def _label(tokens: Sequence[str], promoted: Sequence[str]) -> str:
+def _label(tokens: Sequence[str], promoted: Sequence[str], fires: bool) -> str:
     """A short name: the tokens that a feature fires on, those first that it also makes more likely."""
     also = {token.strip().lower() for token in promoted}
     chosen = sorted(tokens, key=lambda token: token.strip().lower() not in also)[:3]
-    return " · ".join(token.strip() for token in chosen) or "never fires on this data"
+    return " · ".join(token.strip() for token in chosen) or ("white space" if fires else "never fires on this data")
 
 
 def _histograms(con: Cursor) -> dict[int, list[tuple[int, int]]]:

@@ -122,6 +122,12 @@ def undo(cursor: Cursor, event_id: int, by: str) -> FlagChange:
     return FlagChange(event.event_id, event.n_texts, found[1] - event.n_texts)
 
 
+def flags_of(cursor: Cursor, content_hashes: Sequence[str]) -> dict[str, str]:
+    """The flags of texts, by content; those without one are left out."""
+    chosen = "SELECT content_hash, flag FROM base.flags WHERE list_contains(?::VARCHAR[], content_hash)"
+    return dict(cursor.execute(chosen, [list(content_hashes)]).fetchall())
+
+
 LOG = """SELECT event_id, action, n_texts, how, note, undoes,
              event_id IN (SELECT undoes FROM base.flag_log WHERE undoes IS NOT NULL) AS undone, made_by, made_at
          FROM base.flag_log"""

@@ -178,8 +178,11 @@ def rows(
     ).df()
 
 
-def snapshot(cursor: Cursor, ranking: int | None, where: RowFilter) -> pd.DataFrame:
-    """Rows that pass a filter, in the order of the data, with what people have said of them until now.
+def snapshot(cursor: Cursor, ranking: int | None, where: RowFilter, by_rank: bool = False) -> pd.DataFrame:
+    """Rows that pass a filter, with what people have said of them until now.
+
+    Args:
+        by_rank: in the order of the ranking, if there is one; otherwise in that of the data.
 
     Returns:
         example_id, flag, note; with a ranking rank, score, percentile. No texts: memory stays small.
@@ -191,7 +194,7 @@ def snapshot(cursor: Cursor, ranking: int | None, where: RowFilter) -> pd.DataFr
         f"""WITH chosen AS MATERIALIZED (SELECT {wanted} FROM {source} WHERE {condition})
             SELECT c.example_id, {scores}f.flag, f.note
             FROM chosen c JOIN main.examples e USING (example_id) LEFT JOIN base.flags f USING (content_hash)
-            ORDER BY c.example_id""",
+            ORDER BY {"c.rank" if by_rank and ranking is not None else "c.example_id"}""",
         parameters,
     ).df()
 
@@ -227,13 +230,21 @@ def sample(cursor: Cursor, where: RowFilter, seed: str, limit: int) -> pd.DataFr
 
 
 def unlabelled(
-    cursor: Cursor, probe: str, where: RowFilter, ranking: int | None, kind: str, boundary: float
+    cursor: Cursor,
+    probe: str,
+    where: RowFilter,
+    ranking: int | None,
+    kind: str,
+    boundary: float,
+    leave_out: Sequence[str] = (),
+    limit: int = 1,
 ) -> pd.DataFrame:
-    """The next row to label: none or one, of those that have no label of this probe and were not skipped.
+    """The next rows to label, of those that have no label of this probe and were not skipped.
 
     Args:
         kind: ``likely`` (the highest score), ``unlikely`` (the lowest), ``uncertain`` (nearest to
             `boundary`), or ``shuffled``.
+        leave_out: content hashes of rows that are not wanted.
     """
     condition, parameters = where.sql()
     source = "main.examples e LEFT JOIN base.flags f USING (content_hash)"
@@ -250,8 +261,10 @@ def unlabelled(
         f"""SELECT {ROW_COLUMNS} FROM {source} WHERE {condition}
             AND NOT EXISTS (SELECT 1 FROM base.probe_examples x WHERE x.probe = ? AND x.content_hash = e.content_hash)
             AND NOT EXISTS (SELECT 1 FROM base.probe_skips k WHERE k.probe = ? AND k.content_hash = e.content_hash)
-            ORDER BY {order}, e.example_id LIMIT 1""",
-        [*([] if ranking is None else [ranking]), *parameters, probe, probe, *more],
+            AND NOT list_contains(?::VARCHAR[], e.content_hash)
+            QUALIFY row_number() OVER (PARTITION BY e.content_hash ORDER BY e.example_id) = 1
+            ORDER BY {order}, e.example_id LIMIT ?""",
+        [*([] if ranking is None else [ranking]), *parameters, probe, probe, list(leave_out), *more, limit],
     ).df()
 
 

@@ -46,8 +46,8 @@ def test_rows_come_in_batches_and_all_of_them(audit, tmp_path, monkeypatch, form
     out = tmp_path / f"all.{format}"
     audit.exports.write(out, format, concept="sae:3")
     read = {"csv": pd.read_csv, "jsonl": lambda p: pd.read_json(p, lines=True), "parquet": pd.read_parquet}[format](out)
-    expected = audit.rank("sae:3").sort_values("example_id")
-    assert read["example_id"].tolist() == expected["example_id"].tolist()
+    expected = audit.rank("sae:3")
+    assert read["example_id"].tolist() == expected["example_id"].tolist(), "by rank"
     assert read["rank"].tolist() == expected["rank"].tolist()
     assert read["score"].tolist() == pytest.approx(expected["score"].tolist())
     assert read["response"].tolist() == expected["response"].tolist() and set(read["topic"]) == {"rivers", "money"}

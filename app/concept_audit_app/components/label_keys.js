@@ -1,0 +1,118 @@
+// The queue of rows to label, one after another; put behind `acts.js`.
+
+const PATIENCE = 30_000 // milliseconds
+const LONG = 4000 // characters, beyond which the rest of a turn is folded away
+const kept = actsOf("__conceptAuditLabels")
+kept.items ??= [] // rows offered: {hash, row, why, turns}
+kept.back ??= [] // rows whose label was undone, to be offered first
+kept.train ??= 0 // until when the wish to train is kept; 0 for no wish
+
+const mine = () => kept.acts.filter((each) => each.probe === kept.name)
+const lastOf = (hash) => mine().findLast((each) => each.hash === hash)
+const isDone = (item) => ["label", "skip"].includes(lastOf(item.hash)?.kind)
+const offered = () => [...kept.back, ...kept.items].find((item) => !isDone(item))
+
+function fold(text) {
+  if (text.length <= LONG) return [text]
+  const rest = document.createElement("details")
+  const summary = document.createElement("summary")
+  summary.textContent = `… ${(text.length - LONG).toLocaleString("en")} characters more`
+  rest.append(summary, text.slice(LONG))
+  return [text.slice(0, LONG), rest]
+}
+
+function drawRow(item) {
+  const place = kept.place.querySelector(".label-row")
+  const name = item ? item.hash : ""
+  if (place.dataset.row === name) return
+  place.dataset.row = name
+  if (!item) return place.replaceChildren()
+  const why = document.createElement("p")
+  why.textContent = `Row ${item.row.toLocaleString("en")}, ${item.why}`
+  const turns = item.turns.map(([role, text]) => {
+    const turn = document.createElement("div")
+    const who = document.createElement("span")
+    const said = document.createElement("div")
+    said.dir = "auto"
+    who.textContent = role
+    said.append(...fold(text)) // as text, whatever it holds
+    turn.append(who, said)
+    return turn
+  })
+  place.replaceChildren(why, ...turns)
+}
+
+function draw() {
+  if (!kept.place) return
+  const item = offered()
+  drawRow(item)
+  const change = { 1: 0, 0: 0 }
+  for (const each of mine()) {
+    if (each.kind === "label") change[each.label] += 1
+    if (each.kind === "undo" && each.label !== undefined) change[each.label] -= 1
+  }
+  const words = `${kept.positive + change[1]} show it · ${kept.negative + change[0]} do not`
+  const counts = kept.place.querySelector(".label-counts")
+  if (counts.textContent !== words) counts.textContent = words
+  for (const button of kept.place.querySelectorAll("button[value]")) {
+    const off = button.value === "u" ? !kept.undoable.length : !item
+    if (button.disabled !== off) button.disabled = off
+  }
+  if (!item && !kept.moved) kept.place.querySelector(".label-row").textContent = kept.left ? "" : kept.nothing
+  if (!item && kept.moved && !kept.acts.length) kept.settle() // more rows are wanted
+  if (kept.train && !kept.moved) train()
+}
+
+function put(kind, label) {
+  const item = offered()
+  if (!item) return
+  kept.back = kept.back.filter((each) => each !== item)
+  kept.undoable.push([item, label])
+  act(kept, { kind, probe: kept.name, hash: item.hash, label })
+  draw()
+}
+
+function undo() {
+  const last = kept.undoable.pop()
+  if (last === undefined) return
+  const [item, label] = last
+  kept.back = [item, ...kept.back]
+  act(kept, { kind: "undo", probe: kept.name, hash: item.hash, label })
+  draw()
+}
+
+// The page's button is off until the labels have been counted: the wish is kept for a while.
+function train() {
+  kept.train ||= Date.now() + PATIENCE
+  const button = document.querySelector(".st-key-train button")
+  if (kept.moved) return kept.acts.length ? undefined : kept.settle()
+  if (button && !button.disabled) {
+    kept.train = 0
+    button.click()
+  } else if (Date.now() > kept.train) {
+    kept.train = 0
+  }
+}
+
+// A name has just been typed: what is typed next is no part of it.
+function leave(name) {
+  const box = document.activeElement
+  if (box?.closest?.(".st-key-probe") && box.value === name) box.blur()
+}
+
+const KEYS = { y: () => put("label", 1), n: () => put("label", 0), s: () => put("skip"), u: undo, t: train }
+
+export default function (component) {
+  const { data, parentElement } = component
+  if (kept.name !== data.name) {
+    Object.assign(kept, { name: data.name, back: [], undoable: [], train: 0 })
+    for (const later of [0, 150, 400]) setTimeout(() => leave(data.name), later)
+  }
+  Object.assign(kept, { items: data.items, positive: data.positive, negative: data.negative, nothing: data.nothing })
+  kept.left = data.items.length > 0
+  mount(kept, component, KEYS, draw)
+  return () => {
+    kept.unmount()
+    kept.items = []
+  }
+}
