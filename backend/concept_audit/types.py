@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,6 +12,8 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 ROLES = ("system", "user", "assistant", "tool")
+TOOLS = "tools"
+"""The role of what stands before the turns where the model is offered tools: a JSON list of their descriptions."""
 
 ConceptKind = Literal["sae_feature", "probe"]
 ProbeFit = Literal["difference_of_means", "logistic_regression"]
@@ -31,17 +34,48 @@ PROMPT, END_OF_TURN, CONTENT = 0, 1, 2
 
 @dataclass(frozen=True)
 class Message:
-    """One turn of a conversation."""
+    """One turn of a conversation.
+
+    Attributes:
+        calls: the assistant's tool calls, as JSON: a list of objects with name, arguments (an object) and, where
+            there is one, id; empty if there are none.
+        reasoning: what the assistant thought before it spoke, where that is kept apart from what it said.
+        name: the tool that a tool's turn is of, if that is told.
+        call_id: the call that a tool's turn answers, if that is told.
+        trained: whether an assistant turn is one that training is to see.
+    """
 
     role: str
     content: str
+    calls: str = ""
+    reasoning: str = ""
+    name: str = ""
+    call_id: str = ""
+    trained: bool = True
+
+    @property
+    def more(self) -> dict[str, Any]:
+        """What there is besides role and content, in OpenAI's names and JSON types."""
+        found: dict[str, Any] = {"reasoning_content": self.reasoning, "name": self.name, "tool_call_id": self.call_id}
+        found = {name: value for name, value in found.items() if value}
+        if self.calls:
+            found["tool_calls"] = json.loads(self.calls)
+        return found if self.trained else found | {"train": False}
+
+    @property
+    def text(self) -> str:
+        """What the turn says, for people: its reasoning, its words, its calls."""
+        calls = json.loads(self.calls) if self.calls else []
+        called = [f"{call['name']}({json.dumps(call['arguments'], ensure_ascii=False)})" for call in calls]
+        return "\n\n".join(part for part in (self.reasoning, self.content, "\n".join(called)) if part)
 
 
 def content_hash(messages: Sequence[Message]) -> str:
     """Identify a conversation by its turns alone, for good.
 
     Each role and content is framed by its byte length, so that no two different
-    conversations share an input to the hash. Metadata do not count: labels and
+    conversations share an input to the hash; what a turn has besides follows it as a turn
+    of a role that there is none of. Metadata do not count: labels and
     flags stay with a text when its metadata change or the file is reordered.
 
     Returns:
@@ -49,7 +83,8 @@ def content_hash(messages: Sequence[Message]) -> str:
     """
     digest = hashlib.blake2b(digest_size=16)
     for message in messages:
-        for part in (message.role, message.content):
+        more = message.more
+        for part in (message.role, message.content, *(("+", json.dumps(more, sort_keys=True)) if more else ())):
             encoded = part.encode("utf-8", "surrogatepass")
             digest.update(len(encoded).to_bytes(8, "little"))
             digest.update(encoded)
@@ -84,15 +119,31 @@ class Example:
     @property
     def prompt(self) -> str:
         """What came before the last assistant turn; roles are named when there are several turns."""
-        before = self.messages[: self.last_assistant]
+        before = [m for m in self.messages[: self.last_assistant] if m.role != TOOLS]
         if len(before) == 1 and before[0].role == "user":
             return before[0].content
-        return "\n\n".join(f"{m.role.capitalize()}: {m.content}" for m in before)
+        return "\n\n".join(f"{m.role.capitalize()}: {m.text}" for m in before)
 
     @property
     def response(self) -> str:
         """The last assistant turn."""
-        return self.messages[self.last_assistant].content
+        return self.messages[self.last_assistant].text
+
+
+@dataclass(frozen=True)
+class SkippedRow:
+    """A row of the data that was left out.
+
+    Attributes:
+        place: its number among all rows of the data, from 0.
+        source, source_row: where it stands.
+        reason: why, in words that name the place.
+    """
+
+    place: int
+    source: str
+    source_row: int
+    reason: str
 
 
 @dataclass(frozen=True)

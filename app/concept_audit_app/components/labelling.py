@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import streamlit as st
 
-from concept_audit import Audit, AuditError, LabelledExample, Message, RowFilter, read_labelled
+from concept_audit import Audit, AuditError, LabelledExample, Message, RowFilter, messages_from_json, read_labelled
 from concept_audit_app.components.rows import conversation_html
 from concept_audit_app.components.session import current_audit
 from concept_audit_app.components.tables import records
@@ -89,7 +88,7 @@ def queue(audit: Audit, name: str, trained: bool) -> None:
     messages: tuple[Message, ...] = ()
     if found is not None:
         kind, row = found
-        messages = messages_of(row["messages"])
+        messages = messages_from_json(row["messages"])
     history = st.session_state.get(f"labelled-{name}", [])
     with st.container(horizontal=True, vertical_alignment="center"):
         none = found is None
@@ -156,7 +155,7 @@ def search_results(audit: Audit, name: str) -> None:
     st.caption(f"{audit.rows.count(where):,} rows; {len(rows)} of them")
     for row in records(rows):
         with st.container(border=True, key=f"found-{row['example_id']}"):
-            messages, label = messages_of(row["messages"]), known.get(row["content_hash"])
+            messages, label = messages_from_json(row["messages"]), known.get(row["content_hash"])
             with st.container(horizontal=True, vertical_alignment="center"):
                 st.caption(f"row {row['example_id']:,}")
                 for value, words in ((1, POSITIVE), (0, NEGATIVE)):
@@ -214,8 +213,3 @@ def uploaded(audit: Audit, name: str) -> None:
     if st.button(f"Add {len(examples):,} examples", type="primary", icon=":material/add:", key="add-file"):
         audit.labels.add(name, examples)
         st.rerun()
-
-
-def messages_of(text: str) -> tuple[Message, ...]:
-    """The turns of a row."""
-    return tuple(Message(turn["role"], turn["content"]) for turn in json.loads(text))

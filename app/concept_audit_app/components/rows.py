@@ -6,12 +6,13 @@ import difflib
 import json
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pandas as pd
 import streamlit as st
 
-from concept_audit import AuditError, Heatmap, Segment
+from concept_audit import AuditError, Heatmap, Message, Segment, messages_from_json
 from concept_audit_app.components.heatmap import FULL, Look, Ramp, text_html, turn_html
 from concept_audit_app.components.session import current_audit, person, read_only
 
@@ -19,29 +20,48 @@ FLAGS = {"remove": ("Remove", ":material/delete:", "X"), "review": ("Review", ":
 SHOWN_METADATA = 6
 LONG_PROMPT = 600
 LONG_RESPONSE = 4000
+LONG = {"tool": 300, "tools": 0}
+"""The same of what tools answer, and of the descriptions of those that are offered."""
 """Beyond so many characters the rest of a text is folded away, and sent for the row on screen alone."""
 MOST_CHARACTERS = 20_000
 
 
 def conversation_html(messages: str, heatmap: Heatmap | None, colours: Ramp | None, look: Look = FULL) -> str:
-    """The turns of a row as HTML; assistant turns coloured where there is a heatmap."""
+    """The turns of a row as HTML; assistant turns that count are coloured where there is a heatmap."""
     blocks = []
     answered = 0
-    for turn in json.loads(messages):
-        note = ""
-        if turn["role"] != "assistant":
-            body = _folded(turn["content"], LONG_PROMPT)
-        else:
-            body = _folded(turn["content"], LONG_RESPONSE)
-            if heatmap is not None and colours is not None:
-                if answered < len(heatmap.turns):
-                    body = turn_html(heatmap.turns[answered], colours, look)
-                    body += _beyond(turn["content"].strip(), heatmap.turns[answered])
-                else:
-                    note = " (beyond the longest row that the model was given)"
-            answered += 1
-        blocks.append(_turn_html(turn["role"] + note, body))
+    for turn in messages_from_json(messages):
+        if turn.role != "assistant":
+            blocks.append(
+                _turn_html(f"{turn.role} {turn.name}".strip(), _folded(turn.content, LONG.get(turn.role, LONG_PROMPT)))
+            )
+            continue
+        note, body = "" if turn.trained else " (not trained on)", _said_html(turn)
+        if heatmap is not None and colours is not None and turn.trained:
+            if answered < len(heatmap.turns):
+                coloured = turn_html(heatmap.turns[answered], colours, look)
+                body = _called_html(turn, coloured, True) if turn.calls else coloured
+                body += _beyond(turn.content.strip(), heatmap.turns[answered])
+            else:
+                note = " (beyond the longest row that the model was given)"
+        answered += turn.trained
+        blocks.append(_turn_html(turn.role + note, body))
     return "".join(blocks)
+
+
+def _said_html(turn: Message) -> str:
+    """An assistant turn without colours: what it thought, faint; what it said; and what it called, folded away."""
+    thought = f'<span style="opacity:.7">{_folded(turn.reasoning, LONG_PROMPT)}</span>\n\n' if turn.reasoning else ""
+    called = (
+        _called_html(turn, _folded(replace(turn, content="", reasoning="").text, LONG_RESPONSE)) if turn.calls else ""
+    )
+    return thought + _folded(turn.content, LONG_RESPONSE) + called
+
+
+def _called_html(turn: Message, body: str, opened: bool = False) -> str:
+    """Under the names of the tools that a turn calls; `body` is HTML already."""
+    names = ", ".join(call["name"] for call in json.loads(turn.calls))
+    return f"<details{' open' if opened else ''}><summary>calls {text_html(names)}</summary>{body}</details>"
 
 
 def metadata_text(metadata: str) -> str:
@@ -109,7 +129,7 @@ class RowCard:
                     _flag_buttons(row, self._flag, keys)
             self._turns = st.empty()
             if own_answer is not None:
-                response = json.loads(row["messages"])[-1]["content"]
+                response = messages_from_json(row["messages"])[-1].text
                 st.html(_turn_html("the model's own answer", _difference_html(own_answer, response), dashed=True))
         self.fill()
 

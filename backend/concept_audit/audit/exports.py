@@ -10,6 +10,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, BinaryIO, Literal
 
+import numpy as np
 import pandas as pd
 
 from concept_audit.audit.concepts import Concepts
@@ -18,7 +19,7 @@ from concept_audit.audit.opened import DEFAULTS, EVERY_ROW, OpenAudit, user_name
 from concept_audit.audit.probes import Probes
 from concept_audit.audit.rankings import Rankings
 from concept_audit.audit.rows import Rows
-from concept_audit.data.copying import copier
+from concept_audit.data.copying import copier, places
 from concept_audit.data.read import fingerprint, raw_rows
 from concept_audit.data.write import Format, Record, fill_file, fill_standard_output, write_records
 from concept_audit.errors import AuditError, StoreError
@@ -27,6 +28,7 @@ from concept_audit.influence.options import InfluenceOptions
 from concept_audit.store import queries
 from concept_audit.store.cursor import Cursor
 from concept_audit.store.filters import RowFilter
+from concept_audit.store.skipped import skipped_rows
 
 Schema = Literal["own", "audit"]
 EXPORT_COLUMNS = ["example_id", "flag", "note", "prompt", "response", "source", "source_row", "content_hash"]
@@ -41,11 +43,13 @@ class _State:
     Attributes:
         build: of the store.
         rows: example_id, flag, note; with a ranking rank, score, percentile.
+        places: int64 [rows], their numbers in the data.
         flags: who had flagged how many rows as what.
     """
 
     build: str
     rows: pd.DataFrame
+    places: np.ndarray
     flags: list[dict[str, Any]]
 
 
@@ -125,17 +129,18 @@ class Exports:
 
     def _state(self, where: RowFilter, ranking: int | None) -> _State:
         """Which rows pass now: what is looked up in one lease is of one state."""
-        return self._opened.read(
-            lambda cursor: _State(
-                queries.build_id(cursor), queries.snapshot(cursor, ranking, where), queries.flaggers(cursor)
-            )
-        )
+
+        def look(cursor: Cursor) -> _State:
+            rows, skipped = queries.snapshot(cursor, ranking, where), skipped_rows(cursor)["place"]
+            numbers = places(rows["example_id"].to_numpy(np.int64), skipped.to_numpy(np.int64))
+            return _State(queries.build_id(cursor), rows, numbers, queries.flaggers(cursor))
+
+        return self._opened.read(look)
 
     def _fill(self, state: _State, format: Format, own: bool, exact: bool) -> Callable[[BinaryIO], int]:
         scored = [name for name in SCORE_COLUMNS if name in state.rows]
         if own and not scored:
-            # Numbers of rows in the data are the ids of the examples.
-            copy = copier(self._opened.manifest.configuration["data"], format, state.rows["example_id"].to_numpy())
+            copy = copier(self._opened.manifest.configuration["data"], format, state.places)
             if copy is not None:
                 return copy
         records = (lambda: self._own_records(state)) if own else (lambda: self._records(state))
@@ -161,16 +166,16 @@ class Exports:
         return self._opened.read(read)
 
     def _own_records(self, state: _State) -> Iterator[Record]:
-        wanted = iter(state.rows.itertuples(index=False))
-        row = next(wanted, None)
+        wanted = zip(state.places.tolist(), state.rows.itertuples(index=False), strict=True)
+        number, row = next(wanted, (None, None))
         made = self._opened.manifest.configuration
         for place, raw in enumerate(raw_rows(made["data"], made["split"])):
-            if row is None:
+            if number is None:
                 return
-            if place == row.example_id:
+            if place == number:
                 scores = {f"audit_{name}": getattr(row, name) for name in SCORE_COLUMNS if hasattr(row, name)}
                 yield dict(raw) | scores
-                row = next(wanted, None)
+                number, row = next(wanted, (None, None))
 
     def check_input(self) -> None:
         """Raise StoreError if the input is not what the audit was built from, so that its columns are gone."""

@@ -38,6 +38,20 @@ def copier(source: str, format: Format, chosen: np.ndarray) -> Copy | None:
     return None
 
 
+def places(example_ids: np.ndarray, skipped: np.ndarray) -> np.ndarray:
+    """The numbers of rows in a data set, whose ids count those that were not left out.
+
+    Args:
+        example_ids: int64 [rows].
+        skipped: int64 [left out], the numbers of those that were, ascending, from 0.
+
+    Returns:
+        int64 [rows].
+    """
+    # The k-th that was left out stands before the ids from its own number less k.
+    return example_ids + np.searchsorted(skipped - np.arange(len(skipped)), example_ids, side="right")
+
+
 def _copy_lines(path: Path, chosen: np.ndarray, out: BinaryIO) -> int:
     wanted, count = iter(chosen.tolist()), 0
     number = next(wanted, None)

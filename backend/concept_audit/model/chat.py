@@ -3,7 +3,8 @@
 Response tokens are those of the assistant turns with their end-of-turn token, as
 fine-tuning on the text as rendered trains on them: what a template cuts out of a
 turn is not there to be learnt, what it adds after the header is. An empty turn's
-end-of-turn token counts too. `concept_audit.model.turns` finds the turns, with any
+end-of-turn token counts too; so do the assistant's tool calls, and what tools answer
+never does. Turns that a row marks as not to be trained on are read like prompts. `concept_audit.model.turns` finds the turns, with any
 chat template; templates that mark the assistant's tokens themselves are rare.
 """
 
@@ -17,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from concept_audit.model.template import ChatTemplate
+from concept_audit.model.template_turns import for_template, unknown_to
 from concept_audit.model.turns import response_spans
 from concept_audit.types import CONTENT, END_OF_TURN, PROMPT, Message
 
@@ -73,12 +75,11 @@ class ChatRenderer:
         """
         if len(messages) == 1 and messages[0].role == "assistant":
             text = messages[0].content
-            spans = [(0, len(text))]
+            spans = [(0, len(text), False)]
             text += self._tokenizer.eos_token or ""
             add_special = True
         else:
-            turns, text = self._template.accept(_turns(messages))
-            spans = response_spans(self._template, turns, text)
+            text, spans = self._conversation(messages)
             add_special = self._template.plain
         encoded = self._tokenizer(
             text,
@@ -100,6 +101,15 @@ class ChatRenderer:
             truncated=len(ids) > self._max_tokens,
         )
 
+    def check(self, messages: Sequence[Message]) -> None:
+        """Raise what `render` would, for less work."""
+        if len(messages) > 1:
+            self._conversation(messages)
+
+    def unknown(self, messages: Sequence[Message]) -> list[str]:
+        """What a conversation has that the template does not know, and what becomes of it."""
+        return list(unknown_to(self._template, messages))
+
     def prompt(self, messages: Sequence[Message]) -> np.ndarray:
         """Tokens of a conversation up to where the assistant's next turn begins: int32 [tokens].
 
@@ -109,7 +119,8 @@ class ChatRenderer:
         Raises:
             ModelError: the chat template refuses the conversation.
         """
-        _, text = self._template.accept(_turns(messages), generation=True)
+        template, turns = for_template(self._template, messages)
+        _, text = template.accept(turns, generation=True)
         encoded = self._tokenizer(text, add_special_tokens=self._template.plain, verbose=False)
         return np.asarray(encoded["input_ids"], np.int32)[: self._max_tokens]
 
@@ -121,16 +132,27 @@ class ChatRenderer:
         """The text that a single token stands for."""
         return self._tokenizer.decode([token_id], clean_up_tokenization_spaces=False)
 
-    def _parts(self, ids: np.ndarray, offsets: np.ndarray, spans: list[tuple[int, int]]) -> np.ndarray:
+    def _conversation(self, messages: Sequence[Message]) -> tuple[str, list[tuple[int, int, bool]]]:
+        """The text of a conversation; where in it the turns lie that training is to see, and whether they end in calls."""
+        template, turns = for_template(self._template, messages)
+        turns, text = template.accept(turns)
+        spans = response_spans(template, turns, text)
+        called = [bool(turn.get("tool_calls")) for turn in turns if turn["role"] == "assistant"]
+        trained = [message.trained for message in messages if message.role == "assistant"]
+        return text, [(*span, calls) for span, calls, counts in zip(spans, called, trained, strict=True) if counts]
+
+    def _parts(self, ids: np.ndarray, offsets: np.ndarray, spans: list[tuple[int, int, bool]]) -> np.ndarray:
         parts = np.zeros(len(ids), np.uint8)
         special = np.isin(ids, list(self._special))
         starts, ends = offsets[:, 0], offsets[:, 1]
-        for start, end in spans:
+        for start, end, ends_in_calls in spans:
             # A token belongs to the turn if any of its characters do: tokenizers
             # merge a space before a word into the word.
             inside = (ends > start) & (starts < end) & (end > start)
             parts[inside & ~special] = CONTENT
             parts[inside & special] = END_OF_TURN
+            if ends_in_calls and inside.any() and special[np.flatnonzero(inside)[-1]]:
+                continue  # such a turn reaches to behind its closing token
             after = starts >= end
             closing = np.flatnonzero(special & after & (ends > starts))
             if len(closing):
@@ -144,7 +166,3 @@ class ChatRenderer:
 
 def _has_words(ids: np.ndarray, tokenizer: Any) -> bool:
     return bool(len(ids)) and re.search(r"\S", tokenizer.decode(ids.tolist())) is not None
-
-
-def _turns(messages: Sequence[Message]) -> list[dict[str, str]]:
-    return [{"role": message.role, "content": message.content} for message in messages]
