@@ -28,6 +28,10 @@ Method = Literal[
     "bm25",
 ]
 METHODS: tuple[Method, ...] = get_args(Method)
+REJECTED = "rejected"
+"""The role of what stands between the two sides of a preference pair: the chosen conversation, and the rejected."""
+SEPARATOR = -1
+"""In place of a token between the sides of a pair: no model takes it, so that nobody reads both as one text."""
 PROMPT, END_OF_TURN, CONTENT = 0, 1, 2
 """What a token is: before or between responses; a response's closing token; a response's own text."""
 
@@ -91,12 +95,24 @@ def content_hash(messages: Sequence[Message]) -> str:
     return digest.hexdigest()
 
 
+def sides(messages: Sequence[Message]) -> list[tuple[Message, ...]]:
+    """The conversations of a row: one, or of a preference pair the chosen one and the rejected one."""
+    places = [place for place, message in enumerate(messages) if message.role == REJECTED]
+    edges = [-1, *places, len(messages)]
+    return [tuple(messages[before + 1 : end]) for before, end in zip(edges, edges[1:], strict=False)]
+
+
+def last_answer(messages: Sequence[Message]) -> int:
+    """Index of the last assistant turn of a conversation."""
+    return max(i for i, m in enumerate(messages) if m.role == "assistant")
+
+
 @dataclass(frozen=True)
 class Example:
     """One row of training data.
 
     Attributes:
-        messages: the conversation; at least one assistant turn.
+        messages: the conversation, at least one assistant turn; of a preference pair both, see `sides`.
         source: where the row was read from (a file's name, a data set's name).
         source_row: 1-based line or row number in the source.
         metadata: every column that is not part of the conversation, JSON types only.
@@ -113,8 +129,8 @@ class Example:
 
     @property
     def last_assistant(self) -> int:
-        """Index of the last assistant turn."""
-        return max(i for i, m in enumerate(self.messages) if m.role == "assistant")
+        """Index of the last assistant turn; of a pair, of the chosen side's."""
+        return last_answer(sides(self.messages)[0])
 
     @property
     def prompt(self) -> str:
@@ -126,8 +142,9 @@ class Example:
 
     @property
     def response(self) -> str:
-        """The last assistant turn."""
-        return self.messages[self.last_assistant].text
+        """The last assistant turn; of a pair those of both sides, named."""
+        said = [side[last_answer(side)].text for side in sides(self.messages)]
+        return said[0] if len(said) == 1 else f"Chosen: {said[0]}\n\nRejected: {said[1]}"
 
 
 @dataclass(frozen=True)

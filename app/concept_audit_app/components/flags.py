@@ -17,7 +17,14 @@ LOG_SHOWN = 12
 SECONDS_BETWEEN_LOOKS = 3.0
 CHOICES = {"all": "All that pass the filter", "top": "The first", "above": "Scores of at least"}
 ACTIONS = {"remove": "Flag to remove", "review": "Flag to review", None: "Take flags off"}
-DONE = {"remove": "flagged to remove", "review": "flagged to review", None: "no longer flagged"}
+PAIR_ACTIONS = {"remove": "Flag to remove", "review": "Flag to review", "swap": "Flag to swap", None: "Take flags off"}
+"""Of preference pairs."""
+DONE = {
+    "remove": "flagged to remove",
+    "review": "flagged to review",
+    "swap": "flagged to swap",
+    None: "no longer flagged",
+}
 
 
 @dataclass(frozen=True)
@@ -65,7 +72,8 @@ def bulk_flags(audit: Audit, view: View) -> None:
         )
         st.markdown(f"**{count:,} {'row' if count == 1 else 'rows'}** on all pages{already}")
         st.text_input("Note", key="bulk-note", placeholder="why (may be empty)", max_chars=200)
-        for name, label in ACTIONS.items():
+        pairs = bool(audit.manifest.configuration.get("pairs"))
+        for name, label in (PAIR_ACTIONS if pairs else ACTIONS).items():
             st.button(
                 f"{label}: {count:,}",
                 key=f"bulk-{name}",

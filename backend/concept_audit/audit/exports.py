@@ -19,7 +19,7 @@ from concept_audit.audit.opened import DEFAULTS, EVERY_ROW, OpenAudit, user_name
 from concept_audit.audit.probes import Probes
 from concept_audit.audit.rankings import Rankings
 from concept_audit.audit.rows import Rows
-from concept_audit.data.copying import copier, places
+from concept_audit.data.copying import Swap, copier, places
 from concept_audit.data.read import fingerprint, raw_rows
 from concept_audit.data.write import Format, Record, fill_file, fill_standard_output, write_records
 from concept_audit.errors import AuditError, StoreError
@@ -34,6 +34,8 @@ Schema = Literal["own", "audit"]
 EXPORT_COLUMNS = ["example_id", "flag", "note", "prompt", "response", "source", "source_row", "content_hash"]
 SCORE_COLUMNS = ["rank", "score", "percentile"]
 ROWS_AT_ONCE = 512
+SWAP = "swap"
+"""The flag of preference pairs whose sides are to be exchanged."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,7 @@ class Exports:
         options: InfluenceOptions = DEFAULTS,
         exact: bool = False,
         by: str = "",
+        swap: bool = False,
     ) -> dict[str, Any]:
         """Write the rows that pass a filter, in the order of the data.
 
@@ -89,6 +92,7 @@ class Exports:
                 input's own schema).
             exact: CSV that reads back as it was, as the input's own columns always do; otherwise cells that a
                 spreadsheet would take for a formula begin with an apostrophe.
+            swap: preference pairs flagged ``swap`` have their sides exchanged (in the input's own columns).
 
         Returns:
             the manifest: what the rows are and how they came about.
@@ -101,10 +105,17 @@ class Exports:
         own = schema == "own"
         if own:
             self.check_input()
+        if swap and not (own and self._pair()):
+            raise StoreError(
+                "sides can be exchanged of preference pairs alone, in the input's own columns (--schema own)"
+            )
         exact = exact or own
         state = self._state(where, ranking)
         about = self._manifest(where, format, schema, concept, method, options, exact, by) | {"flags": state.flags}
-        fill = self._fill(state, format, own, exact)
+        exchanged = self._swap(state) if swap else None
+        if exchanged is not None:
+            about["sides_exchanged"] = len(exchanged.rows)
+        fill = self._fill(state, format, own, exact, exchanged)
         if out is None:
             about["rows"] = fill_standard_output(fill, format)
         else:
@@ -137,13 +148,25 @@ class Exports:
 
         return self._opened.read(look)
 
-    def _fill(self, state: _State, format: Format, own: bool, exact: bool) -> Callable[[BinaryIO], int]:
+    def _pair(self) -> tuple[str, str] | None:
+        """The columns of the chosen and the rejected side, where rows are preference pairs."""
+        pair = self._opened.manifest.configuration.get("pairs")
+        return (pair[0], pair[1]) if pair else None
+
+    def _swap(self, state: _State) -> Swap | None:
+        pair = self._pair()
+        flagged = state.places[(state.rows["flag"] == SWAP).to_numpy()]
+        return Swap(pair, frozenset(flagged.tolist())) if pair else None
+
+    def _fill(
+        self, state: _State, format: Format, own: bool, exact: bool, swap: Swap | None
+    ) -> Callable[[BinaryIO], int]:
         scored = [name for name in SCORE_COLUMNS if name in state.rows]
         if own and not scored:
-            copy = copier(self._opened.manifest.configuration["data"], format, state.places)
+            copy = copier(self._opened.manifest.configuration["data"], format, state.places, swap)
             if copy is not None:
                 return copy
-        records = (lambda: self._own_records(state)) if own else (lambda: self._records(state))
+        records = (lambda: self._own_records(state, swap)) if own else (lambda: self._records(state))
         columns = [] if own else [*scored, *EXPORT_COLUMNS]
         return lambda out: write_records(records, format, out, exact, columns)
 
@@ -165,7 +188,7 @@ class Exports:
 
         return self._opened.read(read)
 
-    def _own_records(self, state: _State) -> Iterator[Record]:
+    def _own_records(self, state: _State, swap: Swap | None) -> Iterator[Record]:
         wanted = zip(state.places.tolist(), state.rows.itertuples(index=False), strict=True)
         number, row = next(wanted, (None, None))
         made = self._opened.manifest.configuration
@@ -174,7 +197,7 @@ class Exports:
                 return
             if place == number:
                 scores = {f"audit_{name}": getattr(row, name) for name in SCORE_COLUMNS if hasattr(row, name)}
-                yield dict(raw) | scores
+                yield (swap.swapped(raw) if swap and place in swap.rows else dict(raw)) | scores
                 number, row = next(wanted, (None, None))
 
     def check_input(self) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 from concept_audit.data.formats import Row, quoted
 from concept_audit.data.turns import (
@@ -18,8 +18,10 @@ from concept_audit.data.turns import (
     read_turns,
 )
 from concept_audit.errors import DataError
-from concept_audit.types import Message
+from concept_audit.types import REJECTED, Message
 
+Given = tuple[tuple[Message, ...], int]
+"""A row's turns, and how many of them are given before what is to be learnt."""
 TurnChoice = Literal["mask", "all", "last"]
 """Which assistant turns count: all but those that the rows mark otherwise, all, or the last."""
 TURN_CHOICES: tuple[TurnChoice, ...] = get_args(TurnChoice)
@@ -28,6 +30,7 @@ MESSAGES = ("messages", "conversations", "conversation")
 PROMPT = ("prompt", "instruction", "question", "input", "query")
 RESPONSE = ("response", "completion", "output", "answer", "chosen")
 TEXT = ("text", "content")
+PAIR = ("chosen", "rejected")
 ALPACA = (("history", read_history), ("system", read_text))
 OPTIONS = "pass --messages-column, --prompt-column with --response-column, or --text-column"
 
@@ -64,18 +67,29 @@ class Layout:
         kind: what the rows are taken for, in words.
         columns: those that the conversation is read from; a row may lack what is not its text.
         turns: which assistant turns count.
+        pair: the columns of the chosen and of the rejected side, if rows are preference pairs.
     """
 
-    read: Callable[..., tuple[tuple[Message, ...], int]]
+    read: Callable[..., Given | tuple[Given, Given]]
     kind: str
     columns: tuple[str, ...]
     turns: TurnChoice = "mask"
+    pair: tuple[str, str] | None = None
 
     def messages(self, row: Row) -> tuple[Message, ...]:
-        """The row's conversation; DataError if it has none to train on."""
-        messages, given = self._read(row)
+        """The row's conversation, of a pair both; DataError if it has none to train on."""
+        if self.pair is None:
+            return self._counted(row, *self._read(row), self.columns[0])
+        if row.problem:
+            raise DataError(row.problem)
+        sides = cast("tuple[Given, Given]", self.read(row, *self.columns))
+        chosen, rejected = (self._counted(row, *side, name) for side, name in zip(sides, self.pair, strict=True))
+        return (*chosen, Message(REJECTED, ""), *rejected)
+
+    def _counted(self, row: Row, messages: tuple[Message, ...], given: int, column: str) -> tuple[Message, ...]:
+        """A conversation in which those turns are to be trained on that count."""
         answers = assistant_turns(messages)
-        where = _where(row, self.columns[0])
+        where = _where(row, column)
         if not answers:
             raise DataError(f"{where} has no assistant turn; add one or pass --text-column")
         _require_text(messages[answers[-1]].text, where)
@@ -94,6 +108,8 @@ class Layout:
 
     def prompt(self, row: Row) -> tuple[Message, ...]:
         """The turns before the last answer, which the row may lack; DataError if there are none."""
+        if self.pair is not None:
+            raise DataError(f"{row.place}: a preference pair, where a prompt is expected; give conversations")
         turns, _ = self._read(row)
         answered = bool(turns) and turns[-1].role == "assistant"
         prompt = turns[:-1] if answered else turns
@@ -101,10 +117,10 @@ class Layout:
             raise DataError(f"{row.place}: no prompt to answer; give it a user turn")
         return prompt
 
-    def _read(self, row: Row) -> tuple[tuple[Message, ...], int]:
+    def _read(self, row: Row) -> Given:
         if row.problem:
             raise DataError(row.problem)
-        return self.read(row, *self.columns)
+        return cast("Given", self.read(row, *self.columns))
 
 
 def find_layout(row: Row, columns: Columns, turns: TurnChoice = "mask") -> Layout:
@@ -124,6 +140,8 @@ def find_layout(row: Row, columns: Columns, turns: TurnChoice = "mask") -> Layou
         if name and name not in row.values:
             raise DataError(f'{row.place}: no column "{name}"; name one of {quoted(row.values)}')
 
+    if not named and (pair_layout := _pair_layout(row, turns)):
+        return pair_layout
     if column := columns.messages or (None if named else _find(row, MESSAGES)):
         sharegpt = column.lower() != "messages" and not columns.messages
         system = (_beside(row, "system", read_text),) if sharegpt else ()
@@ -149,6 +167,15 @@ def find_layout(row: Row, columns: Columns, turns: TurnChoice = "mask") -> Layou
         return _text_layout(row, response, turns)
     lacking = f'a prompt ("{prompt}") but no response' if prompt else "no conversation"
     raise DataError(f"{row.place}: {lacking} in the columns {quoted(row.values)}; {OPTIONS}")
+
+
+def _pair_layout(row: Row, turns: TurnChoice) -> Layout | None:
+    chosen, rejected = (_find(row, (name,)) for name in PAIR)
+    if chosen is None or rejected is None or row.values[rejected] is None:
+        return None
+    prompt = _find(row, PROMPT) or "prompt"
+    columns = (chosen, rejected, prompt, _beside(row, "tools", read_tools))
+    return Layout(_pair, "preference pairs", columns, turns, (chosen, rejected))
 
 
 def _text_layout(row: Row, column: str, turns: TurnChoice) -> Layout:
@@ -177,7 +204,7 @@ def _find(row: Row, names: Sequence[str], besides: str | None = None) -> str | N
     return next((there[name] for name in names if name in there), None)
 
 
-def _chat(row: Row, column: str, tools: str, system: str | None = None) -> tuple[tuple[Message, ...], int]:
+def _chat(row: Row, column: str, tools: str, system: str | None = None) -> Given:
     """A list of turns, or the JSON of one: OpenAI's role and content, ShareGPT's from and value."""
     messages = read_turns(_value(row, column), _where(row, column), OPTIONS)
     if system and not any(message.role == "system" for message in messages):
@@ -185,7 +212,7 @@ def _chat(row: Row, column: str, tools: str, system: str | None = None) -> tuple
     return _tools(row, tools) + messages, 0
 
 
-def _prompt_completion(row: Row, prompt: str, response: str, tools: str) -> tuple[tuple[Message, ...], int]:
+def _prompt_completion(row: Row, prompt: str, response: str, tools: str) -> Given:
     """TRL's conversational rows: the loss sees the completion's turns, and no answer within the prompt."""
     sides = []
     for column, role in ((prompt, "user"), (response, "assistant")):
@@ -200,7 +227,7 @@ def _prompt_completion(row: Row, prompt: str, response: str, tools: str) -> tupl
 
 def _prompt_response(
     row: Row, prompt: str, response: str, context: str = "", history: str = "", system: str = ""
-) -> tuple[tuple[Message, ...], int]:
+) -> Given:
     """A prompt and its response; Alpaca's context, where there is one, follows the prompt, its history goes before."""
     asked = read_text(_value(row, prompt), _where(row, prompt))
     if context and row.values.get(context):
@@ -212,7 +239,7 @@ def _prompt_response(
     return (*before, Message("user", asked), *answer), 0
 
 
-def _plain_text(row: Row, column: str) -> tuple[tuple[Message, ...], int]:
+def _plain_text(row: Row, column: str) -> Given:
     """One assistant turn, since the whole of a plain text is what training sees."""
     where = _where(row, column)
     text = read_text(_value(row, column), where)
@@ -220,7 +247,41 @@ def _plain_text(row: Row, column: str) -> tuple[tuple[Message, ...], int]:
     return (Message("assistant", text),), 0
 
 
-def _transcript(row: Row, column: str) -> tuple[tuple[Message, ...], int]:
+def _pair(row: Row, chosen: str, rejected: str, prompt: str, tools: str) -> tuple[Given, Given]:
+    """Both sides, each with the prompt; what both begin with alike is given, and the loss does not see it."""
+    before = _asked(row, prompt) if row.values.get(prompt) else ()
+    both = [_side(row, column, before) for column in (chosen, rejected)]
+    least = min(map(len, both)) - 1
+    alike = next((n for n in range(max(least, 0)) if both[0][n] != both[1][n]), max(least, 0))
+    offered = _tools(row, tools)
+    first, second = ((offered + side, len(offered) + alike) for side in both)
+    return first, second
+
+
+def _asked(row: Row, column: str) -> tuple[Message, ...]:
+    value, where = row.values[column], _where(row, column)
+    if is_turns(value):
+        return read_turns(value, where, OPTIONS)
+    if is_transcript(value):
+        turns = read_transcript(value, where)
+        # HH-RLHF's prompts end with the name of who is to speak.
+        return turns[:-1] if turns[-1] == Message("assistant", "") else turns
+    return (Message("user", read_text(value, where)),)
+
+
+def _side(row: Row, column: str, before: tuple[Message, ...]) -> tuple[Message, ...]:
+    value, where = _value(row, column), _where(row, column)
+    if is_turns(value):
+        turns = read_turns(value, where, OPTIONS)
+        # Whole conversations repeat the prompt; some have a system turn before it.
+        whole = before and any(m.role == "user" for m in turns[:2]) and turns[-1].role == "assistant"
+        return turns if whole else before + turns
+    if is_transcript(value):
+        return read_transcript(value, where)
+    return (*before, Message("assistant", read_text(value, where)))
+
+
+def _transcript(row: Row, column: str) -> Given:
     return read_transcript(_value(row, column), _where(row, column)), 0
 
 

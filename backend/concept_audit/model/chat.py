@@ -17,10 +17,11 @@ from typing import Any
 
 import numpy as np
 
+from concept_audit.errors import ModelError
 from concept_audit.model.template import ChatTemplate
 from concept_audit.model.template_turns import for_template, unknown_to
 from concept_audit.model.turns import response_spans
-from concept_audit.types import CONTENT, END_OF_TURN, PROMPT, Message
+from concept_audit.types import CONTENT, END_OF_TURN, PROMPT, SEPARATOR, Message, sides
 
 
 @dataclass(frozen=True)
@@ -67,12 +68,16 @@ class ChatRenderer:
         }
 
     def render(self, messages: Sequence[Message]) -> TokenizedRow:
-        """Tokens, offsets and parts of one conversation.
+        """Tokens, offsets and parts of one conversation; of a preference pair, of both with a separator between them.
 
         Raises:
             ModelError: the chat template refuses the conversation, or it cannot be told which of its tokens
                 are the assistant's.
         """
+        first, *others = (self._render(side) for side in sides(messages))
+        return _joined(first, others[0]) if others else first
+
+    def _render(self, messages: Sequence[Message]) -> TokenizedRow:
         if len(messages) == 1 and messages[0].role == "assistant":
             text = messages[0].content
             spans = [(0, len(text), False)]
@@ -103,8 +108,9 @@ class ChatRenderer:
 
     def check(self, messages: Sequence[Message]) -> None:
         """Raise what `render` would, for less work."""
-        if len(messages) > 1:
-            self._conversation(messages)
+        for side in sides(messages):
+            if len(side) > 1:
+                self._conversation(side)
 
     def unknown(self, messages: Sequence[Message]) -> list[str]:
         """What a conversation has that the template does not know, and what becomes of it."""
@@ -117,8 +123,10 @@ class ChatRenderer:
         it opens ``<think>`` before an answer, as R1's does, so do they.
 
         Raises:
-            ModelError: the chat template refuses the conversation.
+            ModelError: the chat template refuses the conversation, or it is a preference pair.
         """
+        if len(sides(messages)) > 1:
+            raise ModelError("a preference pair has two answers, and no single prompt; give a conversation")
         template, turns = for_template(self._template, messages)
         _, text = template.accept(turns, generation=True)
         encoded = self._tokenizer(text, add_special_tokens=self._template.plain, verbose=False)
@@ -162,6 +170,22 @@ class ChatRenderer:
                 if not _has_words(ids[between][:-1], self._tokenizer):
                     parts[between] = END_OF_TURN
         return parts
+
+
+def _joined(chosen: TokenizedRow, rejected: TokenizedRow) -> TokenizedRow:
+    shift = len(chosen.text)
+
+    def both(of_chosen: np.ndarray, between: int, of_rejected: np.ndarray) -> np.ndarray:
+        return np.concatenate([of_chosen, np.array([between], of_chosen.dtype), of_rejected])
+
+    return TokenizedRow(
+        text=chosen.text + rejected.text,
+        input_ids=both(chosen.input_ids, SEPARATOR, rejected.input_ids),
+        starts=both(chosen.starts, shift, rejected.starts + shift),
+        ends=both(chosen.ends, shift, rejected.ends + shift),
+        parts=both(chosen.parts, PROMPT, rejected.parts),
+        truncated=chosen.truncated or rejected.truncated,
+    )
 
 
 def _has_words(ids: np.ndarray, tokenizer: Any) -> bool:

@@ -132,7 +132,7 @@ class _Build:
 
     def run(self, data: DataSet) -> None:
         """Do what is missing."""
-        self._manifest = self._open_manifest()
+        self._manifest = self._open_manifest(data)
         self._rows(data)
         self._tokens()
         counts = token_counts(self._shards("tokens"))
@@ -150,6 +150,7 @@ class _Build:
         fingerprints, skipping = self._manifest.fingerprints, self._options.on_bad_row == "skip"
         # Nothing more where an earlier version knew of nothing more, so that its audits go on.
         further: list[str] = [self._options.turns] if self._options.turns != "mask" else []
+        further += data.layout.pair or ()
         further += ["skip", fingerprints["tokenizer"]] if skipping else []
         changed = self._begin("rows", fingerprints["data"], self._options.columns, self._options.split, *further)
         if not changed and not self._shards("rows").missing():
@@ -270,7 +271,7 @@ class _Build:
             score_cells=self._options.score_cells,
         )
 
-    def _open_manifest(self) -> Manifest:
+    def _open_manifest(self, data: DataSet) -> Manifest:
         options = self._options
         configuration = {
             "data": options.data,
@@ -283,6 +284,8 @@ class _Build:
             "split": options.split,
             "turns": options.turns if options.turns != "mask" else None,
             "on_bad_row": options.on_bad_row if options.on_bad_row != "stop" else None,
+            "pairs": list(data.layout.pair) if data.layout.pair else None,
+            "beta": options.beta if data.layout.pair else None,
             "layers": list(self._layers),
             "max_tokens": self._max_tokens,
             "sae": options.sae,

@@ -31,6 +31,7 @@ class BuildOptions:
         turns: which assistant turns count: ``mask`` for all but those that the rows mark by ``weight`` or ``train``,
             ``all`` whatever they mark, or the ``last``.
         on_bad_row: ``stop`` at a row that cannot be used, or ``skip`` it; the audit lists those with the reason.
+        beta: of the DPO loss by which preference pairs influence; it scales all scores alike.
         layers: layers whose mean response activations are kept, each counted in blocks run; None for three around
             the middle.
         sae: ``train`` a sparse autoencoder on this data, do with ``none``, load one from a directory, or load
@@ -53,6 +54,7 @@ class BuildOptions:
     split: str = "train"
     turns: TurnChoice = "mask"
     on_bad_row: Literal["stop", "skip"] = "stop"
+    beta: float = 0.1
     layers: tuple[int, ...] | None = None
     sae: str = "train"
     sae_layer: int | None = None

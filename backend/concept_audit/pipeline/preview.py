@@ -13,7 +13,7 @@ from concept_audit.model.chat import ChatRenderer, TokenizedRow
 from concept_audit.model.load import load_tokenizer
 from concept_audit.pipeline.options import LONGEST_ROW, BuildOptions
 from concept_audit.progress import Progress
-from concept_audit.types import Example
+from concept_audit.types import SEPARATOR, Example
 
 SHOWN = 2
 """Rows that are shown as the model reads them."""
@@ -42,7 +42,7 @@ def described(options: BuildOptions, progress: Progress) -> DataSet:
     """The data set of a build, once it has been said what it is taken for.
 
     Raises:
-        DataError: as `open_data`.
+        DataError: as `open_data`, or an SAE is asked for where there are preference pairs.
     """
     data = open_data(
         options.data,
@@ -53,6 +53,11 @@ def described(options: BuildOptions, progress: Progress) -> DataSet:
     )
     for line in describe(data, options):
         progress.say(line)
+    if data.layout.pair and options.sae != "none":
+        raise DataError(
+            f"{options.data}: SAE features of preference pairs are not computed; pass --sae none and use probes, or "
+            "name --prompt-column and --response-column to audit one side"
+        )
     return data
 
 
@@ -105,6 +110,8 @@ def marked(row: TokenizedRow) -> str:
     pieces = []
     for response, group in groupby(range(len(row.input_ids)), key=lambda place: bool(row.response[place])):
         places = list(group)
+        if (row.input_ids[places] == SEPARATOR).any():
+            pieces.append(" ‖ rejected: ")
         text = _visible(row.text[row.starts[places[0]] : row.ends[places[-1]]])
         if len(text) > LONGEST_PIECE:
             text = f"{text[: LONGEST_PIECE // 2]} … {text[-LONGEST_PIECE // 2 :]}"

@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from concept_audit.store.partition import by_shard
 from concept_audit.store.shard_store import RowShards, read_about, read_columns
-from concept_audit.types import CONTENT, PROMPT, Example, Message, SkippedRow
+from concept_audit.types import CONTENT, PROMPT, SEPARATOR, Example, Message, SkippedRow
 
 ROWS = pa.schema(
     [
@@ -172,8 +172,10 @@ def read_texts(tokens: RowShards, example_ids: Sequence[int]) -> dict[int, Token
 
 
 def has_loss(row: TokenizedExample) -> bool:
-    """Whether a row has a response token to predict."""
-    return bool((row.parts[1:] != PROMPT).any())
+    """Whether a row has a response token to predict; of a pair each side."""
+    response = row.parts != PROMPT
+    edges = [-1, *np.flatnonzero(row.input_ids == SEPARATOR).tolist(), len(response)]
+    return all(bool(response[before + 2 : end].any()) for before, end in zip(edges, edges[1:], strict=False))
 
 
 def messages_json(messages: Sequence[Message]) -> str:

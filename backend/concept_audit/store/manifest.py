@@ -142,6 +142,7 @@ def rebuild_command(root: Path, values: dict[str, Any]) -> str:
         if made.get(name)
         for word in (f"--{name.replace('_', '-')}", made[name])
     ]
+    words += ["--beta", str(made["beta"])] if made.get("beta") else []
     columns = {name: column for name, column in made["columns"].items() if column}
     words += [word for name, column in columns.items() for word in (f"--{name}-column", column)]
     words += ["--trust-remote-code"] if made["trust_remote_code"] else []

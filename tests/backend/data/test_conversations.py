@@ -10,7 +10,7 @@ import pytest
 
 from concept_audit.data.read import open_data, read_examples
 from concept_audit.errors import DataError
-from concept_audit.types import TOOLS, Message, content_hash
+from concept_audit.types import TOOLS, Message, content_hash, sides
 from tests.backend.data.common import fault, jsonl, only
 
 ASKED, ANSWER = {"role": "user", "content": "weather in Bern?"}, {"role": "assistant", "content": "It rains."}
@@ -166,3 +166,49 @@ def test_skipping_goes_on_after_a_row_that_cannot_be_used(tmp_path):
     left_out = []
     assert [e.response for e in open_data(table).examples(left_out.append)] == ["b", "f"]
     assert [row.place for row in left_out] == [1, 2]
+
+
+TRANSCRIPT = "\n\nHuman: q\n\nAssistant: a\n\nHuman: r\n\nAssistant:"
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": "q", "chosen": "good", "rejected": "bad"},
+        {"prompt": [{"role": "user", "content": "q"}], "chosen": [{"role": "assistant", "content": "good"}], "rejected": [{"role": "assistant", "content": "bad"}]},
+        {"prompt": "q", "chosen": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "good"}], "rejected": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "bad"}]},
+        {"chosen": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "good"}], "rejected": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "bad"}]},
+        {"chosen": "\n\nHuman: q\n\nAssistant: good", "rejected": "\n\nHuman: q\n\nAssistant: bad"},
+        {"prompt": "\n\nHuman: q\n\nAssistant:", "chosen": " good", "rejected": " bad"},
+    ],
+    ids=["strings", "chats", "whole chats and a prompt", "whole chats", "transcripts", "a transcript and answers"],
+)  # fmt: skip
+def test_a_pair_is_both_conversations(tmp_path, row):
+    found = only(tmp_path, row | {"margin": 2})
+    chosen, rejected = sides(found.messages)
+    assert [(m.role, m.content.strip()) for m in chosen] == [("user", "q"), ("assistant", "good")]
+    assert [(m.role, m.content.strip()) for m in rejected] == [("user", "q"), ("assistant", "bad")]
+    assert found.metadata == {"margin": 2} and found.prompt == "q"
+    assert "good" in found.response and "bad" in found.response
+
+
+def test_what_both_sides_begin_with_alike_is_not_learnt(tmp_path):
+    found = only(tmp_path, {"chosen": TRANSCRIPT + " good", "rejected": TRANSCRIPT + " bad"})
+    for side in sides(found.messages):
+        assert [m.trained for m in side if m.role == "assistant"] == [False, True]
+
+
+def test_a_pair_and_its_swap_are_different_rows(tmp_path):
+    row = {"prompt": "q", "chosen": "good", "rejected": "bad"}
+    first, second = only(tmp_path, row), only(tmp_path, row | {"chosen": "bad", "rejected": "good"})
+    assert first.content_hash != second.content_hash
+
+
+def test_a_pair_without_one_of_its_sides_is_refused(tmp_path):
+    path = jsonl(tmp_path / "train.jsonl", {"chosen": "a", "rejected": "b"}, {"chosen": "a", "rejected": None})
+    assert fault(path) == 'train.jsonl line 2: "rejected" is null; fill it or drop the row'
+
+
+def test_columns_that_are_named_take_one_side_alone(tmp_path):
+    found = only(tmp_path, {"prompt": "q", "chosen": "good", "rejected": "bad"}, prompt="prompt", response="chosen")
+    assert found.response == "good" and found.metadata == {"rejected": "bad"}
