@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from concept_audit.progress import Progress, Stage
     from concept_audit.store.compare import Agreement
     from concept_audit.store.evidence import Evidence
+    from concept_audit.store.examples import messages_from_json
     from concept_audit.store.filters import RowFilter
     from concept_audit.store.flags import FlagChange
     from concept_audit.store.listing import audit_names
@@ -90,6 +91,7 @@ _HOME = {
     "audit_names": "store.listing",
     "build": "pipeline.build",
     "is_allowed": "addresses",
+    "messages_from_json": "store.examples",
     "precision_recall": "metrics",
     "read_labelled": "data.read",
     "read_prompts": "data.read",
@@ -137,6 +139,7 @@ __all__ = [
     "audit_names",
     "build",
     "is_allowed",
+    "messages_from_json",
     "precision_recall",
     "read_labelled",
     "read_prompts",

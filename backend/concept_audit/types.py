@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,6 +12,8 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 ROLES = ("system", "user", "assistant", "tool")
+TOOLS = "tools"
+"""The role of what stands before the turns where the model is offered tools: a JSON list of their descriptions."""
 
 ConceptKind = Literal["sae_feature", "probe"]
 ProbeFit = Literal["difference_of_means", "logistic_regression"]
@@ -25,23 +28,58 @@ Method = Literal[
     "bm25",
 ]
 METHODS: tuple[Method, ...] = get_args(Method)
+REJECTED = "rejected"
+"""The role of what stands between the two sides of a preference pair: the chosen conversation, and the rejected."""
+SEPARATOR = -1
+"""In place of a token between the sides of a pair: no model takes it, so that nobody reads both as one text."""
 PROMPT, END_OF_TURN, CONTENT = 0, 1, 2
 """What a token is: before or between responses; a response's closing token; a response's own text."""
 
 
 @dataclass(frozen=True)
 class Message:
-    """One turn of a conversation."""
+    """One turn of a conversation.
+
+    Attributes:
+        calls: the assistant's tool calls, as JSON: a list of objects with name, arguments (an object) and, where
+            there is one, id; empty if there are none.
+        reasoning: what the assistant thought before it spoke, where that is kept apart from what it said.
+        name: the tool that a tool's turn is of, if that is told.
+        call_id: the call that a tool's turn answers, if that is told.
+        trained: whether an assistant turn is one that training is to see.
+    """
 
     role: str
     content: str
+    calls: str = ""
+    reasoning: str = ""
+    name: str = ""
+    call_id: str = ""
+    trained: bool = True
+
+    @property
+    def more(self) -> dict[str, Any]:
+        """What there is besides role and content, in OpenAI's names and JSON types."""
+        found: dict[str, Any] = {"reasoning_content": self.reasoning, "name": self.name, "tool_call_id": self.call_id}
+        found = {name: value for name, value in found.items() if value}
+        if self.calls:
+            found["tool_calls"] = json.loads(self.calls)
+        return found if self.trained else found | {"train": False}
+
+    @property
+    def text(self) -> str:
+        """What the turn says, for people: its reasoning, its words, its calls."""
+        calls = json.loads(self.calls) if self.calls else []
+        called = [f"{call['name']}({json.dumps(call['arguments'], ensure_ascii=False)})" for call in calls]
+        return "\n\n".join(part for part in (self.reasoning, self.content, "\n".join(called)) if part)
 
 
 def content_hash(messages: Sequence[Message]) -> str:
     """Identify a conversation by its turns alone, for good.
 
     Each role and content is framed by its byte length, so that no two different
-    conversations share an input to the hash. Metadata do not count: labels and
+    conversations share an input to the hash; what a turn has besides follows it as a turn
+    of a role that there is none of. Metadata do not count: labels and
     flags stay with a text when its metadata change or the file is reordered.
 
     Returns:
@@ -49,11 +87,24 @@ def content_hash(messages: Sequence[Message]) -> str:
     """
     digest = hashlib.blake2b(digest_size=16)
     for message in messages:
-        for part in (message.role, message.content):
+        more = message.more
+        for part in (message.role, message.content, *(("+", json.dumps(more, sort_keys=True)) if more else ())):
             encoded = part.encode("utf-8", "surrogatepass")
             digest.update(len(encoded).to_bytes(8, "little"))
             digest.update(encoded)
     return digest.hexdigest()
+
+
+def sides(messages: Sequence[Message]) -> list[tuple[Message, ...]]:
+    """The conversations of a row: one, or of a preference pair the chosen one and the rejected one."""
+    places = [place for place, message in enumerate(messages) if message.role == REJECTED]
+    edges = [-1, *places, len(messages)]
+    return [tuple(messages[before + 1 : end]) for before, end in zip(edges, edges[1:], strict=False)]
+
+
+def last_answer(messages: Sequence[Message]) -> int:
+    """Index of the last assistant turn of a conversation."""
+    return max(i for i, m in enumerate(messages) if m.role == "assistant")
 
 
 @dataclass(frozen=True)
@@ -61,7 +112,7 @@ class Example:
     """One row of training data.
 
     Attributes:
-        messages: the conversation; at least one assistant turn.
+        messages: the conversation, at least one assistant turn; of a preference pair both, see `sides`.
         source: where the row was read from (a file's name, a data set's name).
         source_row: 1-based line or row number in the source.
         metadata: every column that is not part of the conversation, JSON types only.
@@ -78,21 +129,38 @@ class Example:
 
     @property
     def last_assistant(self) -> int:
-        """Index of the last assistant turn."""
-        return max(i for i, m in enumerate(self.messages) if m.role == "assistant")
+        """Index of the last assistant turn; of a pair, of the chosen side's."""
+        return last_answer(sides(self.messages)[0])
 
     @property
     def prompt(self) -> str:
         """What came before the last assistant turn; roles are named when there are several turns."""
-        before = self.messages[: self.last_assistant]
+        before = [m for m in self.messages[: self.last_assistant] if m.role != TOOLS]
         if len(before) == 1 and before[0].role == "user":
             return before[0].content
-        return "\n\n".join(f"{m.role.capitalize()}: {m.content}" for m in before)
+        return "\n\n".join(f"{m.role.capitalize()}: {m.text}" for m in before)
 
     @property
     def response(self) -> str:
-        """The last assistant turn."""
-        return self.messages[self.last_assistant].content
+        """The last assistant turn; of a pair those of both sides, named."""
+        said = [side[last_answer(side)].text for side in sides(self.messages)]
+        return said[0] if len(said) == 1 else f"Chosen: {said[0]}\n\nRejected: {said[1]}"
+
+
+@dataclass(frozen=True)
+class SkippedRow:
+    """A row of the data that was left out.
+
+    Attributes:
+        place: its number among all rows of the data, from 0.
+        source, source_row: where it stands.
+        reason: why, in words that name the place.
+    """
+
+    place: int
+    source: str
+    source_row: int
+    reason: str
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ st.caption(
 if audit.device_note:
     st.text(audit.device_note)
 overview.counts(audit)
+overview.left_out(audit)
 left, right = st.columns(2, gap="large")
 with left:
     overview.where_to_start(audit)

@@ -34,6 +34,7 @@ class Chosen:
     concept: str | None
     method: str
     options: InfluenceOptions
+    swap: bool = False
 
 
 def choose(audit: Audit) -> Chosen:
@@ -64,6 +65,15 @@ def choose(audit: Audit) -> Chosen:
             help="The input's own columns are those of the file that the audit was built from, value by value: data "
             "cleaned this way go straight back into training.",
         )
+        swap = False
+        if schema == "own" and audit.manifest.configuration.get("pairs"):
+            swap = st.toggle(
+                "Exchange sides",
+                value=True,
+                key="swap",
+                bind="query-params",
+                help="Of pairs flagged swap, chosen becomes rejected and rejected chosen; all others stay as they were.",
+            )
         csv = "exact"
         if format == "csv" and schema == "audit":
             csv = st.segmented_control(
@@ -92,7 +102,7 @@ def choose(audit: Audit) -> Chosen:
     else:
         dropped = ("remove",) if what == "none" else ()
         where = replace(where, flag="any" if what == "any" else "", without_flags=dropped)
-    return Chosen(what, format, schema, csv == "exact", where, concept, method, options)
+    return Chosen(what, format, schema, csv == "exact", where, concept, method, options, swap)
 
 
 def count(audit: Audit, chosen: Chosen) -> int:
@@ -126,6 +136,7 @@ def downloads(audit: Audit, chosen: Chosen, rows: int) -> None:
             options=chosen.options,
             exact=chosen.exact,
             by=by,
+            swap=chosen.swap,
         )
 
     def file() -> bytes:

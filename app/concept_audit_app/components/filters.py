@@ -23,6 +23,10 @@ FLAG_CHOICES = {
 }
 
 
+PAIR_FLAG_CHOICES = {**FLAG_CHOICES, "swap": "To swap"}
+"""Of preference pairs."""
+
+
 def row_filter(audit: Audit, flag: bool = True) -> RowFilter:
     """Text, flag, length, source and metadata filters; what they let through."""
     fields = audit.rows.metadata_fields()
@@ -40,11 +44,12 @@ def row_filter(audit: Audit, flag: bool = True) -> RowFilter:
             "stands in double quotes occurs as it is.",
         )
         chosen = ""
+        choices = PAIR_FLAG_CHOICES if audit.manifest.configuration.get("pairs") else FLAG_CHOICES
         if flag:
             chosen = st.selectbox(
                 "Flags",
-                list(FLAG_CHOICES),
-                format_func=FLAG_CHOICES.__getitem__,
+                list(choices),
+                format_func=choices.__getitem__,
                 key="flag",
                 bind="query-params",
                 on_change=first_page,

@@ -19,7 +19,14 @@ SHOWN, SHOWN_CHARACTERS = 5, 90
 SECONDS_BETWEEN_LOOKS = 3.0
 CHOICES = {"all": "All that pass the filter", "top": "The first", "above": "Scores of at least"}
 ACTIONS = {"remove": "Flag to remove", "review": "Flag to review", None: "Take flags off"}
-DONE = {"remove": "flagged to remove", "review": "flagged to review", None: "no longer flagged"}
+PAIR_ACTIONS = {"remove": "Flag to remove", "review": "Flag to review", "swap": "Flag to swap", None: "Take flags off"}
+"""Of preference pairs."""
+DONE = {
+    "remove": "flagged to remove",
+    "review": "flagged to review",
+    "swap": "flagged to swap",
+    None: "no longer flagged",
+}
 
 
 @dataclass(frozen=True)
@@ -73,7 +80,8 @@ def _choose_many(view: View) -> None:
         st.caption(f"and {count - SHOWN:,} more")
     st.text_input("Note", key="bulk-note", placeholder="why (may be empty)", max_chars=200)
     with st.container(horizontal=True):
-        for name, label in ACTIONS.items():
+        pairs = bool(audit.manifest.configuration.get("pairs"))
+        for name, label in (PAIR_ACTIONS if pairs else ACTIONS).items():
             kind = "primary" if name == "remove" else "secondary"
             if st.button(f"{label}: {count:,}", key=f"bulk-{name}", disabled=not count, type=kind):
                 _flag_many(view, where, name, top, CHOICES[how])

@@ -6,7 +6,7 @@ Colours are classes of one style sheet for the page, so that a token costs few b
 from __future__ import annotations
 
 import html
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 import streamlit as st
@@ -83,15 +83,20 @@ def style_sheet() -> None:
     st.html(f"<style>{''.join(rules)}</style>")
 
 
-def turn_html(segments: Sequence[Segment], colours: Ramp, look: Look = FULL) -> str:
-    """One assistant turn with its tokens coloured, and its strongest tokens in words for screen readers."""
-    shown, before, after = list(segments), "", ""
+def turn_html(segments: Sequence[Segment], colours: Ramp, look: Look = FULL, bold: Collection[int] = ()) -> str:
+    """One assistant turn with its tokens coloured, and its strongest tokens in words for screen readers.
+
+    Args:
+        bold: places of segments that are set in bold.
+    """
+    shown, before, after, first = list(segments), "", "", 0
     if look.short and shown:
         peak = max(range(len(shown)), key=lambda i: abs(shown[i].value - colours.centre))
         start, end = max(peak - SHORT_CONTEXT, 0), peak + SHORT_CONTEXT + 1
         before, after = ("… " if start else ""), (" …" if end < len(shown) else "")
-        shown = shown[start:end]
-    coloured = "".join(_segment(segment, colours, look) for segment in shown)
+        shown, first = shown[start:end], start
+    drawn = [(place, _segment(segment, colours, look)) for place, segment in enumerate(shown, start=first)]
+    coloured = "".join(f"<b>{text}</b>" if place in bold else text for place, text in drawn)
     return f'<span class="hm">{before}{coloured}{after}</span>{_in_words(shown, colours)}'
 
 

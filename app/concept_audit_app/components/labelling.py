@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import streamlit as st
 
-from concept_audit import Audit, AuditError, LabelledExample, Message, RowFilter, read_labelled
+from concept_audit import Audit, AuditError, LabelledExample, Message, RowFilter, messages_from_json, read_labelled
 from concept_audit_app.components.acts import acting_component, said_to_be_done, waiting
 from concept_audit_app.components.plain import counted
 from concept_audit_app.components.rows import conversation_html
@@ -120,7 +119,7 @@ def _offer(name: str, text: str, kinds: Sequence[str]) -> None:
     do_labels()
     rows = audit.queue.upcoming(name, RowFilter(text=text), AT_HAND, kinds)
     known = st.session_state.setdefault("offered", {})
-    known |= {row["content_hash"]: messages_of(row["messages"]) for _, row in rows}
+    known |= {row["content_hash"]: messages_from_json(row["messages"]) for _, row in rows}
     while len(known) > MOST_OFFERED:
         del known[next(iter(known))]
     labels = audit.labels.list(name)
@@ -134,7 +133,7 @@ def _offer(name: str, text: str, kinds: Sequence[str]) -> None:
                     "hash": row["content_hash"],
                     "row": int(row["example_id"]),
                     "why": WHY[kind],
-                    "turns": [(turn.role, turn.content[:LONGEST_TURN]) for turn in known[row["content_hash"]]],
+                    "turns": [(turn.role, turn.text[:LONGEST_TURN]) for turn in known[row["content_hash"]]],
                 }
                 for kind, row in rows
             ],
@@ -182,7 +181,7 @@ def search_results(audit: Audit, name: str) -> None:
     st.caption(f"{counted(audit.rows.count(where), 'row')}; {len(rows)} of them")
     for row in records(rows):
         with st.container(border=True, key=f"found-{row['example_id']}"):
-            messages, label = messages_of(row["messages"]), known.get(row["content_hash"])
+            messages, label = messages_from_json(row["messages"]), known.get(row["content_hash"])
             with st.container(horizontal=True, vertical_alignment="center"):
                 st.caption(f"row {row['example_id']:,}")
                 for value, words in ((1, POSITIVE), (0, NEGATIVE)):
@@ -240,8 +239,3 @@ def uploaded(audit: Audit, name: str) -> None:
     if st.button(f"Add {len(examples):,} examples", type="primary", icon=":material/add:", key="add-file"):
         audit.labels.add(name, examples)
         st.rerun()
-
-
-def messages_of(text: str) -> tuple[Message, ...]:
-    """The turns of a row."""
-    return tuple(Message(turn["role"], turn["content"]) for turn in json.loads(text))

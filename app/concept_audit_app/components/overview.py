@@ -15,6 +15,7 @@ from concept_audit_app.components.url import select_by_id
 FEATURES_SHOWN = 12
 SEPARATING = 10
 MOST_VALUES = 30
+MOST_SKIPPED = 1_000
 COSTS = {
     "activations": "a forward pass over the rows, to the deepest layer",
     "sae": "training on the rows' activations: a minute or two for 50,000 tokens on a laptop",
@@ -51,9 +52,22 @@ def counts(audit: Audit) -> None:
             border=True,
             help=f"rows longer than {longest:,} tokens; {found.n_unscored:,} have no response left to score",
         )
+        if skipped := audit.manifest.report("rows").get("skipped"):
+            st.metric("Left out", f"{skipped:,}", border=True, help="rows that cannot be used; listed below")
         st.metric("SAE features", f"{found.n_features:,}", border=True, help="features that fire on this data")
         st.metric("Probes", f"{found.n_probes:,}", border=True)
         st.metric("Flagged", f"{found.n_flagged:,}", border=True)
+
+
+def left_out(audit: Audit) -> None:
+    """The rows that the build left out, and why."""
+    skipped = audit.manifest.report("rows").get("skipped")
+    if not skipped:
+        return
+    with st.expander(f"{skipped:,} rows of the data were left out", icon=":material/block:"):
+        st.dataframe(audit.rows.skipped(MOST_SKIPPED)[["source", "source_row", "reason"]], hide_index=True)
+        if skipped > MOST_SKIPPED:
+            st.caption(f"The first {MOST_SKIPPED:,}; `concept-audit info --skipped` lists all.")
 
 
 def where_to_start(audit: Audit) -> None:

@@ -4,6 +4,7 @@ const PATIENCE = 5000 // milliseconds for a box to appear
 const STYLE = `
 [data-cursor="true"] { box-shadow: inset .25rem 0 0 #2b8a94; border-radius: .5rem }
 [data-flag="remove"] { border-color: #c4452f; background: rgba(196, 69, 47, .05) }
+[data-flag="swap"] { border-color: #4a6fb5; background: rgba(74, 111, 181, .06) }
 [data-flag="review"] { border-color: #b7842b; background: rgba(183, 132, 43, .06) }
 `
 const kept = actsOf("__conceptAuditRows")
@@ -99,6 +100,7 @@ const KEYS = {
   k: () => move(-1),
   x: () => flag("remove"),
   v: () => flag("review"),
+  w: () => kept.pairs && flag("swap"),
   u: undo,
   n: note,
 }
@@ -114,6 +116,8 @@ function dress() {
 export default function (component) {
   const { data } = component
   kept.rows = new Map(data.rows.map((row) => [row.id, row]))
+  kept.pairs = data.pairs
+  component.parentElement.querySelector("[value=w]").hidden = !data.pairs
   if (!kept.rows.has(kept.cursor)) kept.cursor = data.rows[0]?.id ?? null
   dress()
   mount(kept, component, KEYS, draw)

@@ -11,7 +11,7 @@ from concept_audit import Audit, AuditError
 from concept_audit_app.components.acts import acting_component, said_to_be_done, waiting
 from concept_audit_app.components.flags import flags_drawn
 from concept_audit_app.components.plain import counted
-from concept_audit_app.components.rows import FLAGS
+from concept_audit_app.components.rows import FLAGS, SWAP
 from concept_audit_app.components.session import current_audit, person, read_only
 
 KEY = "keys-of-rows"
@@ -20,13 +20,14 @@ MOST_REMEMBERED = 500
 HTML = """<div class="keys" role="toolbar" aria-label="Keys for the rows">
 <button value="k" title="Row above">↑ <kbd>K</kbd></button><button value="j" title="Row below">↓ <kbd>J</kbd></button>
 <button value="x">Remove <kbd>X</kbd></button><button value="v">Review <kbd>V</kbd></button>
-<button value="n">Note <kbd>N</kbd></button>
+<button value="w">Swap <kbd>W</kbd></button><button value="n">Note <kbd>N</kbd></button>
 <span role="status"></span></div>
 """
 CSS = """.keys { display: flex; flex-wrap: wrap; gap: .25rem; align-items: center; font-size: .875rem;
   color: var(--st-text-color) }
 button { font: inherit; color: inherit; background: none; border: 1px solid var(--st-border-color);
   border-radius: .5rem; padding: .15rem .5rem; cursor: pointer }
+button[hidden] { display: none }
 button:hover, button:focus-visible { border-color: var(--st-primary-color) }
 kbd { font: inherit; opacity: .8; margin-left: .2rem }
 span { margin-left: .5rem }
@@ -55,7 +56,7 @@ def _do(audit: Audit, act: Mapping[str, Any]) -> None:
     flag = act["flag"]
     if flag is None:
         change = audit.flags.clear([str(act["hash"])], by=person())
-    elif flag in FLAGS:
+    elif flag in (FLAGS | SWAP if _pairs(audit) else FLAGS):
         change = audit.flags.set([str(act["hash"])], flag, by=person())
     else:
         return
@@ -78,6 +79,10 @@ def _latest(audit: Audit) -> int | None:
     return None if mine.empty else int(mine["event_id"].iloc[0])
 
 
+def _pairs(audit: Audit) -> bool:
+    return bool(audit.manifest.configuration.get("pairs"))
+
+
 @st.fragment
 def row_keys(rows: Sequence[tuple[int, str]]) -> None:
     """The keys, and a bar that says them.
@@ -93,7 +98,7 @@ def row_keys(rows: Sequence[tuple[int, str]]) -> None:
     shown = [{"id": number, "hash": content, "flag": flags.get(content)} for number, content in rows]
     found = _component(
         key=KEY,
-        data={"rows": shown, **said_to_be_done(KEY)},
+        data={"rows": shown, "pairs": _pairs(audit), **said_to_be_done(KEY)},
         on_acts_change=lambda: None,
         on_settled_change=lambda: None,
     )

@@ -5,43 +5,131 @@ from __future__ import annotations
 import difflib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
+from types import MappingProxyType
 from typing import Any
 
 import pandas as pd
 import streamlit as st
 
-from concept_audit import AuditError, Heatmap, Segment
+from concept_audit import AuditError, Heatmap, Message, Segment, messages_from_json
 from concept_audit_app.components.heatmap import FULL, Look, Ramp, text_html, turn_html
 from concept_audit_app.components.session import current_audit, person, read_only
 
 FLAGS = {"remove": ("Remove", ":material/delete:"), "review": ("Review", ":material/visibility:")}
+SWAP = {"swap": ("Swap", ":material/swap_horiz:")}
+"""Of preference pairs, besides."""
 SHOWN_METADATA = 6
 LONG_PROMPT = 600
 LONG_RESPONSE = 4000
+LONG = {"tool": 300, "tools": 0}
+"""The same of what tools answer, and of the descriptions of those that are offered."""
 """Beyond so many characters the rest of a text is folded away, and sent for the row on screen alone."""
 MOST_CHARACTERS = 20_000
+MOST_COMPARED = 1_500
+"""Tokens of a side beyond which two sides are not compared token by token."""
 
 
 def conversation_html(messages: str, heatmap: Heatmap | None, colours: Ramp | None, look: Look = FULL) -> str:
-    """The turns of a row as HTML; assistant turns coloured where there is a heatmap."""
+    """The turns of a row as HTML; assistant turns that count are coloured where there is a heatmap.
+
+    Of a preference pair the sides stand beside each other, with the words in bold that the other has not.
+    """
+    turns = messages_from_json(messages)
+    place = next((place for place, turn in enumerate(turns) if turn.role == "rejected"), None)
+    if place is None:
+        return _turns_html(turns, heatmap.turns if heatmap else None, colours, look)
+    sides = turns[:place], turns[place + 1 :]
+    least = min(len(side) for side in sides) - 1
+    alike = next((n for n in range(least) if not _same(sides[0][n], sides[1][n])), least)
+    coloured: list[Sequence[Sequence[Segment]] | None] = [None, None]
+    if heatmap is not None and heatmap.rejected is not None:
+        coloured = [heatmap.turns[: heatmap.rejected], heatmap.turns[heatmap.rejected :]]
+    columns = []
+    names = ("chosen", "rejected")
+    for side, other, values, beside, name in zip(sides, sides[::-1], coloured, coloured[::-1], names, strict=True):
+        if values is None or beside is None:
+            said = "".join(
+                _turn_html(
+                    turn.role, _difference_html(turn.text[:MOST_CHARACTERS], "".join(t.text for t in other[alike:]))
+                )
+                for turn in side[alike:]
+            )
+        else:
+            said = _turns_html(side[alike:], values, colours, look, _differing(values, beside))
+        columns.append(f'<div style="min-width:0"><strong>{name}</strong>{said}</div>')
+    shared = _turns_html(sides[0][:alike], None, None, look)
+    grid = "display:grid;grid-template-columns:1fr 1fr;gap:1rem"
+    return f'{shared}<div style="{grid}">{"".join(columns)}</div>'
+
+
+def _differing(own: Sequence[Sequence[Segment]], other: Sequence[Sequence[Segment]]) -> dict[int, set[int]]:
+    """Turn → places of its segments that the other side has not, where both are short enough to compare."""
+    mine = [(turn, place, segment.text) for turn, said in enumerate(own) for place, segment in enumerate(said)]
+    theirs = [segment.text for said in other for segment in said]
+    found: dict[int, set[int]] = {}
+    if max(len(mine), len(theirs)) > MOST_COMPARED:
+        return found
+    matcher = difflib.SequenceMatcher(None, [text for _, _, text in mine], theirs, autojunk=False)
+    for kind, start, end, _, _ in matcher.get_opcodes():
+        for turn, place, _ in mine[start:end] if kind != "equal" else ():
+            found.setdefault(turn, set()).add(place)
+    return found
+
+
+def _same(one: Message, other: Message) -> bool:
+    return (one.role, one.text) == (other.role, other.text)
+
+
+def _turns_html(
+    turns: Sequence[Message],
+    coloured: Sequence[Sequence[Segment]] | None,
+    colours: Ramp | None,
+    look: Look,
+    bold: Mapping[int, Collection[int]] = MappingProxyType({}),
+) -> str:
     blocks = []
     answered = 0
-    for turn in json.loads(messages):
-        note = ""
-        if turn["role"] != "assistant":
-            body = _folded(turn["content"], LONG_PROMPT)
-        else:
-            body = _folded(turn["content"], LONG_RESPONSE)
-            if heatmap is not None and colours is not None:
-                if answered < len(heatmap.turns):
-                    body = turn_html(heatmap.turns[answered], colours, look)
-                    body += _beyond(turn["content"].strip(), heatmap.turns[answered])
-                else:
-                    note = " (beyond the longest row that the model was given)"
-            answered += 1
-        blocks.append(_turn_html(turn["role"] + note, body))
+    for turn in turns:
+        if turn.role != "assistant":
+            blocks.append(
+                _turn_html(f"{turn.role} {turn.name}".strip(), _folded(turn.content, LONG.get(turn.role, LONG_PROMPT)))
+            )
+            continue
+        note, body = "" if turn.trained else " (not trained on)", _said_html(turn)
+        if coloured is not None and colours is not None and turn.trained:
+            if answered < len(coloured):
+                told = turn_html(coloured[answered], colours, look, bold.get(answered, ()))
+                body = _called_html(turn, told, True) if turn.calls else told
+                body += _beyond(turn.content.strip(), coloured[answered])
+            else:
+                note = " (beyond the longest row that the model was given)"
+        answered += turn.trained
+        blocks.append(_turn_html(turn.role + note, body))
     return "".join(blocks)
+
+
+def _last_answer(messages: str) -> str:
+    """What the last turn of a row says; of a pair, of its chosen side."""
+    turns = messages_from_json(messages)
+    until = next((place for place, turn in enumerate(turns) if turn.role == "rejected"), len(turns))
+    return turns[until - 1].text
+
+
+def _said_html(turn: Message) -> str:
+    """An assistant turn without colours: what it thought, faint; what it said; and what it called, folded away."""
+    thought = f'<span style="opacity:.7">{_folded(turn.reasoning, LONG_PROMPT)}</span>\n\n' if turn.reasoning else ""
+    called = (
+        _called_html(turn, _folded(replace(turn, content="", reasoning="").text, LONG_RESPONSE)) if turn.calls else ""
+    )
+    return thought + _folded(turn.content, LONG_RESPONSE) + called
+
+
+def _called_html(turn: Message, body: str, opened: bool = False) -> str:
+    """Under the names of the tools that a turn calls; `body` is HTML already."""
+    names = ", ".join(call["name"] for call in json.loads(turn.calls))
+    return f"<details{' open' if opened else ''}><summary>calls {text_html(names)}</summary>{body}</details>"
 
 
 def metadata_text(metadata: str) -> str:
@@ -107,7 +195,7 @@ class RowCard:
                     _flag_buttons(row, self._flag)
             self._turns = st.empty()
             if own_answer is not None:
-                response = json.loads(row["messages"])[-1]["content"]
+                response = _last_answer(row["messages"])
                 st.html(_turn_html("the model's own answer", _difference_html(own_answer, response), dashed=True))
         self.fill()
 
@@ -122,7 +210,8 @@ class RowCard:
 
 def _flag_buttons(row: Mapping[str, Any], present: str | None) -> None:
     example_id = int(row["example_id"])
-    for name, (label, icon) in FLAGS.items():
+    pair = bool(current_audit().manifest.configuration.get("pairs"))
+    for name, (label, icon) in (FLAGS | SWAP if pair else FLAGS).items():
         st.button(
             label,
             icon=icon,

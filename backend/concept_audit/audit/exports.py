@@ -10,6 +10,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, BinaryIO, Literal
 
+import numpy as np
 import pandas as pd
 
 from concept_audit.audit.concepts import Concepts
@@ -18,7 +19,7 @@ from concept_audit.audit.opened import DEFAULTS, EVERY_ROW, OpenAudit, user_name
 from concept_audit.audit.probes import Probes
 from concept_audit.audit.rankings import Rankings
 from concept_audit.audit.rows import Rows
-from concept_audit.data.copying import copier
+from concept_audit.data.copying import Swap, copier, places
 from concept_audit.data.read import fingerprint, raw_rows
 from concept_audit.data.write import Format, Record, fill_file, fill_standard_output, write_records
 from concept_audit.errors import AuditError, StoreError
@@ -27,11 +28,14 @@ from concept_audit.influence.options import InfluenceOptions
 from concept_audit.store import queries
 from concept_audit.store.cursor import Cursor
 from concept_audit.store.filters import RowFilter
+from concept_audit.store.skipped import skipped_rows
 
 Schema = Literal["own", "audit"]
 EXPORT_COLUMNS = ["example_id", "flag", "note", "prompt", "response", "source", "source_row", "content_hash"]
 SCORE_COLUMNS = ["rank", "score", "percentile"]
 ROWS_AT_ONCE = 512
+SWAP = "swap"
+"""The flag of preference pairs whose sides are to be exchanged."""
 
 
 @dataclass(frozen=True)
@@ -41,11 +45,13 @@ class _State:
     Attributes:
         build: of the store.
         rows: example_id, flag, note; with a ranking rank, score, percentile.
+        places: int64 [rows], their numbers in the data.
         flags: who had flagged how many rows as what.
     """
 
     build: str
     rows: pd.DataFrame
+    places: np.ndarray
     flags: list[dict[str, Any]]
 
 
@@ -70,6 +76,7 @@ class Exports:
         options: InfluenceOptions = DEFAULTS,
         exact: bool = False,
         by: str = "",
+        swap: bool = False,
     ) -> dict[str, Any]:
         """Write the rows that pass a filter: by rank where a concept ranks them, else in the order of the data.
 
@@ -85,6 +92,7 @@ class Exports:
                 as ``audit_…``, and there the order stays that of the data, which are read once from begin to end.
             exact: CSV that reads back as it was, as the input's own columns always do; otherwise cells that a
                 spreadsheet would take for a formula begin with an apostrophe.
+            swap: preference pairs flagged ``swap`` have their sides exchanged (in the input's own columns).
 
         Returns:
             the manifest: what the rows are and how they came about.
@@ -97,10 +105,17 @@ class Exports:
         own = schema == "own"
         if own:
             self.check_input()
+        if swap and not (own and self._pair()):
+            raise StoreError(
+                "sides can be exchanged of preference pairs alone, in the input's own columns (--schema own)"
+            )
         exact = exact or own
         state = self._state(where, ranking, by_rank=not own)
         about = self._manifest(where, format, schema, concept, method, options, exact, by) | {"flags": state.flags}
-        fill = self._fill(state, format, own, exact)
+        exchanged = self._swap(state) if swap else None
+        if exchanged is not None:
+            about["sides_exchanged"] = len(exchanged.rows)
+        fill = self._fill(state, format, own, exact, exchanged)
         if out is None:
             about["rows"] = fill_standard_output(fill, format)
         else:
@@ -129,20 +144,33 @@ class Exports:
 
     def _state(self, where: RowFilter, ranking: int | None, by_rank: bool) -> _State:
         """Which rows pass now: what is looked up in one lease is of one state."""
-        return self._opened.read(
-            lambda cursor: _State(
-                queries.build_id(cursor), queries.snapshot(cursor, ranking, where, by_rank), queries.flaggers(cursor)
-            )
-        )
 
-    def _fill(self, state: _State, format: Format, own: bool, exact: bool) -> Callable[[BinaryIO], int]:
+        def look(cursor: Cursor) -> _State:
+            rows, skipped = queries.snapshot(cursor, ranking, where, by_rank), skipped_rows(cursor)["place"]
+            numbers = places(rows["example_id"].to_numpy(np.int64), skipped.to_numpy(np.int64))
+            return _State(queries.build_id(cursor), rows, numbers, queries.flaggers(cursor))
+
+        return self._opened.read(look)
+
+    def _pair(self) -> tuple[str, str] | None:
+        """The columns of the chosen and the rejected side, where rows are preference pairs."""
+        pair = self._opened.manifest.configuration.get("pairs")
+        return (pair[0], pair[1]) if pair else None
+
+    def _swap(self, state: _State) -> Swap | None:
+        pair = self._pair()
+        flagged = state.places[(state.rows["flag"] == SWAP).to_numpy()]
+        return Swap(pair, frozenset(flagged.tolist())) if pair else None
+
+    def _fill(
+        self, state: _State, format: Format, own: bool, exact: bool, swap: Swap | None
+    ) -> Callable[[BinaryIO], int]:
         scored = [name for name in SCORE_COLUMNS if name in state.rows]
         if own and not scored:
-            # Numbers of rows in the data are the ids of the examples.
-            copy = copier(self._opened.manifest.configuration["data"], format, state.rows["example_id"].to_numpy())
+            copy = copier(self._opened.manifest.configuration["data"], format, state.places, swap)
             if copy is not None:
                 return copy
-        records = (lambda: self._own_records(state)) if own else (lambda: self._records(state))
+        records = (lambda: self._own_records(state, swap)) if own else (lambda: self._records(state))
         columns = [] if own else [*scored, *EXPORT_COLUMNS]
         return lambda out: write_records(records, format, out, exact, columns)
 
@@ -164,17 +192,17 @@ class Exports:
 
         return self._opened.read(read)
 
-    def _own_records(self, state: _State) -> Iterator[Record]:
-        wanted = iter(state.rows.itertuples(index=False))
-        row = next(wanted, None)
+    def _own_records(self, state: _State, swap: Swap | None) -> Iterator[Record]:
+        wanted = zip(state.places.tolist(), state.rows.itertuples(index=False), strict=True)
+        number, row = next(wanted, (None, None))
         made = self._opened.manifest.configuration
         for place, raw in enumerate(raw_rows(made["data"], made["split"])):
-            if row is None:
+            if number is None:
                 return
-            if place == row.example_id:
+            if place == number:
                 scores = {f"audit_{name}": getattr(row, name) for name in SCORE_COLUMNS if hasattr(row, name)}
-                yield dict(raw) | scores
-                row = next(wanted, None)
+                yield (swap.swapped(raw) if swap and place in swap.rows else dict(raw)) | scores
+                number, row = next(wanted, (None, None))
 
     def check_input(self) -> None:
         """Raise StoreError if the input is not what the audit was built from, so that its columns are gone."""

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from itertools import chain
 from typing import Any, NoReturn
 
 import numpy as np
 
 from concept_audit.concepts.probe import FITS
-from concept_audit.errors import ConceptError, first_line
-from concept_audit.store.examples import messages_from_json, messages_json
+from concept_audit.data.turns import read_tools, read_turns
+from concept_audit.errors import ConceptError, DataError, first_line
+from concept_audit.store.examples import messages_json
 from concept_audit.store.workspace import SavedProbe, check_probe_name
-from concept_audit.types import ROLES, LabelledExample, ProbeFit
+from concept_audit.types import ROLES, TOOLS, LabelledExample, ProbeFit
 
 KIND = "concept-audit probe"
 LENGTH_TOLERANCE = 1e-3
@@ -93,13 +95,22 @@ def _example(found: Any) -> LabelledExample:
         raise ValueError("an example has no label 0 or 1")
     turns = _list(found, "messages")
     for turn in turns:
-        if not isinstance(turn, dict) or turn.get("role") not in ROLES or not isinstance(turn.get("content"), str):
+        if (
+            not isinstance(turn, dict)
+            or turn.get("role") not in (*ROLES, TOOLS)
+            or not isinstance(turn.get("content"), str)
+        ):
             raise ValueError(
                 f"an example has a turn without content, or with a role that is none of {', '.join(ROLES)}"
             )
     if not turns or turns[-1]["role"] != "assistant":
         raise ValueError("an example does not end with a turn of the assistant")
-    return LabelledExample(messages_from_json(json.dumps(turns)), int(found["label"]))
+    try:
+        offered = [read_tools(turn["content"], "tools") for turn in turns if turn["role"] == TOOLS]
+        said = read_turns([turn for turn in turns if turn["role"] != TOOLS], "messages", "")
+    except DataError as error:
+        raise ValueError(str(error)) from error
+    return LabelledExample((*chain.from_iterable(offered), *said), int(found["label"]))
 
 
 def _list(values: dict[str, Any], name: str) -> list[Any]:

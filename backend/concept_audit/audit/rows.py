@@ -24,6 +24,7 @@ from concept_audit.store.examples import TokenizedExample, TokenizedText, read_t
 from concept_audit.store.filters import RowFilter
 from concept_audit.store.rankings import digest
 from concept_audit.store.shard_store import RowShards
+from concept_audit.store.skipped import skipped_rows
 from concept_audit.types import Concept
 
 
@@ -76,6 +77,10 @@ class Rows:
     def sources(self) -> pd.DataFrame:
         """Where the rows came from: source, n_rows."""
         return self._opened.cached_read("sources", store_features.sources, of_build=True)
+
+    def skipped(self, limit: int | None = None) -> pd.DataFrame:
+        """Rows of the data that the build left out: place (from 0), source, source_row, reason."""
+        return self._opened.cached_read(("skipped", limit), lambda cursor: skipped_rows(cursor, limit), of_build=True)
 
     def lengths(self, bins: int = 30) -> tuple[np.ndarray, np.ndarray]:
         """Histogram of the rows' tokens: edges and counts."""

@@ -54,10 +54,18 @@ class Build:
     """make an audit of a data set, or go on making it"""
 
     build: BuildFlags
+    dry_run: Annotated[bool, switch("say what the data are taken for and how the first rows are read, and stop")] = (
+        False
+    )
 
     def run(self) -> None:
         options = self.build_options()
         progress = for_this_terminal()
+        if self.dry_run:
+            from concept_audit.pipeline.preview import dry_run
+
+            dry_run(options, progress)
+            return
         with progress.stage("Starting PyTorch and Transformers"):
             from concept_audit.pipeline.build import build
         root = build(options, progress)

@@ -23,6 +23,7 @@ def gather(audit: Audit) -> dict[str, Any]:
         "fingerprints": manifest.fingerprints,
         "versions": manifest.versions,
         "counts": asdict(audit.overview()),
+        "skipped": manifest.report("rows").get("skipped", 0),
         "sae": manifest.report("sae"),
         "index": audit.index.describe(),
         "probes": [
@@ -44,6 +45,8 @@ def words(found: dict[str, Any]) -> str:
         f"{made['max_tokens']:,} tokens, {counts['n_unscored']:,} without a response left to score",
         f"  model    {made['model']} ({made['dtype']}), layers {', '.join(map(str, made['layers']))}",
     ]
+    if found["skipped"]:
+        lines.insert(3, f"           {found['skipped']:,} rows left out, as they cannot be used (--skipped lists them)")
     if date := made.get("template_date"):
         lines.append(f"           its chat template asks for the day, and was told {date}")
     if made["sae"] == "none":
@@ -68,6 +71,11 @@ def words(found: dict[str, Any]) -> str:
         lines.append("  index    none; `concept-audit index` makes influence of a new concept a matter of seconds")
     lines.append(f"  flags    {counts['n_flagged']:,} rows")
     return "\n".join(lines)
+
+
+def printable(text: str) -> str:
+    """Text of data on one line, without what would move a terminal's cursor."""
+    return "".join(sign if sign.isprintable() else " " for sign in text)
 
 
 def entry(root: Path) -> dict[str, Any]:

@@ -108,6 +108,9 @@ class Export(Running):
             "with an apostrophe, but for the input's own columns, which are always exact"
         ),
     ] = False
+    swap: Annotated[
+        bool, switch("exchange the sides of preference pairs that are flagged swap (with --schema own)")
+    ] = False
     format: FORMAT = "csv"
     out: OUT = None
 
@@ -119,7 +122,7 @@ class Export(Running):
         where = replace(_filter(audit, self.text, self.where, flag), without_flags=self.drop or ())
         out = Path(self.out) if self.out and self.out != "-" else None
         about = audit.exports.write(
-            out, self.format, where, self.schema, self.concept, self.method, exact=self.exact_csv
+            out, self.format, where, self.schema, self.concept, self.method, exact=self.exact_csv, swap=self.swap
         )
         if out is not None:
             print(f"{about['rows']:,} rows in {out}, and how they came about in {out}.manifest.json", file=sys.stderr)
@@ -143,7 +146,9 @@ class Flag(Running):
     flagged: Annotated[
         str, arg(metavar="any|none|NAME", help="only rows with any flag, with none, or with the flag of this name")
     ] = ""
-    as_: Annotated[str, arg(name="as", metavar="FLAG", help="remove, review, or a name of your own")] = "remove"
+    as_: Annotated[
+        str, arg(name="as", metavar="FLAG", help="remove, review, swap (of a preference pair), or a name of your own")
+    ] = "remove"
     note: Annotated[str, arg(help="why, for the log")] = ""
     clear: Annotated[bool, switch("take the flags off instead")] = False
     undo: Annotated[

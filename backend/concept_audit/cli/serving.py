@@ -77,6 +77,7 @@ class Info:
     audit: ANY_AUDIT = None
     cache: CACHE = DEFAULT_CACHE
     json: JSON = False
+    skipped: Annotated[bool, switch("list the rows that the build left out, and why")] = False
 
     def run(self) -> None:
         if self.audit is None:
@@ -85,7 +86,15 @@ class Info:
         from concept_audit.audit.audit import Audit
         from concept_audit.cli import info
 
-        found = info.gather(Audit(existing(self.audit, self.cache), Progress()))
+        audit = Audit(existing(self.audit, self.cache), Progress())
+        if self.skipped:
+            left_out = audit.rows.skipped()[["source", "source_row", "reason"]].to_dict("records")
+            if self.json:
+                print_json(left_out)
+            else:
+                print("\n".join(info.printable(row["reason"]) for row in left_out) or "no row was left out")
+            return
+        found = info.gather(audit)
         if self.json:
             print_json(found)
         else:

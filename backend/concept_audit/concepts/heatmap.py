@@ -10,6 +10,7 @@ import numpy as np
 from concept_audit.model.activations import response_activations
 from concept_audit.model.chat import END_OF_TURN, PROMPT
 from concept_audit.model.load import LanguageModel
+from concept_audit.model.pairs import separator, sequences
 from concept_audit.store.examples import TokenizedText
 from concept_audit.types import Concept
 
@@ -36,12 +37,14 @@ class Heatmap:
         turns: the segments of each assistant turn, in order; turns cut off by the context are missing.
         signed: whether values have a meaningful sign (probes, influence) or are at least 0 (SAE features).
         elsewhere: sum of the values of tokens outside the turns, such as the prompt's.
+        rejected: the first of the turns of a preference pair's rejected side; None if the row is no pair.
     """
 
     example_id: int
     turns: tuple[tuple[Segment, ...], ...]
     signed: bool
     elsewhere: float = 0.0
+    rejected: int | None = None
 
 
 def feature_heatmap(example_id: int, row: TokenizedText, firings: np.ndarray) -> Heatmap:
@@ -61,7 +64,7 @@ def probe_heatmap(example_id: int, row: TokenizedText, values: np.ndarray) -> He
     Args:
         values: float32 [tokens], as from `token_projections`.
     """
-    return Heatmap(example_id, _turns(row, values), signed=True)
+    return Heatmap(example_id, _turns(row, values), signed=True, rejected=_rejected(row))
 
 
 def influence_heatmap(example_id: int, row: TokenizedText, values: np.ndarray) -> Heatmap:
@@ -71,26 +74,39 @@ def influence_heatmap(example_id: int, row: TokenizedText, values: np.ndarray) -
         values: float32 [tokens].
     """
     outside = float(values[row.parts[: len(values)] == PROMPT].sum())
-    return Heatmap(example_id, _turns(row, values), signed=True, elsewhere=outside)
+    return Heatmap(example_id, _turns(row, values), signed=True, elsewhere=outside, rejected=_rejected(row))
 
 
 def token_projections(lm: LanguageModel, concept: Concept, rows: Mapping[str, TokenizedText]) -> dict[str, np.ndarray]:
-    """⟨h_ℓ, v⟩ at every token: name → float32 [tokens], for each of the named rows."""
+    """⟨h_ℓ, v⟩ at every token: name → float32 [tokens], for each of the named rows.
+
+    Of a pair's rejected side it is −⟨h_ℓ, v⟩, as that side enters the pair's score, and 0 at the separator.
+    """
     names = list(rows)
-    ids = [rows[name].input_ids for name in names]
-    response = [rows[name].parts != PROMPT for name in names]
-    found = {}
-    for batch in response_activations(lm, ids, response, [], [concept.layer]):
+    parts = sequences([rows[name].input_ids for name in names], [rows[name].parts != PROMPT for name in names])
+    found = {name: np.zeros(len(rows[name].input_ids), np.float32) for name in names}
+    for batch in response_activations(lm, parts.ids, parts.response, [], [concept.layer]):
         for row in batch:
-            found[names[row.index]] = row.streams[concept.layer] @ concept.direction
+            name, sign = names[parts.owner[row.index]], parts.sign[row.index]
+            values = sign * (row.streams[concept.layer] @ concept.direction)
+            side = slice(-len(values), None) if sign < 0 else slice(0, len(values))
+            found[name][side] = values
     return found
+
+
+def _rejected(row: TokenizedText) -> int | None:
+    place = separator(row.input_ids)
+    return None if place is None else len(_runs(row.parts[:place]))
 
 
 def _turns(row: TokenizedText, values: np.ndarray) -> tuple[tuple[Segment, ...], ...]:
     """Runs of response tokens, each an assistant turn, cut into segments."""
-    places = np.flatnonzero(row.parts != PROMPT)
-    runs = np.split(places, np.flatnonzero(np.diff(places) > 1) + 1) if len(places) else []
-    return tuple(_segments(row, values, run) for run in runs)
+    return tuple(_segments(row, values, run) for run in _runs(row.parts))
+
+
+def _runs(parts: np.ndarray) -> list[np.ndarray]:
+    places = np.flatnonzero(parts != PROMPT)
+    return np.split(places, np.flatnonzero(np.diff(places) > 1) + 1) if len(places) else []
 
 
 def _segments(row: TokenizedText, values: np.ndarray, run: np.ndarray) -> tuple[Segment, ...]:

@@ -5,9 +5,11 @@ Only where input and output are of one kind. Elsewhere values go through JSON's 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
@@ -20,44 +22,94 @@ Copy = Callable[[BinaryIO], int]
 """Writes the chosen rows; returns how many there were."""
 
 
-def copier(source: str, format: Format, chosen: np.ndarray) -> Copy | None:
+@dataclass(frozen=True)
+class Swap:
+    """Preference pairs whose sides change places on the way.
+
+    Attributes:
+        columns: of the chosen and of the rejected side.
+        rows: the numbers of these rows in the data set.
+    """
+
+    columns: tuple[str, str]
+    rows: frozenset[int]
+
+    def swapped(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """A row with its sides exchanged, in the order of its columns."""
+        first, second = self.columns
+        return {**values, first: values[second], second: values[first]}
+
+
+def copier(source: str, format: Format, chosen: np.ndarray, swap: Swap | None = None) -> Copy | None:
     """What copies rows of a data set unchanged, or None where that cannot be done.
 
     Args:
         source: the data set, as `read_examples` takes it.
         format: to be written.
         chosen: int64 [rows], the numbers of the rows in the data set, ascending, from 0.
+        swap: those of them that are not copied as they are.
     """
     path = locate(source)
     if path is None or path.is_dir():
         return None
     if format == "jsonl" and json_lines(path) is not None:
-        return lambda out: _copy_lines(path, chosen, out)
+        return lambda out: _copy_lines(path, chosen, out, swap)
     if format == "parquet" and path.suffix.lower() == ".parquet":
-        return lambda out: _copy_table(path, chosen, out)
+        return lambda out: _copy_table(path, chosen, out, swap)
     return None
 
 
-def _copy_lines(path: Path, chosen: np.ndarray, out: BinaryIO) -> int:
+def places(example_ids: np.ndarray, skipped: np.ndarray) -> np.ndarray:
+    """The numbers of rows in a data set, whose ids count those that were not left out.
+
+    Args:
+        example_ids: int64 [rows].
+        skipped: int64 [left out], the numbers of those that were, ascending, from 0.
+
+    Returns:
+        int64 [rows].
+    """
+    # The k-th that was left out stands before the ids from its own number less k.
+    return example_ids + np.searchsorted(skipped - np.arange(len(skipped)), example_ids, side="right")
+
+
+def _copy_lines(path: Path, chosen: np.ndarray, out: BinaryIO, swap: Swap | None) -> int:
     wanted, count = iter(chosen.tolist()), 0
     number = next(wanted, None)
     for place, line in enumerate(json_lines(path) or ()):
         if number is None:
             break
         if place == number:
+            if swap is not None and place in swap.rows:
+                line = json.dumps(swap.swapped(json.loads(line)), ensure_ascii=False).encode("utf-8", "surrogatepass")
             out.write(line + b"\n")
             count += 1
             number = next(wanted, None)
     return count
 
 
-def _copy_table(path: Path, chosen: np.ndarray, out: BinaryIO) -> int:
+def _copy_table(path: Path, chosen: np.ndarray, out: BinaryIO, swap: Swap | None) -> int:
     with pq.ParquetFile(path) as file, pq.ParquetWriter(out, file.schema_arrow, compression="zstd") as writer:
         for first, batch in _numbered(file):
             low, high = np.searchsorted(chosen, [first, first + len(batch)])
             if high > low:
-                writer.write_batch(batch.take(pa.array(chosen[low:high] - first)))
+                taken = batch.take(pa.array(chosen[low:high] - first))
+                writer.write_batch(taken if swap is None else _swapped(taken, chosen[low:high], swap))
     return len(chosen)
+
+
+def _swapped(batch: pa.RecordBatch, numbers: np.ndarray, swap: Swap) -> pa.RecordBatch:
+    """A batch in which the sides of some rows are exchanged, type for type."""
+    change = np.isin(numbers, list(swap.rows))
+    places = np.arange(len(batch))
+    sides = [batch.column(name) for name in swap.columns]
+    columns = list(batch.columns)
+    for name, own, other in zip(swap.columns, sides, reversed(sides), strict=True):
+        mixed = pa.concat_arrays([own, other.cast(own.type)])
+        columns[batch.schema.get_field_index(name)] = mixed.take(
+            pa.array(np.where(change, places + len(batch), places))
+        )
+    return pa.RecordBatch.from_arrays(columns, schema=batch.schema)
 
 
 def _numbered(file: pq.ParquetFile) -> Iterator[tuple[int, pa.RecordBatch]]:

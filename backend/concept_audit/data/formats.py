@@ -43,12 +43,19 @@ _csv_limit = threading.Lock()
 
 @dataclass(frozen=True)
 class Row:
-    """One row as stored: its columns and where it stands (``unit`` is "line" or "row")."""
+    """One row as stored.
+
+    Attributes:
+        values: its columns; none if it cannot be read.
+        source, unit, number: where it stands; `unit` is "line" or "row".
+        problem: why it cannot be read, though those after it can; else empty.
+    """
 
     values: Mapping[str, Any]
     source: str
     unit: str
     number: int
+    problem: str = ""
 
     @property
     def place(self) -> str:
@@ -152,17 +159,26 @@ def _bytes(path: Path) -> Iterator[bytes]:
 
 
 def _lines(path: Path) -> Iterator[str]:
+    for line in _texts(path):
+        if isinstance(line, DataError):
+            raise line
+        yield line
+
+
+def _texts(path: Path) -> Iterator[str | DataError]:
+    """The lines of a file, and in place of one that is no text the reason."""
     offset = 0
     for number, line in enumerate(_bytes(path), start=1):
         try:
             text = line.decode("utf-8")
         except UnicodeDecodeError as error:
-            raise DataError(
+            yield DataError(
                 f"{path.name} line {number}: not UTF-8 (byte 0x{line[error.start]:02x} at byte "
                 f"offset {offset + error.start}); convert the file to UTF-8"
-            ) from None
+            )
+        else:
+            yield text.removeprefix("\ufeff") if number == 1 else text
         offset += len(line)
-        yield text.removeprefix("\ufeff") if number == 1 else text
 
 
 def json_lines(path: Path) -> Iterator[bytes] | None:
@@ -181,16 +197,22 @@ def json_lines(path: Path) -> Iterator[bytes] | None:
 
 
 def _jsonl_rows(path: Path) -> Iterator[Row]:
-    for number, line in enumerate(_lines(path), start=1):
-        if line.strip():
-            value = parse_json(line.rstrip(), f"{path.name} line {number}")
-            yield _json_row(value, path, "line", number)
+    for number, line in enumerate(_texts(path), start=1):
+        if isinstance(line, DataError):
+            yield Row({}, path.name, "line", number, str(line))
+        elif line.strip():
+            try:
+                value = parse_json(line.rstrip(), f"{path.name} line {number}")
+            except DataError as error:
+                yield Row({}, path.name, "line", number, str(error))
+            else:
+                yield _json_row(value, path, "line", number)
 
 
 def _json_rows(path: Path) -> Iterator[Row]:
     """Rows of a ``.json`` file, a name that people give to one array and to JSONL alike."""
-    start = next((line for line in _lines(path) if line.strip()), "")
-    if not start.lstrip().startswith("["):
+    start = next((line for line in _bytes(path) if line.strip()), b"")
+    if not start.removeprefix(BOM).lstrip().startswith(b"["):
         yield from _jsonl_rows(path)
         return
     for number, value in enumerate(parse_json("".join(_of_array(path)), path.name), start=1):
@@ -211,12 +233,15 @@ def _of_array(path: Path) -> Iterator[str]:
 
 
 def _json_row(value: Any, path: Path, unit: str, number: int) -> Row:
-    if not isinstance(value, dict):
-        raise DataError(
+    problem = (
+        ""
+        if isinstance(value, dict)
+        else (
             f"{path.name} {unit} {number}: {kind(value)} where an object is expected; "
             'write {"messages": [...]} (and name a file that is one array .json)'
         )
-    return Row(value, path.name, unit, number)
+    )
+    return Row({} if problem else value, path.name, unit, number, problem)
 
 
 def _csv_rows(path: Path, delimiter: str) -> Iterator[Row]:
@@ -239,10 +264,11 @@ def _csv_rows(path: Path, delimiter: str) -> Iterator[Row]:
         if header is None:
             header = _checked_header(fields, f"{path.name} line {line}")
         elif len(fields) != len(header):
-            raise DataError(
+            problem = (
                 f"{path.name} line {line}: {len(fields)} fields where the header has "
                 f"{len(header)}; quote fields that contain the delimiter or a line break"
             )
+            yield Row({}, path.name, "line", line, problem)
         else:
             yield Row(dict(zip(header, fields, strict=True)), path.name, "line", line)
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from datetime import date, time, timedelta
 from decimal import Decimal
 from itertools import chain
@@ -18,17 +19,74 @@ from typing import Any
 
 import numpy as np
 
-from concept_audit.data.conversation import BY_NAME, Columns, Layout, find_layout
+from concept_audit.data.conversation import BY_NAME, Columns, Layout, TurnChoice, find_layout
 from concept_audit.data.formats import Row, file_rows, locate, unreadable
 from concept_audit.data.hub import hub_revision, hub_rows, saved_rows, saved_split
-from concept_audit.errors import DataError
-from concept_audit.types import Example, LabelledExample
+from concept_audit.errors import AuditError, DataError
+from concept_audit.types import Example, LabelledExample, SkippedRow
 
-__all__ = ["Columns", "fingerprint", "read_examples", "read_labelled", "read_prompts", "read_queries"]
+__all__ = [
+    "Columns",
+    "DataSet",
+    "fingerprint",
+    "open_data",
+    "read_examples",
+    "read_labelled",
+    "read_prompts",
+    "read_queries",
+]
 
 
-def read_examples(source: str | Path, *, columns: Columns = BY_NAME, split: str = "train") -> Iterator[Example]:
-    """Read a data set's rows as they are asked for; memory does not grow with their number.
+Skip = Callable[[SkippedRow], None]
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """A data set whose first row has told where its conversations lie.
+
+    Attributes:
+        source, split: of `open_data`.
+        layout: where they lie.
+        columns: of the first row that can be read.
+    """
+
+    source: str | Path
+    split: str
+    layout: Layout
+    columns: tuple[str, ...]
+
+    def examples(self, skip: Skip | None = None, check: Callable[[Example], None] | None = None) -> Iterator[Example]:
+        """The rows as they are asked for; memory does not grow with their number.
+
+        Args:
+            skip: is told of each row that cannot be used; None to stop at the first.
+            check: raises an AuditError for a row that cannot be used for what follows.
+
+        Raises:
+            DataError: from the iterator, for a row that cannot be read, or the rest of a source that is damaged.
+        """
+        for place, row in enumerate(_rows(self.source, self.split)):
+            try:
+                example = _example(row, self.layout)
+                if check is not None:
+                    check(example)
+            except AuditError as error:
+                if skip is None:
+                    raise
+                skip(SkippedRow(place, row.source, row.number, str(error)))
+            else:
+                yield example
+
+
+def open_data(
+    source: str | Path,
+    *,
+    columns: Columns = BY_NAME,
+    split: str = "train",
+    turns: TurnChoice = "mask",
+    skipping: bool = False,
+) -> DataSet:
+    """Find out where a data set's conversations lie.
 
     Args:
         source: a file (JSONL, JSON, CSV, TSV, gzipped or not; Parquet), a directory that
@@ -36,23 +94,38 @@ def read_examples(source: str | Path, *, columns: Columns = BY_NAME, split: str 
             never a hub name.
         columns: where the conversation lies; what is not named is found by name.
         split: which split of a directory or hub data set; files have none.
+        turns: which assistant turns count.
+        skipping: pass over first rows that cannot be read.
 
     Raises:
-        DataError: from the call itself if the source is missing, empty, of no known format or
-            without a conversation in its columns; from the iterator for a row that cannot be
-            read.
+        DataError: the source is missing, empty, of no known format or without a conversation in its columns.
     """
-    layout, rows = _open(source, columns, split)
-    return (_example(row, layout) for row in rows)
+    rows = _rows(source, split)
+    first = next((row for row in rows if not (skipping and row.problem)), None)
+    if first is None:
+        raise DataError(f"{source}: no rows in it; add some, or name another file or split")
+    return DataSet(source, split, _layout(first, columns, turns), tuple(first.values))
+
+
+def read_examples(source: str | Path, *, columns: Columns = BY_NAME, split: str = "train") -> Iterator[Example]:
+    """Read a data set's rows as they are asked for; memory does not grow with their number.
+
+    Args:
+        source, columns, split: of `open_data`.
+
+    Raises:
+        DataError: from the call itself as `open_data`; from the iterator for a row that cannot be read.
+    """
+    return open_data(source, columns=columns, split=split).examples()
 
 
 def raw_rows(source: str | Path, split: str = "train") -> Iterator[Mapping[str, Any]]:
-    """The rows of a data set with their columns as they are, in the order of `read_examples`.
+    """All rows of a data set with their columns as they are, in order; of one that cannot be read, none.
 
     Values are in JSON's types.
 
     Raises:
-        DataError: as `read_examples`.
+        DataError: the source is damaged.
     """
     for row in _rows(source, split):
         yield {name: _as_json(value) for name, value in row.values.items()}
@@ -115,7 +188,13 @@ def _open(source: str | Path, columns: Columns, split: str) -> tuple[Layout, Ite
     first = next(rows, None)
     if first is None:
         raise DataError(f"{source}: no rows in it; add some, or name another file or split")
-    return find_layout(first, columns), chain([first], rows)
+    return _layout(first, columns), chain([first], rows)
+
+
+def _layout(first: Row, columns: Columns, turns: TurnChoice = "mask") -> Layout:
+    if first.problem:
+        raise DataError(first.problem)
+    return find_layout(first, columns, turns)
 
 
 def _rows(source: str | Path, split: str) -> Iterator[Row]:

@@ -3,7 +3,8 @@
 Response tokens are those of the assistant turns with their end-of-turn token, as
 fine-tuning on the text as rendered trains on them: what a template cuts out of a
 turn is not there to be learnt, what it adds after the header is. An empty turn's
-end-of-turn token counts too. `concept_audit.model.turns` finds the turns, with any
+end-of-turn token counts too; so do the assistant's tool calls, and what tools answer
+never does. Turns that a row marks as not to be trained on are read like prompts. `concept_audit.model.turns` finds the turns, with any
 chat template; templates that mark the assistant's tokens themselves are rare.
 """
 
@@ -16,9 +17,11 @@ from typing import Any
 
 import numpy as np
 
+from concept_audit.errors import ModelError
 from concept_audit.model.template import ChatTemplate
+from concept_audit.model.template_turns import for_template, unknown_to
 from concept_audit.model.turns import response_spans
-from concept_audit.types import CONTENT, END_OF_TURN, PROMPT, Message
+from concept_audit.types import CONTENT, END_OF_TURN, PROMPT, SEPARATOR, Message, sides
 
 
 @dataclass(frozen=True)
@@ -65,20 +68,23 @@ class ChatRenderer:
         }
 
     def render(self, messages: Sequence[Message]) -> TokenizedRow:
-        """Tokens, offsets and parts of one conversation.
+        """Tokens, offsets and parts of one conversation; of a preference pair, of both with a separator between them.
 
         Raises:
             ModelError: the chat template refuses the conversation, or it cannot be told which of its tokens
                 are the assistant's.
         """
+        first, *others = (self._render(side) for side in sides(messages))
+        return _joined(first, others[0]) if others else first
+
+    def _render(self, messages: Sequence[Message]) -> TokenizedRow:
         if len(messages) == 1 and messages[0].role == "assistant":
             text = messages[0].content
-            spans = [(0, len(text))]
+            spans = [(0, len(text), False)]
             text += self._tokenizer.eos_token or ""
             add_special = True
         else:
-            turns, text = self._template.accept(_turns(messages))
-            spans = response_spans(self._template, turns, text)
+            text, spans = self._conversation(messages)
             add_special = self._template.plain
         encoded = self._tokenizer(
             text,
@@ -100,6 +106,16 @@ class ChatRenderer:
             truncated=len(ids) > self._max_tokens,
         )
 
+    def check(self, messages: Sequence[Message]) -> None:
+        """Raise what `render` would, for less work."""
+        for side in sides(messages):
+            if len(side) > 1:
+                self._conversation(side)
+
+    def unknown(self, messages: Sequence[Message]) -> list[str]:
+        """What a conversation has that the template does not know, and what becomes of it."""
+        return list(unknown_to(self._template, messages))
+
     def prompt(self, messages: Sequence[Message]) -> np.ndarray:
         """Tokens of a conversation up to where the assistant's next turn begins: int32 [tokens].
 
@@ -107,9 +123,12 @@ class ChatRenderer:
         it opens ``<think>`` before an answer, as R1's does, so do they.
 
         Raises:
-            ModelError: the chat template refuses the conversation.
+            ModelError: the chat template refuses the conversation, or it is a preference pair.
         """
-        _, text = self._template.accept(_turns(messages), generation=True)
+        if len(sides(messages)) > 1:
+            raise ModelError("a preference pair has two answers, and no single prompt; give a conversation")
+        template, turns = for_template(self._template, messages)
+        _, text = template.accept(turns, generation=True)
         encoded = self._tokenizer(text, add_special_tokens=self._template.plain, verbose=False)
         return np.asarray(encoded["input_ids"], np.int32)[: self._max_tokens]
 
@@ -121,16 +140,27 @@ class ChatRenderer:
         """The text that a single token stands for."""
         return self._tokenizer.decode([token_id], clean_up_tokenization_spaces=False)
 
-    def _parts(self, ids: np.ndarray, offsets: np.ndarray, spans: list[tuple[int, int]]) -> np.ndarray:
+    def _conversation(self, messages: Sequence[Message]) -> tuple[str, list[tuple[int, int, bool]]]:
+        """The text of a conversation; where in it the turns lie that training is to see, and whether they end in calls."""
+        template, turns = for_template(self._template, messages)
+        turns, text = template.accept(turns)
+        spans = response_spans(template, turns, text)
+        called = [bool(turn.get("tool_calls")) for turn in turns if turn["role"] == "assistant"]
+        trained = [message.trained for message in messages if message.role == "assistant"]
+        return text, [(*span, calls) for span, calls, counts in zip(spans, called, trained, strict=True) if counts]
+
+    def _parts(self, ids: np.ndarray, offsets: np.ndarray, spans: list[tuple[int, int, bool]]) -> np.ndarray:
         parts = np.zeros(len(ids), np.uint8)
         special = np.isin(ids, list(self._special))
         starts, ends = offsets[:, 0], offsets[:, 1]
-        for start, end in spans:
+        for start, end, ends_in_calls in spans:
             # A token belongs to the turn if any of its characters do: tokenizers
             # merge a space before a word into the word.
             inside = (ends > start) & (starts < end) & (end > start)
             parts[inside & ~special] = CONTENT
             parts[inside & special] = END_OF_TURN
+            if ends_in_calls and inside.any() and special[np.flatnonzero(inside)[-1]]:
+                continue  # such a turn reaches to behind its closing token
             after = starts >= end
             closing = np.flatnonzero(special & after & (ends > starts))
             if len(closing):
@@ -142,9 +172,21 @@ class ChatRenderer:
         return parts
 
 
+def _joined(chosen: TokenizedRow, rejected: TokenizedRow) -> TokenizedRow:
+    shift = len(chosen.text)
+
+    def both(of_chosen: np.ndarray, between: int, of_rejected: np.ndarray) -> np.ndarray:
+        return np.concatenate([of_chosen, np.array([between], of_chosen.dtype), of_rejected])
+
+    return TokenizedRow(
+        text=chosen.text + rejected.text,
+        input_ids=both(chosen.input_ids, SEPARATOR, rejected.input_ids),
+        starts=both(chosen.starts, shift, rejected.starts + shift),
+        ends=both(chosen.ends, shift, rejected.ends + shift),
+        parts=both(chosen.parts, PROMPT, rejected.parts),
+        truncated=chosen.truncated or rejected.truncated,
+    )
+
+
 def _has_words(ids: np.ndarray, tokenizer: Any) -> bool:
     return bool(len(ids)) and re.search(r"\S", tokenizer.decode(ids.tolist())) is not None
-
-
-def _turns(messages: Sequence[Message]) -> list[dict[str, str]]:
-    return [{"role": message.role, "content": message.content} for message in messages]

@@ -148,6 +148,18 @@ def load_model(options: ModelOptions, cache: Path, progress: Progress) -> Langua
     return as_language_model(options.name, model, tokenizer)
 
 
+def load_tokenizer(options: ModelOptions, cache: Path, progress: Progress) -> Any:
+    """The tokenizer that `load_model` would load, without the model.
+
+    Raises:
+        ModelError: as `load_model`, as far as the tokenizer goes.
+    """
+    location = _locate(options.name, cache, progress)
+    adapter = _adapter_config(location, options)
+    base = adapter.base_model_name_or_path if adapter is not None else None
+    return _load_tokenizer((location, _locate(base, cache, progress)) if base else (location,), options)
+
+
 def as_language_model(name: str, model: PreTrainedModel, tokenizer: Any) -> LanguageModel:
     """Wrap a model that is already in memory.
 

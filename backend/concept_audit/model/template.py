@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from concept_audit.errors import ModelError
 
-Turns = Sequence[Mapping[str, str]]
+Turns = Sequence[Mapping[str, Any]]
+"""Each with role and content, and some with ``tool_calls``, reasoning, ``name`` and ``tool_call_id``."""
 
 PLAIN_TEMPLATE = (
     "{% for message in messages %}"
@@ -54,6 +57,13 @@ class ChatTemplate:
             raise ModelError(f"the tokenizer has several chat templates and no default one: {error}") from error
         self.date = DATE if re.search(r"\bstrftime_now\b", self.source) else None
         self._dated = (_clock() if self.date else "") + self.source
+        self._tools: Sequence[Mapping[str, Any]] | None = None
+
+    def offering(self, tools: Sequence[Mapping[str, Any]]) -> ChatTemplate:
+        """The same template, told that the model is offered these tools."""
+        told = copy.copy(self)
+        told._tools = tools
+        return told
 
     def render(self, turns: Turns, generation: bool = False) -> str:
         """The text of a conversation.
@@ -69,6 +79,7 @@ class ChatTemplate:
         try:
             return self._tokenizer.apply_chat_template(
                 [dict(turn) for turn in turns],
+                tools=self._tools,
                 chat_template=self._dated,
                 tokenize=False,
                 add_generation_prompt=generation,
@@ -79,18 +90,22 @@ class ChatTemplate:
     def accept(self, turns: Turns, generation: bool = False) -> tuple[Turns, str]:
         """The turns as the template takes them, and their text.
 
-        A template without a system role (Gemma's) gets that turn's text before the first user turn.
+        A template without a system role (Gemma's) gets that turn's text before the first user turn, and one that
+        takes the arguments of calls as text (DeepSeek's) gets their JSON.
 
         Raises:
-            ModelError: the template refuses the conversation either way.
+            ModelError: the template refuses the conversation any way.
         """
         try:
             return turns, self.render(turns, generation)
         except ModelError:
-            merged = _system_into_first_user(turns)
-            if merged is None:
+            others = [other for other in (_arguments_as_text(turns), _system_into_first_user(turns)) if other]
+            for other in others[:-1]:
+                with suppress(ModelError):
+                    return other, self.render(other, generation)
+            if not others:
                 raise
-            return merged, self.render(merged, generation)
+            return others[-1], self.render(others[-1], generation)
 
 
 def tokenizer_fingerprint(tokenizer: Any) -> str:
@@ -120,6 +135,21 @@ def _clock() -> str:
     replaced = "".join(f" | replace({json.dumps(name)}, {json.dumps(value)})" for name, value in _DIRECTIVES.items())
     # The line break belongs to the tag, so the template itself begins at the start of a line, as before.
     return "{%- macro strftime_now(format) -%}{{- format" + replaced + " -}}{%- endmacro %}\n"
+
+
+def _arguments_as_text(turns: Turns) -> Turns | None:
+    if not any("tool_calls" in turn for turn in turns):
+        return None
+
+    def told(call: Mapping[str, Any]) -> dict[str, Any]:
+        function = call["function"]
+        said = json.dumps(function["arguments"], ensure_ascii=False)
+        return {**call, "function": {**function, "arguments": said}}
+
+    return [
+        {**turn, "tool_calls": [told(c) for c in turn["tool_calls"]]} if "tool_calls" in turn else turn
+        for turn in turns
+    ]
 
 
 def _system_into_first_user(turns: Turns) -> Turns | None:

@@ -17,6 +17,7 @@ from concept_audit.concepts.sae import SaeSource, SparseAutoencoder
 from concept_audit.model.activations import RowActivations, response_activations
 from concept_audit.model.load import LanguageModel
 from concept_audit.model.options import ModelSource
+from concept_audit.model.pairs import Sequences, sequences
 from concept_audit.pipeline.engine import Worker
 from concept_audit.store.activations import read_token_activations, write_firings, write_means, write_token_activations
 from concept_audit.store.examples import TokenizedExample, read_tokens
@@ -111,9 +112,17 @@ class RunningModel:
         started, done = time.monotonic(), 0
         for unit in self.tokens.partition.units(number):
             fired: dict[int, Firings] = {}
-            for batch in _activations(opened.lm, rows[unit], self.layers, deep):
+            parts = sequences([row.input_ids for row in rows[unit]], [row.parts != PROMPT for row in rows[unit]])
+            for layer in self.layers:
+                means[layer][unit.start + parts.owner[parts.paired]] = 0
+            for batch in _of_sequences(opened.lm, parts, self.layers, deep):
                 for found in batch:
-                    place = unit.start + found.index
+                    place = unit.start + int(parts.owner[found.index])
+                    if parts.paired[found.index]:
+                        # Of a pair the difference of its sides; no SAE is read with pairs.
+                        for layer, mean in found.mean.items():
+                            means[layer][place] += parts.sign[found.index] * mean
+                        continue
                     row = rows[place]
                     content = row.parts == CONTENT
                     for layer, mean in found.mean.items():
@@ -122,7 +131,7 @@ class RunningModel:
                         kept[place] = found.streams[sample.layer][content]
                     if sae is not None and self.sae is not None:
                         fired[place] = _features(sae, row, found.streams[self.sae.layer][content])
-                size = sum(len(rows[unit.start + found.index].input_ids) for found in batch)
+                size = sum(len(parts.ids[found.index]) for found in batch)
                 done += size
                 pace = done / max(time.monotonic() - started, 1e-3)
                 opened.worker.advance(size, f"{pace:,.0f} tokens/s")
@@ -184,6 +193,13 @@ def _activations(
     if rows:
         ids, response = [row.input_ids for row in rows], [row.parts != PROMPT for row in rows]
         yield from response_activations(lm, ids, response, layers, deep)
+
+
+def _of_sequences(
+    lm: LanguageModel, parts: Sequences, layers: Sequence[int], deep: Sequence[int]
+) -> Iterator[list[RowActivations]]:
+    if parts.ids:
+        yield from response_activations(lm, parts.ids, parts.response, layers, deep)
 
 
 def _features(sae: SparseAutoencoder, row: TokenizedExample, stream: np.ndarray) -> Firings:

@@ -14,6 +14,7 @@ from concept_audit.model.chat import ChatRenderer
 from concept_audit.model.generate import answers, room_after, with_room
 from concept_audit.model.load import LanguageModel
 from concept_audit.model.options import ModelSource
+from concept_audit.model.pairs import separator
 from concept_audit.pipeline.engine import Worker
 from concept_audit.progress import Progress
 from concept_audit.store.activations import write_answers, write_means
@@ -120,8 +121,8 @@ def own_answer(lm: LanguageModel, row: TokenizedText) -> str | None:
 
 
 def last_response(row: TokenizedExample | TokenizedText) -> int | None:
-    """Where the last run of response tokens begins; None if there is none, or nothing before it."""
-    response = np.flatnonzero(row.parts != PROMPT)
+    """Where the last run of response tokens begins, of a pair's chosen side; None if nothing stands before it."""
+    response = np.flatnonzero(row.parts[: separator(row.input_ids)] != PROMPT)
     if not len(response):
         return None
     breaks = np.flatnonzero(np.diff(response) > 1)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,6 +21,7 @@ from concept_audit.errors import ConceptError
 from concept_audit.files import remove_leftovers
 from concept_audit.influence.options import InfluenceOptions
 from concept_audit.influence.own_queries import OwnQueries, by_sign
+from concept_audit.influence.pairs import score_with_pairs
 from concept_audit.influence.queries import (
     DenseQueries,
     Loss,
@@ -49,7 +51,7 @@ from concept_audit.pipeline.kept_queries import (
 )
 from concept_audit.pipeline.own_queries import own_influence
 from concept_audit.pipeline.place import taking_turns
-from concept_audit.pipeline.sampling import as_rows
+from concept_audit.pipeline.sampling import as_rows, as_sequences
 from concept_audit.pipeline.sources import Sources
 from concept_audit.progress import Progress
 from concept_audit.store.examples import has_loss, read_tokens
@@ -107,6 +109,7 @@ class Scoring:
         mode: ``token_sum`` or ``forward``.
         longest: rows with more tokens are scored in forward mode; None for no limit.
         keep_tokens: keep the influence of every token.
+        beta: of the DPO loss, where rows are preference pairs.
     """
 
     tokens: RowShards
@@ -115,6 +118,7 @@ class Scoring:
     mode: Literal["token_sum", "forward"]
     longest: int | None
     keep_tokens: bool
+    beta: float = 0.0
 
     @property
     def outputs(self) -> tuple[RowShards, ...]:
@@ -130,17 +134,17 @@ class Scoring:
         unscored: list[int] = []
         kept: dict[str, torch.Tensor] = {}
         for unit in self.tokens.partition.units(number):
-            batches = score_rows(
+            score = partial(
+                score_rows,
                 opened.lm,
                 opened.layers,
                 opened.queries,
-                as_rows(rows[unit]),
-                self.mode,
-                opened.unit_normalised,
-                self.longest,
+                mode=self.mode,
+                unit_normalised=opened.unit_normalised,
+                longest=self.longest,
                 say=worker.say,
             )
-            for batch in batches:
+            for batch in score_with_pairs(score, as_rows(rows[unit]), self.beta):
                 for found in batch:
                     row = rows[unit.start + found.index]
                     scores[unit.start + found.index] = found.scores[0]
@@ -170,7 +174,7 @@ def attribute(sources: Sources, run: Attribution, progress: Progress) -> Scores:
     memory = int(GRAPH_SHARE * free_bytes(opened.lm.device))
     chosen = plan(opened.lm, opened.layers, opened.queries, memory, mode)
     if chosen.longest is not None:
-        spans = (span for number in tokens.numbers() for span in as_rows(read_tokens(tokens, number)).spans)
+        spans = (span for number in tokens.numbers() for span in as_sequences(read_tokens(tokens, number)).spans)
         far = sum(span > chosen.longest for span in spans)
         if far:
             progress.say(
@@ -178,7 +182,7 @@ def attribute(sources: Sources, run: Attribution, progress: Progress) -> Scores:
                 "them in memory"
             )
     named = f"Influence of every row ({chosen.mode.replace('_', ' ')}, {scoring.precision})"
-    work = Scoring(tokens, shards, sources.model_source, chosen.mode, chosen.longest, scoring.keep_tokens)
+    work = Scoring(tokens, shards, sources.model_source, chosen.mode, chosen.longest, scoring.keep_tokens, sources.beta)
     sources.driver(progress).finish(work, named, tokens.partition.sizes())
     unscored = [example_id for number in shards.numbers() for example_id in read_about(shards.path(number))["unscored"]]
     if unscored:

@@ -7,15 +7,14 @@ under other keys is cleared away. So the same command goes on where a killed bui
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
 from concept_audit.concepts.sae import SaeSource, SparseAutoencoder, is_readable, load_sae
 from concept_audit.concepts.sae_training import HELD_OUT, TokenFeed, remove_checkpoints, train_sae
+from concept_audit.data.read import DataSet
 from concept_audit.data.read import fingerprint as data_fingerprint
-from concept_audit.data.read import read_examples
 from concept_audit.errors import AuditError, ConceptError, StoreError
 from concept_audit.files import as_store_error, digest, remove_leftovers, remove_leftovers_of
 from concept_audit.influence.vector_filter import vector_filter
@@ -31,6 +30,7 @@ from concept_audit.pipeline.engine import Driver, Engine, LocalEngine, missing_o
 from concept_audit.pipeline.loaded_sae import loaded_sae
 from concept_audit.pipeline.options import LONGEST_ROW, BuildOptions, key
 from concept_audit.pipeline.place import building, idle, refuse_foreign
+from concept_audit.pipeline.preview import described, show_rows
 from concept_audit.pipeline.read import Tokenizing, read_rows
 from concept_audit.progress import Progress
 from concept_audit.store.activations import read_means, token_blocks
@@ -68,20 +68,21 @@ def build(options: BuildOptions, progress: Progress | None = None, engine: Engin
     progress = progress or Progress()
     layout = Layout(options.out)
     # Cheap checks first: a wrong path should not cost a model download.
-    examples = read_examples(options.data, columns=options.columns, split=options.split)
+    data = described(options, progress)
     refuse_foreign(layout)
     lm = load_model(options.model, options.cache, progress)
     lm.check_layers((*(options.layers or ()), *((options.sae_layer,) if options.sae_layer else ())))
     lm.check_length(options.max_tokens)
+    show_rows(data, options, lm.tokenizer, progress)
     sae = loaded_sae(options, lm, progress)
     driver = Driver(engine or LocalEngine(lambda _: lm), progress)
     before = frozenset(own_files(layout)) if layout.root.exists() else None
     with building(layout):
-        _run(_Build(layout, options, lm, sae, driver), examples, layout, before)
+        _run(_Build(layout, options, lm, sae, driver), data, layout, before)
     return layout.root
 
 
-def _run(made: _Build, examples: Iterator, layout: Layout, before: frozenset[Path] | None) -> None:
+def _run(made: _Build, data: DataSet, layout: Layout, before: frozenset[Path] | None) -> None:
     """Run the stages; what a new audit has written goes if it comes to nothing, and nothing else.
 
     Args:
@@ -89,7 +90,7 @@ def _run(made: _Build, examples: Iterator, layout: Layout, before: frozenset[Pat
     """
     fresh = not layout.manifest.exists()
     try:
-        made.run(examples)
+        made.run(data)
     except AuditError:
         if fresh and not (layout.shards.root / "activations").exists():
             remove_made(layout, before)
@@ -129,10 +130,10 @@ class _Build:
         self._layers = tuple(sorted(layers))
         self._max_tokens = options.max_tokens or min(lm.context, LONGEST_ROW)
 
-    def run(self, examples: Iterator) -> None:
+    def run(self, data: DataSet) -> None:
         """Do what is missing."""
-        self._manifest = self._open_manifest()
-        self._rows(examples)
+        self._manifest = self._open_manifest(data)
+        self._rows(data)
         self._tokens()
         counts = token_counts(self._shards("tokens"))
         sizes = {number: tokens for number, (tokens, _) in counts.items()}
@@ -145,13 +146,19 @@ class _Build:
             self._features(self._sae)
         self._store()
 
-    def _rows(self, examples: Iterator) -> None:
-        changed = self._begin("rows", self._manifest.fingerprints["data"], self._options.columns, self._options.split)
+    def _rows(self, data: DataSet) -> None:
+        fingerprints, skipping = self._manifest.fingerprints, self._options.on_bad_row == "skip"
+        # Nothing more where an earlier version knew of nothing more, so that its audits go on.
+        further: list[str] = [self._options.turns] if self._options.turns != "mask" else []
+        further += data.layout.pair or ()
+        further += ["skip", fingerprints["tokenizer"]] if skipping else []
+        changed = self._begin("rows", fingerprints["data"], self._options.columns, self._options.split, *further)
         if not changed and not self._shards("rows").missing():
             return
         with self._driver.progress.stage("Reading rows") as stage:
-            read_rows(self._layout.shards, self._manifest.key("rows"), examples, stage)
-        self._end("rows", {"rows": stage.done})
+            skipping_by = ChatRenderer(self._lm.tokenizer, self._max_tokens) if skipping else None
+            left_out = read_rows(self._layout.shards, self._manifest.key("rows"), data, skipping_by, stage)
+        self._end("rows", {"rows": stage.done, **({"skipped": left_out} if left_out else {})})
 
     def _tokens(self) -> None:
         reader = self._lm.fingerprint, self._manifest.fingerprints["tokenizer"]
@@ -264,7 +271,7 @@ class _Build:
             score_cells=self._options.score_cells,
         )
 
-    def _open_manifest(self) -> Manifest:
+    def _open_manifest(self, data: DataSet) -> Manifest:
         options = self._options
         configuration = {
             "data": options.data,
@@ -275,6 +282,10 @@ class _Build:
             "trust_remote_code": options.model.trust_remote_code,
             "columns": asdict(options.columns),
             "split": options.split,
+            "turns": options.turns if options.turns != "mask" else None,
+            "on_bad_row": options.on_bad_row if options.on_bad_row != "stop" else None,
+            "pairs": list(data.layout.pair) if data.layout.pair else None,
+            "beta": options.beta if data.layout.pair else None,
             "layers": list(self._layers),
             "max_tokens": self._max_tokens,
             "sae": options.sae,

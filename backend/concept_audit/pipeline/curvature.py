@@ -25,19 +25,22 @@ from concept_audit.files import remove_leftovers
 from concept_audit.influence.curvature import Eigenbasis, LayerCurvature, kfac_eigenvalues
 from concept_audit.influence.fitting import Accumulator, Covariances, Fisher, SquaredGradients, accumulate
 from concept_audit.influence.options import CurvatureKind, CurvatureOptions
+from concept_audit.influence.queries import Rows
 from concept_audit.influence.wide import orthonormal, side_eigenbasis, wide_form
 from concept_audit.model.linear import Layers, LinearLayer, linear_layers
 from concept_audit.model.load import LanguageModel
 from concept_audit.model.options import ModelSource
+from concept_audit.model.pairs import sequences
 from concept_audit.pipeline.engine import Driver, Worker
 from concept_audit.pipeline.options import key
 from concept_audit.pipeline.place import taking_turns
-from concept_audit.pipeline.sampling import as_rows, rows_with_tokens
+from concept_audit.pipeline.sampling import rows_with_tokens
 from concept_audit.pipeline.sources import Sources
 from concept_audit.progress import Progress, Stage
 from concept_audit.store.examples import read_examples
 from concept_audit.store.partition import ListedPartition
 from concept_audit.store.shard_store import RowShards, ShardSet, intact, open_tensors, read_tensors
+from concept_audit.types import PROMPT, REJECTED
 
 PART_TOKENS = 10_240
 """Of the rows that are summed in one go, at least: what a kill loses, and what one worker does at a time."""
@@ -133,8 +136,13 @@ class Summing:
         into: Accumulator = (
             SquaredGradients(layers, vectors) if self.bases else Covariances(layers, lm.wide_dtype, lm.device)
         )
-        keys = [row.content_hash for row in rows]
-        accumulate(lm, layers, into, as_rows(rows), keys, self.fit.fisher, worker.advance, worker.say)
+        # Each side of a pair is a text of its own: its labels are drawn by a key of its own.
+        parts = sequences([row.input_ids for row in rows], [row.parts != PROMPT for row in rows])
+        keys = [
+            rows[owner].content_hash + ("" if sign > 0 else REJECTED)
+            for owner, sign in zip(parts.owner.tolist(), parts.sign.tolist(), strict=True)
+        ]
+        accumulate(lm, layers, into, Rows(parts.ids, parts.response), keys, self.fit.fisher, worker.advance, worker.say)
         self.sums.write_tensors(number, into.tensors())
 
 

@@ -10,6 +10,7 @@ from concept_audit.errors import ConceptError, ModelError
 from concept_audit.model.activations import response_activations
 from concept_audit.model.chat import ChatRenderer
 from concept_audit.model.load import LanguageModel
+from concept_audit.model.pairs import sequences
 from concept_audit.pipeline.sources import Sources
 from concept_audit.progress import Progress
 from concept_audit.store import derived, queries
@@ -63,11 +64,16 @@ def _run(
             rows.append(renderer.render(example.messages))
         except ModelError as error:
             raise ConceptError(f"example {number}: {error}") from error
-    means: dict[str, dict[int, np.ndarray]] = {}
-    with progress.stage("Running the model on the examples", len(rows), "examples") as stage:
-        batches = response_activations(lm, [r.input_ids for r in rows], [r.response for r in rows], layers)
-        for batch in batches:
+    parts = sequences([r.input_ids for r in rows], [r.response for r in rows])
+    found: dict[tuple[int, int], dict[int, np.ndarray]] = {}
+    with progress.stage("Running the model on the examples", len(parts.ids), "examples") as stage:
+        for batch in response_activations(lm, parts.ids, parts.response, layers):
             for row in batch:
-                means[examples[row.index].content_hash] = row.mean
+                found[int(parts.owner[row.index]), int(parts.sign[row.index])] = row.mean
             stage.advance(len(batch))
+    means = {}
+    for number, example in enumerate(examples):
+        chosen, rejected = found[number, 1], found.get((number, -1))
+        # Of a pair the difference of its sides, as of rows.
+        means[example.content_hash] = {k: m if rejected is None else m - rejected[k] for k, m in chosen.items()}
     return means

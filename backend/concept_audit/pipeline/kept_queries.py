@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import numpy as np
 import torch
 
 from concept_audit.errors import ConceptError, StoreError
+from concept_audit.influence.pairs import score_with_pairs
 from concept_audit.influence.queries import PreparedQueries
 from concept_audit.influence.reduced_query import Form, ReducedQuery
 from concept_audit.influence.scoring import score_rows
@@ -71,9 +73,10 @@ def token_influence(sources: Sources, ranking: int, rows: Sequence[TokenizedExam
             "the query of this ranking has been deleted; compute the ranking again to see token influences"
         )
     opened = open_query(query_file(shards), sources.model())
-    for batch in score_rows(
-        opened.lm, opened.layers, opened.queries, as_rows(rest), "token_sum", opened.unit_normalised
-    ):
+    score = partial(
+        score_rows, opened.lm, opened.layers, opened.queries, mode="token_sum", unit_normalised=opened.unit_normalised
+    )
+    for batch in score_with_pairs(score, as_rows(rest), sources.beta):
         for row in batch:
             if row.tokens is not None:
                 found[rest[row.index].example_id] = row.tokens[:, 0]

@@ -6,10 +6,10 @@ import hashlib
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from concept_audit.concepts.options import SaeTraining
-from concept_audit.data.conversation import BY_NAME, Columns
+from concept_audit.data.conversation import BY_NAME, Columns, TurnChoice
 from concept_audit.model.options import ModelOptions
 
 LONGEST_ROW = 2048
@@ -28,6 +28,10 @@ class BuildOptions:
         cache: where audits and built-in models are kept.
         columns: which columns hold the conversation.
         split: of a saved or hub data set.
+        turns: which assistant turns count: ``mask`` for all but those that the rows mark by ``weight`` or ``train``,
+            ``all`` whatever they mark, or the ``last``.
+        on_bad_row: ``stop`` at a row that cannot be used, or ``skip`` it; the audit lists those with the reason.
+        beta: of the DPO loss by which preference pairs influence; it scales all scores alike.
         layers: layers whose mean response activations are kept, each counted in blocks run; None for three around
             the middle.
         sae: ``train`` a sparse autoencoder on this data, do with ``none``, load one from a directory, or load
@@ -48,6 +52,9 @@ class BuildOptions:
     cache: Path = Path("cache")
     columns: Columns = BY_NAME
     split: str = "train"
+    turns: TurnChoice = "mask"
+    on_bad_row: Literal["stop", "skip"] = "stop"
+    beta: float = 0.1
     layers: tuple[int, ...] | None = None
     sae: str = "train"
     sae_layer: int | None = None

@@ -29,6 +29,7 @@ from concept_audit.influence.vector_filter import vector_filter
 from concept_audit.model.chat import ChatRenderer
 from concept_audit.model.linear import resolve_weights
 from concept_audit.model.load import LanguageModel, find_device
+from concept_audit.model.pairs import separator
 from concept_audit.model.precision import resolve_precision
 from concept_audit.pipeline.answers import ANSWER_TOKENS, Answering, answered
 from concept_audit.pipeline.attribution import Attribution, attribute, finish, own_turn, prepare
@@ -83,6 +84,8 @@ def request(sources: Sources, concept: Concept, method: str, options: InfluenceO
     if method not in known:
         raise ConceptError(f"--method {method}: unknown; choose from {', '.join(METHODS)}")
     _check(options)
+    if sources.pairs:
+        _check_pairs(method, options)
     parameters: dict[str, Any] = {}
     at = concept
     layer = options.query.layer
@@ -129,6 +132,14 @@ def request(sources: Sources, concept: Concept, method: str, options: InfluenceO
         flat = options.curvature.curvature == "identity"
         parameters |= {"curvature": "identity"} if flat else content(options.curvature)
     return Request(at, known[method], options, queries, parameters, index)
+
+
+def _check_pairs(method: str, options: InfluenceOptions) -> None:
+    """Raise ConceptError for what preference pairs have no meaning for."""
+    if method == "projection_difference":
+        raise ConceptError("projection_difference: a preference pair has two responses already; use vector_filter")
+    if method in NEED_GRADIENTS and options.scoring.unit_normalised:
+        raise ConceptError("--unit-normalised: not of preference pairs, whose gradients are differences of two")
 
 
 def scores_of(sources: Sources, wanted: Request, ranking: int, progress: Progress) -> np.ndarray:
@@ -248,6 +259,8 @@ def _target(sources: Sources, wanted: Request, lm: LanguageModel, progress: Prog
         renderer = ChatRenderer(lm.tokenizer, max_tokens)
         rendered = [renderer.render(example.messages) for example in wanted.queries]
         rows = Rows([row.input_ids for row in rendered], [row.response for row in rendered])
+    if any(separator(ids) is not None for ids in rows.ids):
+        raise ConceptError("query examples are single conversations, not preference pairs; bring them with --queries")
     reach = wanted.concept.layer if wanted.method == "concept_influence" else lm.n_layers
     return Target(_quantity(sources, wanted, lm), rows, _weights(wanted.queries), reach, _own(sources, wanted))
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import count, islice
+from itertools import chain, islice
 from typing import Any
 
+from concept_audit.data.read import DataSet
 from concept_audit.errors import DataError, ModelError
 from concept_audit.model.chat import ChatRenderer
 from concept_audit.model.options import ModelSource
@@ -15,29 +16,51 @@ from concept_audit.progress import Stage
 from concept_audit.store.examples import read_conversations, write_rows, write_tokens
 from concept_audit.store.partition import RowPartition, first_row
 from concept_audit.store.shard_store import TABLE, RowShards, ShardStore
-from concept_audit.types import Example, Message
+from concept_audit.types import Message, SkippedRow
 
 
-def read_rows(store: ShardStore, key: str, examples: Iterator[Example], stage: Stage) -> None:
+def read_rows(store: ShardStore, key: str, data: DataSet, skipping_by: ChatRenderer | None, stage: Stage) -> int:
     """Write every row to shards; those that an earlier run wrote are kept, and what is missing among them is not.
 
+    Args:
+        skipping_by: leave out rows that cannot be read, or that this cannot render; None to stop at the first that
+            cannot be read.
+
+    Returns:
+        how many rows were left out.
+
     Raises:
-        DataError: a row cannot be read.
+        DataError: a row cannot be read, or none is left.
     """
-    there = store.list("rows", key)
-    for number in count():
+    skipped: list[SkippedRow] = []
+    if skipping_by is None:
+        examples = data.examples()
+    else:
+        renderer = skipping_by
+        examples = data.examples(skipped.append, lambda example: renderer.check(example.messages))
+    there, number, left_out = store.list("rows", key), 0, 0
+    following = next(examples, None)
+    if following is None and skipped:
+        raise DataError(f"none of the {len(skipped):,} rows can be used; the first: {skipped[0].reason}")
+    while following is not None:
         first, end = first_row(number), first_row(number + 1)
+        drawn = chain([following], islice(examples, end - first - 1))
         if there.get(number) == end - first:
-            stage.skip(sum(1 for _ in islice(examples, end - first)))
-            continue
-        block = []
-        for example in islice(examples, end - first):
-            block.append(example)
-            stage.advance()
-        if not block:
-            return
-        shards = RowShards(store, "rows", key, RowPartition(first + len(block)), TABLE)
-        write_rows(shards, number, block)
+            stage.skip(sum(1 for _ in drawn))
+            following = next(examples, None)
+        else:
+            block = []
+            for example in drawn:
+                block.append(example)
+                stage.advance()
+            # One row ahead, so that what is left out at the end of the data belongs to a shard too.
+            following = next(examples, None)
+            shards = RowShards(store, "rows", key, RowPartition(first + len(block)), TABLE)
+            write_rows(shards, number, block, skipped)
+        number, left_out = number + 1, left_out + len(skipped)
+        stage.detail = f"{left_out:,} left out" if left_out else ""
+        skipped.clear()
+    return left_out
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from itertools import accumulate
 from typing import Any
 
 from concept_audit.influence.queries import Rows
+from concept_audit.model.pairs import sequences
 from concept_audit.sampling import uniform
 from concept_audit.store.examples import TokenizedExample, has_loss, read_tokens
 from concept_audit.store.shard_store import RowShards
@@ -54,6 +55,12 @@ def rows_with_tokens(tokens: RowShards, total: int) -> list[TokenizedExample]:
 def as_rows(rows: list[TokenizedExample]) -> Rows:
     """Rows of a shard as the influence engine takes them."""
     return Rows([row.input_ids for row in rows], [row.parts != PROMPT for row in rows])
+
+
+def as_sequences(rows: list[TokenizedExample]) -> Rows:
+    """As `as_rows`, with preference pairs taken apart into their sides."""
+    parts = sequences([row.input_ids for row in rows], [row.parts != PROMPT for row in rows])
+    return Rows(parts.ids, parts.response)
 
 
 def _draw(row: TokenizedExample, salt: str, seed: int) -> float:

@@ -69,6 +69,16 @@ class Sources:
         return self.manifest.key("tokens")
 
     @property
+    def pairs(self) -> bool:
+        """Whether the rows are preference pairs."""
+        return bool(self.manifest.configuration.get("pairs"))
+
+    @property
+    def beta(self) -> float:
+        """Of the DPO loss, where the rows are preference pairs; else 0."""
+        return float(self.manifest.configuration.get("beta") or 0.0)
+
+    @property
     def layers(self) -> tuple[int, ...]:
         """Layers whose mean response activations are kept."""
         return tuple(self.manifest.configuration["layers"])

@@ -12,6 +12,7 @@ from typing import Any
 
 import pandas as pd
 
+from concept_audit.errors import ConceptError
 from concept_audit.influence.options import InfluenceOptions
 from concept_audit.model.load import LanguageModel
 from concept_audit.pipeline.options import key
@@ -34,6 +35,8 @@ def validate(sources: Sources, concept: Concept, options: ValidateOptions, progr
         ConceptError: options that make no sense, too few labelled examples, or no rows to train on.
         AuditError: the judge cannot be used.
     """
+    if sources.pairs:
+        raise ConceptError("validate: trains on single responses, and these rows are preference pairs")
     chosen = resolved(options)
     lm = sources.model()
     setting = setting_of(sources, concept, chosen, lm, progress)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
 import duckdb
 import numpy as np
@@ -21,6 +21,7 @@ from concept_audit.progress import Progress, Stage
 from concept_audit.store import schema
 from concept_audit.store.activations import read_means
 from concept_audit.store.cursor import Cursor, only_row
+from concept_audit.store.examples import read_skipped
 from concept_audit.store.layout import Layout
 from concept_audit.store.manifest import Manifest
 from concept_audit.store.rankings import insert_scores, ranking_id
@@ -120,6 +121,8 @@ def _insert_examples(con: Cursor, rows: RowShards, tokens: RowShards, stage: Sta
         )
         for (text,) in con.execute("SELECT metadata FROM read_parquet(?)", [shard]).fetchall():
             _count_values(json.loads(text), fields, rows_with)
+        for row in read_skipped(rows, number):
+            con.execute("INSERT INTO base.skipped_rows VALUES (?, ?, ?, ?)", list(astuple(row)))
         stage.advance()
     con.execute(
         """UPDATE base.examples SET duplicate_of = first.example_id

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from concept_audit.store.partition import by_shard
 from concept_audit.store.shard_store import RowShards, read_about, read_columns
-from concept_audit.types import CONTENT, PROMPT, Example, Message
+from concept_audit.types import CONTENT, PROMPT, SEPARATOR, Example, Message, SkippedRow
 
 ROWS = pa.schema(
     [
@@ -40,6 +40,8 @@ TOKENS = pa.schema(
         ("parts", pa.list_(pa.uint8())),
     ]
 )
+SKIPPED = "skipped"
+"""What a shard of rows says of those that were left out."""
 TEXT_COLUMNS = ["example_id", "content_hash", "text", "input_ids", "starts", "ends", "parts"]
 TOKEN_COLUMNS = ["example_id", "content_hash", "input_ids", "parts"]
 
@@ -75,8 +77,12 @@ class TokenizedText:
     parts: np.ndarray
 
 
-def write_rows(rows: RowShards, number: int, examples: Sequence[Example]) -> None:
-    """Write one shard of rows as they were read."""
+def write_rows(rows: RowShards, number: int, examples: Sequence[Example], skipped: Sequence[SkippedRow] = ()) -> None:
+    """Write one shard of rows as they were read.
+
+    Args:
+        skipped: rows of the data between these and those of the next shard that were left out.
+    """
     first = rows.partition.span(number).start
     records = [
         {
@@ -91,7 +97,13 @@ def write_rows(rows: RowShards, number: int, examples: Sequence[Example]) -> Non
         }
         for place, example in enumerate(examples)
     ]
-    rows.write_table(number, [pa.Table.from_pylist(records, ROWS)], ROWS)
+    about = {SKIPPED: [list(astuple(row)) for row in skipped]} if skipped else None
+    rows.write_table(number, [pa.Table.from_pylist(records, ROWS)], ROWS, about)
+
+
+def read_skipped(rows: RowShards, number: int) -> list[SkippedRow]:
+    """The rows that were left out where a shard was read."""
+    return [SkippedRow(*values) for values in read_about(rows.path(number)).get(SKIPPED, ())]
 
 
 def read_conversations(rows: RowShards, number: int) -> list[tuple[int, str, str, tuple[Message, ...]]]:
@@ -160,18 +172,26 @@ def read_texts(tokens: RowShards, example_ids: Sequence[int]) -> dict[int, Token
 
 
 def has_loss(row: TokenizedExample) -> bool:
-    """Whether a row has a response token to predict."""
-    return bool((row.parts[1:] != PROMPT).any())
+    """Whether a row has a response token to predict; of a pair each side."""
+    response = row.parts != PROMPT
+    edges = [-1, *np.flatnonzero(row.input_ids == SEPARATOR).tolist(), len(response)]
+    return all(bool(response[before + 2 : end].any()) for before, end in zip(edges, edges[1:], strict=False))
 
 
 def messages_json(messages: Sequence[Message]) -> str:
-    """Turns as JSON text, in the order of their keys."""
-    return json.dumps([{"role": m.role, "content": m.content} for m in messages], ensure_ascii=False)
+    """Turns as JSON text, in the order of their keys; see `Message.more` for what some have besides."""
+    return json.dumps([{"role": m.role, "content": m.content} | m.more for m in messages], ensure_ascii=False)
 
 
 def messages_from_json(text: str) -> tuple[Message, ...]:
     """The inverse of `messages_json`."""
-    return tuple(Message(turn["role"], turn["content"]) for turn in json.loads(text))
+    return tuple(_message(turn) for turn in json.loads(text))
+
+
+def _message(turn: dict[str, Any]) -> Message:
+    calls = json.dumps(turn["tool_calls"], ensure_ascii=False) if "tool_calls" in turn else ""
+    reasoning, name, call_id = (turn.get(name, "") for name in ("reasoning_content", "name", "tool_call_id"))
+    return Message(turn["role"], turn["content"], calls, reasoning, name, call_id, turn.get("train", True))
 
 
 def _tokenized(table: pa.Table) -> list[TokenizedExample]:

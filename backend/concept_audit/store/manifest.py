@@ -136,6 +136,13 @@ def rebuild_command(root: Path, values: dict[str, Any]) -> str:
     flags = {"expansion": "--sae-features", "k": "--sae-k", "epochs": "--sae-epochs"}
     words += [word for name, flag in flags.items() if name in training for word in (flag, str(training[name]))]
     words += ["--split", made["split"]] if made["split"] != "train" else []
+    words += [
+        word
+        for name in ("turns", "on_bad_row")
+        if made.get(name)
+        for word in (f"--{name.replace('_', '-')}", made[name])
+    ]
+    words += ["--beta", str(made["beta"])] if made.get("beta") else []
     columns = {name: column for name, column in made["columns"].items() if column}
     words += [word for name, column in columns.items() for word in (f"--{name}-column", column)]
     words += ["--trust-remote-code"] if made["trust_remote_code"] else []

@@ -35,6 +35,8 @@ CREATE TABLE base.examples (
     source_row BIGINT NOT NULL, prompt VARCHAR NOT NULL, response VARCHAR NOT NULL,
     n_tokens INTEGER NOT NULL, metadata JSON NOT NULL, messages JSON NOT NULL,
     n_response_tokens INTEGER NOT NULL, truncated BOOLEAN NOT NULL, duplicate_of BIGINT);
+CREATE TABLE base.skipped_rows (
+    place BIGINT NOT NULL, source VARCHAR NOT NULL, source_row BIGINT NOT NULL, reason VARCHAR NOT NULL);
 CREATE TABLE base.metadata_fields (
     field VARCHAR NOT NULL, n_rows BIGINT NOT NULL, n_values BIGINT NOT NULL, top_values VARCHAR[] NOT NULL);
 CREATE TABLE base.layers (layer INTEGER NOT NULL, mean FLOAT[] NOT NULL, spread FLOAT[] NOT NULL);
@@ -59,6 +61,7 @@ CREATE VIEW main.examples AS
     SELECT example_id, content_hash, source, source_row, prompt, response, n_tokens, metadata,
            messages, n_response_tokens, truncated, duplicate_of
     FROM base.examples;
+CREATE VIEW main.skipped_rows AS SELECT source, source_row, reason FROM base.skipped_rows ORDER BY place;
 CREATE VIEW main.concepts AS
     SELECT 'sae:' || feature_id AS concept_id, 'feature ' || feature_id AS name, 'sae_feature' AS kind,
            layer, direction, label, 1 AS version, '{}'::JSON AS details

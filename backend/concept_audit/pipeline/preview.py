@@ -1,0 +1,124 @@
+"""What a build takes the data for, said before anything is computed: a wrong guess is seen before the wait."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import groupby, islice
+from typing import Any
+
+from concept_audit.data.formats import quoted
+from concept_audit.data.read import DataSet, open_data
+from concept_audit.errors import DataError, ModelError
+from concept_audit.model.chat import ChatRenderer, TokenizedRow
+from concept_audit.model.load import load_tokenizer
+from concept_audit.pipeline.options import LONGEST_ROW, BuildOptions
+from concept_audit.progress import Progress
+from concept_audit.types import SEPARATOR, Example
+
+SHOWN = 2
+"""Rows that are shown as the model reads them."""
+LONGEST_PIECE = 240
+"""Characters of each part of a row that are shown."""
+OPEN, CLOSE = "⟦", "⟧"
+"""Around response tokens."""
+COUNTED = {
+    "mask": "all of the assistant's, but those that a row marks otherwise (--turns all, last)",
+    "all": "all of the assistant's, whatever a row marks (--turns mask, last)",
+    "last": "the assistant's last (--turns mask, all)",
+}
+
+
+def dry_run(options: BuildOptions, progress: Progress) -> None:
+    """Say what a build would take the data for, and compute nothing.
+
+    Raises:
+        AuditError: data or tokenizer are not there, or the first rows cannot be used and none may be skipped.
+    """
+    data = described(options, progress)
+    show_rows(data, options, load_tokenizer(options.model, options.cache, progress), progress)
+
+
+def described(options: BuildOptions, progress: Progress) -> DataSet:
+    """The data set of a build, once it has been said what it is taken for.
+
+    Raises:
+        DataError: as `open_data`, or an SAE is asked for where there are preference pairs.
+    """
+    data = open_data(
+        options.data,
+        columns=options.columns,
+        split=options.split,
+        turns=options.turns,
+        skipping=options.on_bad_row == "skip",
+    )
+    for line in describe(data, options):
+        progress.say(line)
+    if data.layout.pair and options.sae != "none":
+        raise DataError(
+            f"{options.data}: SAE features of preference pairs are not computed; pass --sae none and use probes, or "
+            "name --prompt-column and --response-column to audit one side"
+        )
+    return data
+
+
+def show_rows(data: DataSet, options: BuildOptions, tokenizer: Any, progress: Progress) -> None:
+    """Say how the model would read the first rows.
+
+    Raises:
+        DataError: one cannot be used, and none may be skipped.
+    """
+    skipping = options.on_bad_row == "skip"
+    renderer = ChatRenderer(tokenizer, options.max_tokens or LONGEST_ROW)
+    examples = data.examples((lambda _: None) if skipping else None)
+    for line in shown(renderer, islice(examples, SHOWN), skipping):
+        progress.say(line)
+
+
+def describe(data: DataSet, options: BuildOptions) -> Iterator[str]:
+    """What the rows are, where they lie, and which turns count."""
+    layout = data.layout
+    there = [name for name in layout.columns if name in data.columns]
+    others = [name for name in data.columns if name not in layout.columns]
+    yield f"{data.source}: {layout.kind}, in {'column' if len(there) == 1 else 'columns'} {quoted(there)}"
+    yield f"  metadata: {quoted(others) if others else 'none'}"
+    yield f"  turns that count: {COUNTED[options.turns]}"
+    if options.on_bad_row == "skip":
+        yield "  rows that cannot be used are left out and listed (--on-bad-row skip)"
+
+
+def shown(renderer: ChatRenderer, examples: Iterator[Example], skipping: bool = False) -> Iterator[str]:
+    """Rows as the model reads them, with response tokens in brackets, and what the template does not know of them.
+
+    Raises:
+        DataError: the template refuses a row, and none may be skipped.
+    """
+    for example in examples:
+        try:
+            row = renderer.render(example.messages)
+        except ModelError as error:
+            if not skipping:
+                raise DataError(f"{example.source} row {example.source_row}: {error}") from error
+            yield f"  left out: {example.source} row {example.source_row}: {error}"
+            continue
+        yield f"  row {example.source_row}, its response tokens in {OPEN} {CLOSE}: {marked(row)}"
+        for note in renderer.unknown(example.messages):
+            yield f"  {note}"
+
+
+def marked(row: TokenizedRow) -> str:
+    """A row's text on one line, what training sees of it in brackets; the middle of long parts is left out."""
+    pieces = []
+    for response, group in groupby(range(len(row.input_ids)), key=lambda place: bool(row.response[place])):
+        places = list(group)
+        if (row.input_ids[places] == SEPARATOR).any():
+            pieces.append(" ‖ rejected: ")
+        text = _visible(row.text[row.starts[places[0]] : row.ends[places[-1]]])
+        if len(text) > LONGEST_PIECE:
+            text = f"{text[: LONGEST_PIECE // 2]} … {text[-LONGEST_PIECE // 2 :]}"
+        pieces.append(f"{OPEN}{text}{CLOSE}" if response else text)
+    return "".join(pieces)
+
+
+def _visible(text: str) -> str:
+    """Without what would move a terminal's cursor, or turn its text around."""
+    return "".join("⏎" if sign == "\n" else sign if sign.isprintable() else "·" for sign in text)
