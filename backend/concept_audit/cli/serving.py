@@ -85,7 +85,14 @@ class Info:
         from concept_audit.audit.audit import Audit
         from concept_audit.cli import info
 
-        found = info.gather(Audit(existing(self.audit, self.cache), Progress()))
+        root = existing(self.audit, self.cache)
+        if now := info.building(root):
+            if self.json:
+                print_json({"audit": str(root), "building": now})
+            else:
+                print(f"{root}: being built. {now['stage']}: {now['state']}")
+            return
+        found = info.gather(Audit(root, Progress()))
         if self.json:
             print_json(found)
         else:
