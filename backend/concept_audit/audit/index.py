@@ -54,7 +54,7 @@ class Index:
     def progress(self) -> dict[str, Any] | None:
         """How far the building is: stage, state, detail, share, seconds_left; None if none is being built."""
         files = present_index(self._opened.layout, self._opened.made.shards(self._opened.layout, "tokens").partition)
-        return files and files.reported()
+        return files.reported() if files else None
 
     def warm(self) -> None:
         """Load what a new concept's influence needs, so that the first one is as fast as the next."""

@@ -10,6 +10,7 @@ import torch
 
 from concept_audit.errors import AuditError
 from concept_audit.pipeline.engine import Engine
+from concept_audit.pipeline.engines.dispatch import CrewEngine
 from concept_audit.pipeline.engines.on_ray import ADDRESS_VARIABLE, RayEngine
 from concept_audit.pipeline.engines.options import EngineOptions
 from concept_audit.pipeline.engines.processes import ProcessEngine
@@ -17,25 +18,33 @@ from concept_audit.pipeline.engines.processes import ProcessEngine
 
 @contextmanager
 def working(options: EngineOptions) -> Iterator[Engine | None]:
-    """The engine, until the body ends; None for this process. Sets how many threads sums are taken with.
+    """The engine, until the body ends; None for this process. Meanwhile as many threads as asked for take sums.
 
     Raises:
         AuditError: options that make no sense, or not together; Ray is not installed.
     """
     _check(options)
+    before = torch.get_num_threads()
+    try:
+        _set_threads(options)
+        if options.engine == "local":
+            yield None
+            return
+        several = options.workers, options.gpus_per_worker
+        ray = options.engine == "ray"
+        made: CrewEngine = RayEngine(options.ray_address, *several) if ray else ProcessEngine(*several)
+        with made:
+            yield made
+    finally:
+        torch.set_num_threads(before)
+
+
+def _set_threads(options: EngineOptions) -> None:
     if options.threads:
         torch.set_num_threads(options.threads)
     elif options.workers and not (options.engine == "ray" and (options.ray_address or ADDRESS_VARIABLE in os.environ)):
         # The workers of this machine share its cores. Here there are as many threads as there, for equal sums.
         torch.set_num_threads(max(1, torch.get_num_threads() // options.workers))
-    if options.engine == "local":
-        yield None
-    elif options.engine == "processes":
-        with ProcessEngine(options.workers, options.gpus_per_worker) as engine:
-            yield engine
-    else:
-        with RayEngine(options.ray_address, options.workers, options.gpus_per_worker) as engine:
-            yield engine
 
 
 def _check(options: EngineOptions) -> None:
