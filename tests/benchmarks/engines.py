@@ -21,7 +21,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import ray
@@ -32,15 +32,17 @@ from concept_audit import BuildOptions, ModelOptions, build
 from concept_audit.model.load import LanguageModel, load_model
 from concept_audit.model.options import ModelSource
 from concept_audit.pipeline.activations import RunningModel
-from concept_audit.pipeline.engine import Driver, Engine, LocalEngine
+from concept_audit.pipeline.engine import Driver, Engine, LocalEngine, Worker
 from concept_audit.pipeline.engines.on_ray import RayEngine
 from concept_audit.progress import Progress
 from concept_audit.store.layout import Layout
 from concept_audit.store.manifest import read_manifest
-from concept_audit.store.partition import RowPartition
+from concept_audit.store.partition import ListedPartition, RowPartition
+from concept_audit.store.shard_store import ShardSet
 from tests.conftest import chat_rows, small_tokenizer, write_jsonl
 
 LAYERS = (2, 4)
+EMPTY = 200
 STRAGGLERS, SLOWER = 0.05, 3.0
 WORKERS = (1, 2, 4, 8, 16, 32, 64)
 
@@ -68,6 +70,31 @@ def stage(place: Path, rows: int, width: int) -> tuple[RunningModel, LanguageMod
     return work, lm
 
 
+@dataclass(frozen=True)
+class Nothing:
+    """Shards that take no time to make: what is left is handing them out, and writing a small file."""
+
+    made: ShardSet
+
+    @property
+    def outputs(self) -> tuple[ShardSet, ...]:
+        return (self.made,)
+
+    def open(self, worker: Worker) -> None:
+        return None
+
+    def run(self, opened: None, number: int) -> None:
+        self.made.write_tensors(number, {"nothing": torch.zeros(1)})
+
+
+def handing_out(engine: Engine, work: RunningModel, key: str) -> float:
+    """Seconds a shard."""
+    made = ShardSet(work.means.store, "nothing", key, ListedPartition((1,) * EMPTY))
+    started = time.perf_counter()
+    Driver(engine).finish(Nothing(made), key, dict.fromkeys(range(EMPTY), 1))
+    return (time.perf_counter() - started) / EMPTY
+
+
 def seconds(engine: Engine, work: RunningModel, key: str) -> float:
     """Of doing every shard, under a key of its own."""
     work = replace(work, means=replace(work.means, key=key))
@@ -90,14 +117,19 @@ def measured(rounds: int, rows: int, width: int) -> None:
             for name, engine in engines.items():
                 seconds(engine, work, f"warm-{name}")
             found: dict[str, list[float]] = {name: [] for name in engines}
+            empty: dict[str, list[float]] = {name: [] for name in engines}
             for number in range(rounds):
                 # Not in the same order every time: what runs second may find the machine otherwise.
                 for name in random.Random(number).sample(list(engines), len(engines)):
                     found[name].append(seconds(engines[name], work, f"{name}-{number}"))
+                for name, engine in engines.items():
+                    empty[name].append(handing_out(engine, work, f"{name}-{number}"))
                 print({name: round(times[-1], 2) for name, times in found.items()}, flush=True)
     print(f"{rows:,} rows, {shards} shards; seconds, median: ", {n: statistics.median(t) for n, t in found.items()})
     shown("Ray with one worker / local", found["one"], found["local"])
     shown("two workers / one, both on Ray", found["two"], found["one"])
+    for name, times in empty.items():
+        print(f"a shard of nothing, {name}: median {1e3 * statistics.median(times):.1f} ms")
 
 
 def shown(name: str, above: Sequence[float], below: Sequence[float]) -> None:

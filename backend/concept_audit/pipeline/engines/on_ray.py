@@ -26,7 +26,7 @@ from concept_audit.pipeline.engines.worker import Machine, Outcome, State, Worke
 ADDRESS_VARIABLE = "RAY_ADDRESS"
 OBJECT_STORE_BYTES = 80 << 20
 """Of a Ray that is started here: Ray's least, for nothing but receipts pass through it."""
-TELL_SECONDS = 1.0
+END_SECONDS = 10.0
 
 
 class RayEngine(CrewEngine):
@@ -126,17 +126,26 @@ class _Actors:
             asked = self._handles[worker].state.options(concurrency_group="telling").remote()
             self._telling[asked] = worker
         awaited = [*self._coming, *self._doing]
-        self._ray.wait(awaited, num_returns=1, timeout=seconds)
-        done, _ = self._ray.wait([*awaited, *self._telling], num_returns=len(awaited) + len(self._telling), timeout=0)
+        every = [*awaited, *self._telling]
+        try:
+            self._ray.wait(awaited, num_returns=1, timeout=seconds)
+            done, _ = self._ray.wait(every, num_returns=len(every), timeout=0)
+        except self._ray.exceptions.RayError as error:
+            raise AuditError(
+                f"--engine ray: the cluster is gone ({first_line(error)}); when it is there again, run the same command: "
+                "it goes on where it was"
+            ) from error
         # What is told is told before its end.
         order = sorted(done, key=lambda ref: ref not in self._telling)
         return [event for ref in order if (event := self._event(ref)) is not None]
 
     def close(self) -> None:
-        for handle in self._handles.values():
-            self._ray.kill(handle)
-        # They may hold a file open until they are gone.
-        self._ray.wait([*self._doing], num_returns=len(self._doing), timeout=10) if self._doing else None
+        with suppress(self._ray.exceptions.RayError):  # the cluster may be gone, and they with it
+            for handle in self._handles.values():
+                self._ray.kill(handle)
+            if self._doing:
+                # Until they have ended they may write.
+                self._ray.wait([*self._doing], num_returns=len(self._doing), timeout=END_SECONDS)
         for of in (self._handles, self._coming, self._doing, self._telling):
             of.clear()
         if self._began:
