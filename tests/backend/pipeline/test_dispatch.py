@@ -13,12 +13,13 @@ from typing import Any
 import pytest
 import torch
 
-from concept_audit.errors import AuditError, DataError, StoreError
+from concept_audit.errors import AuditError, DataError, ModelError, StoreError
+from concept_audit.model.options import ModelOptions, ModelSource
 from concept_audit.pipeline.engine import Driver, Work, Worker
 from concept_audit.pipeline.engines import dispatch
 from concept_audit.pipeline.engines.dispatch import ATTEMPTS, Came, CrewEngine, Ended, Event, Gone, Told
 from concept_audit.pipeline.engines.processes import ProcessEngine, devices
-from concept_audit.pipeline.engines.worker import Machine, Receipt, State, WorkerProcess
+from concept_audit.pipeline.engines.worker import Machine, Receipt, State, WorkerProcess, own_device
 from concept_audit.progress import Progress
 from concept_audit.store.partition import ListedPartition
 from concept_audit.store.shard_store import ShardSet, ShardStore, read_tensors
@@ -244,6 +245,34 @@ def test_a_receipt_says_what_was_made(made):
     receipt = WorkerProcess(None, 1).do(Numbering(made), 3)
     assert isinstance(receipt, Receipt)
     assert (receipt.shards, receipt.rows, receipt.units) == (("numbers/key/3",), 5, 5)
+
+
+@dataclass(frozen=True)
+class Loading(Numbering):
+    """As `Numbering`, with a model."""
+
+    model: ModelSource | None = None
+
+    def open(self, worker: Worker) -> Worker:
+        assert self.model is not None
+        worker.model(self.model)
+        return worker
+
+
+def test_a_model_that_is_not_the_one_that_is_meant_is_refused_once(made, model_directory, tmp_path):
+    source = ModelSource(ModelOptions(str(model_directory), device="cpu", dtype="float32"), tmp_path, "0123")
+    crew = Faulty(2)
+    with pytest.raises(ModelError, match="its weights on .* have the fingerprint .*, but 0123 where the command runs"):
+        done(crew, Loading(made, model=source))
+    assert sum(crew.sent.values()) <= crew.size
+    with pytest.raises(ModelError, match="--model nowhere/to/be/found: does not exist"):
+        done(Faulty(1), Loading(made, model=replace(source, options=ModelOptions("nowhere/to/be/found", "cpu"))))
+
+
+def test_a_worker_runs_the_model_on_its_own_gpu_unless_another_kind_of_device_is_asked_for():
+    assert own_device("auto", "cuda:3") == own_device("cuda:0", "cuda:3") == "cuda:3"
+    assert own_device("auto", None) == own_device("cpu", "cuda:3") == "cpu"
+    assert own_device("cuda:1", None) == "cuda"
 
 
 def test_a_process_that_ends_is_begun_anew(made, tmp_path):

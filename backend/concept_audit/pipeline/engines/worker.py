@@ -138,7 +138,7 @@ class WorkerProcess:
         return self._opened[1]
 
     def _loaded(self, source: ModelSource) -> LanguageModel:
-        source = replace(source, options=replace(source.options, device=_device(source.options.device, self._gpu)))
+        source = replace(source, options=replace(source.options, device=own_device(source.options.device, self._gpu)))
         if self._model is None or self._model[0] != source:
             self._model = None
             lm = load_model(source.options, source.cache, Progress())
@@ -170,7 +170,7 @@ def _sendable(error: Exception) -> Exception:
     return error
 
 
-def _device(asked: str, gpu: str | None) -> str:
+def own_device(asked: str, gpu: str | None) -> str:
     """Where a worker's model runs: on its own GPU, unless another kind of device is asked for."""
     if asked == "auto":
         return gpu or "cpu"
