@@ -2,13 +2,13 @@
 
 The stage is the pass over the model (mean activations of every row), the heaviest of a build without an SAE. Every
 process is warm: the model is loaded and a first round is thrown away. Each round does all shards anew by this process,
-by one worker of Ray and by two; all with one thread. Ratios are of the same round.
+by one worker of Ray and by two (`--workers 1,2`); all with one thread. Ratios are of the same round.
 
     python -m tests.benchmarks.engines --rounds 7
     python -m tests.benchmarks.engines --simulate 2.5,2.6,2.4 --overhead 0.01
 
 `--simulate` shares out the shards of 100,000 and of 1,000,000 rows among up to 64 workers as the engine does (who is
-free takes the next shard), with the given seconds for a shard of 256 rows, drawn anew for each, and a share of
+free takes the largest that is left), with the given seconds for a shard of 256 rows, drawn anew for each, and a share of
 stragglers that take several times as long. It knows nothing of a network or of a disk that many machines share.
 """
 
@@ -21,6 +21,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -105,15 +106,16 @@ def seconds(engine: Engine, work: RunningModel, key: str) -> float:
     return spent
 
 
-def measured(rounds: int, rows: int, width: int) -> None:
+def measured(rounds: int, rows: int, width: int, workers: Sequence[int]) -> None:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as place:
         # Room for the workers of both engines; those that are not asked for anything take no time.
-        ray.init(num_cpus=3, include_dashboard=False, log_to_driver=False, object_store_memory=80 << 20)
+        ray.init(num_cpus=sum(workers), include_dashboard=False, log_to_driver=False, object_store_memory=80 << 20)
         work, lm = stage(Path(place), rows, width)
         shards = len(work.tokens.partition)
-        with RayEngine(workers=1) as one, RayEngine(workers=2) as two:
-            engines: dict[str, Engine] = {"local": LocalEngine(lambda _: lm), "one": one, "two": two}
+        with ExitStack() as stack:
+            engines: dict[str, Engine] = {"local": LocalEngine(lambda _: lm)}
+            engines |= {f"{count} on Ray": stack.enter_context(RayEngine(workers=count)) for count in workers}
             for name, engine in engines.items():
                 seconds(engine, work, f"warm-{name}")
             found: dict[str, list[float]] = {name: [] for name in engines}
@@ -126,8 +128,8 @@ def measured(rounds: int, rows: int, width: int) -> None:
                     empty[name].append(handing_out(engine, work, f"{name}-{number}"))
                 print({name: round(times[-1], 2) for name, times in found.items()}, flush=True)
     print(f"{rows:,} rows, {shards} shards; seconds, median: ", {n: statistics.median(t) for n, t in found.items()})
-    shown("Ray with one worker / local", found["one"], found["local"])
-    shown("two workers / one, both on Ray", found["two"], found["one"])
+    for name in list(found)[1:]:
+        shown(f"{name} / local", found[name], found["local"])
     for name, times in empty.items():
         print(f"a shard of nothing, {name}: median {1e3 * statistics.median(times):.1f} ms")
 
@@ -141,7 +143,7 @@ def simulate(shard_seconds: Sequence[float], overhead: float, rows: int) -> None
     partition = RowPartition(rows)
     chance = random.Random(0)
     costs = []
-    for size in partition.sizes().values():
+    for size in sorted(partition.sizes().values(), reverse=True):
         slow = SLOWER if chance.random() < STRAGGLERS else 1.0
         costs.append(chance.choice(shard_seconds) * size / 256 * slow)
     print(f"{rows:,} rows in {len(costs)} shards of {min(costs):.1f} to {max(costs):.1f} s")
@@ -158,6 +160,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--rows", type=int, default=1536)
     parser.add_argument("--width", type=int, default=384)
+    parser.add_argument("--workers", default="1,2", help="numbers of workers on Ray")
     parser.add_argument("--simulate", help="seconds of shards of 256 rows, as measured")
     parser.add_argument("--overhead", type=float, default=0.01, help="seconds that handing out a shard takes")
     options = parser.parse_args()
@@ -165,7 +168,7 @@ def main() -> None:
         for rows in (100_000, 1_000_000):
             simulate([float(text) for text in options.simulate.split(",")], options.overhead, rows)
     else:
-        measured(options.rounds, options.rows, options.width)
+        measured(options.rounds, options.rows, options.width, [int(text) for text in options.workers.split(",")])
 
 
 if __name__ == "__main__":

@@ -151,6 +151,12 @@ def test_what_a_worker_was_doing_when_it_ended_is_done_by_another(made):
     assert sum("its work goes to another" in text for text in progress.said) == 1
 
 
+def test_the_largest_shards_are_begun_first(made):
+    crew = Faulty(1)
+    done(crew, Numbering(made))
+    assert [SIZES[number] for number in crew.sent] == sorted(SIZES, reverse=True)
+
+
 def test_a_shard_that_was_there_when_its_worker_ended_is_not_made_again(made):
     crew = Faulty(2, {2: ["gone after all"]})
     stage = done(crew, Numbering(made))

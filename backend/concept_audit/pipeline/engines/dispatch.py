@@ -147,7 +147,8 @@ class _Dispatch:
         progress: Progress,
     ):
         self._crew, self._ready, self._work = crew, ready, work
-        self._queue = deque(missing)
+        # The largest first (Graham 1969, LPT): one that is begun last is what all others wait for.
+        self._queue = deque(sorted(missing, key=lambda number: -work.outputs[-1].partition.size(number)))
         self._busy: dict[int, tuple[int, Machine]] = {}
         self._tries: Counter[int] = Counter()
         self._in_vain: Counter[int] = Counter()
