@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -53,6 +54,23 @@ def test_a_driver_far_from_its_cluster_is_refused():
         RayEngine("ray://head:10001")
     with pytest.raises(AuditError, match="a worker uses one GPU"):
         RayEngine(gpus_per_worker=2)
+
+
+@pytest.mark.parametrize(
+    ("address", "said"),
+    [
+        (None, "Ray did not start on this machine .node timed out.*--engine processes"),
+        ("head:1", "no Ray cluster there"),
+    ],
+)
+def test_a_ray_that_does_not_start_or_is_not_there_is_told_in_words(monkeypatch, address, said):
+    def init(**options: Any) -> None:
+        raise Exception("node timed out")
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(is_initialized=lambda: False, init=init))
+    with pytest.raises(AuditError, match=said):
+        RayEngine(address).run(None, [0], Stage("Tokenizing rows", 1, "rows"), Progress())
 
 
 def test_this_process_takes_sums_with_as_many_threads_as_its_workers(monkeypatch):

@@ -168,7 +168,12 @@ class _Actors:
             quiet |= {"num_cpus": cpus, "include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
         try:
             self._ray.init(address=address, **quiet)
-        except (ConnectionError, ValueError, RuntimeError, OSError) as error:
+        except Exception as error:  # Ray raises a plain one where it does not start in time
+            if address == "local":
+                raise AuditError(
+                    f"--engine ray: Ray did not start on this machine ({first_line(error)}); see what else it does, or use "
+                    "--engine processes"
+                ) from error
             raise AuditError(
                 f"--ray-address {address}: no Ray cluster there ({first_line(error)}); start one with `ray start --head`, "
                 "or leave the option out to start Ray on this machine"
