@@ -4,7 +4,9 @@ WORKDIR /opt/concept-audit
 COPY pyproject.toml README.md LICENSE ./
 COPY backend backend
 COPY app app
-RUN pip install --no-cache-dir -e '.[app]'
+# What else is installed: "app,ray" makes an image for the workers of a Ray cluster, too.
+ARG EXTRAS=app
+RUN pip install --no-cache-dir -e ".[${EXTRAS}]"
 
 RUN useradd --create-home auditor && mkdir /cache && chown auditor /cache
 USER auditor

@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from concept_audit.metrics import precision_recall
     from concept_audit.model.options import ModelOptions
     from concept_audit.pipeline.build import build
+    from concept_audit.pipeline.engines.on_ray import RayEngine
+    from concept_audit.pipeline.engines.processes import ProcessEngine
     from concept_audit.pipeline.options import BuildOptions
     from concept_audit.pipeline.validation.options import Candidate, ValidateOptions
     from concept_audit.progress import Progress, Stage
@@ -75,8 +77,10 @@ _HOME = {
     "ModelError": "errors",
     "ModelOptions": "model.options",
     "ProbeReport": "concepts.probe_report",
+    "ProcessEngine": "pipeline.engines.processes",
     "Progress": "progress",
     "QueryOptions": "influence.options",
+    "RayEngine": "pipeline.engines.on_ray",
     "Recipe": "evidence.options",
     "RowFilter": "store.filters",
     "SaeTraining": "concepts.options",
@@ -123,8 +127,10 @@ __all__ = [
     "ModelError",
     "ModelOptions",
     "ProbeReport",
+    "ProcessEngine",
     "Progress",
     "QueryOptions",
+    "RayEngine",
     "Recipe",
     "RowFilter",
     "SaeTraining",

@@ -18,11 +18,13 @@ from concept_audit import (
     LabelledExample,
     Message,
     ModelOptions,
+    Stage,
     build,
 )
 from concept_audit.store.index import index_files
 from concept_audit.store.layout import Layout
 from concept_audit.store.partition import RowPartition
+from concept_audit.store.under_way import report
 from tests.backend.audit.test_read_only import state
 
 MAIN = str(Path(concept_audit_app.__file__).parent / "main.py")
@@ -117,9 +119,14 @@ def test_a_probe_of_another_model_is_explained_not_shown(audit):
 def test_the_overview_says_how_far_the_index_is(audit):
     assert "concept-audit index small" in words(open_page())
     files = index_files(Layout(audit.root), "0", RowPartition(300))
-    files.report("Gradient of every row", 0.45, 130.0)
+    files.write_description({"done": False})
+    stage = Stage("Gradient of every row", 200, "rows")
+    stage.advance(90, "45 rows a second, 2 of 2 workers")
+    report(files.rows.store, files.progress, stage)
     test = open_page()
     assert not test.exception and "Gradient index:" not in words(test)
+    (bar,) = test.get("progress")
+    assert "gradient of every row" in bar.proto.text and "2 of 2 workers" in bar.proto.text
     shutil.rmtree(files.root)
     audit.build_index(SMALL_INDEX)
     assert "Gradient index: 1 KiB a row, blocks 1 to 3" in words(open_page())

@@ -8,6 +8,7 @@ from shlex import quote
 import streamlit as st
 
 from concept_audit import Audit
+from concept_audit_app.components.plain import plain
 from concept_audit_app.components.session import current_audit, read_only
 
 SECONDS_BETWEEN_LOOKS = 2.0
@@ -43,7 +44,9 @@ def _building() -> None:
         st.caption("The building of the gradient index has stopped; `concept-audit index` goes on where it was.")
         return
     left = f", about {building['seconds_left'] / 60:.0f} min left of this step" if building["seconds_left"] else ""
-    st.progress(min(building["share"], 1.0), f"The gradient index is being built: {building['stage'].lower()}{left}")
+    pace = f" ({plain(building['detail'])})" if building["detail"] else ""
+    words = f"The gradient index is being built: {building['stage'].lower()}{left}{pace}"
+    st.progress(min(building["share"], 1.0), words)
 
 
 @st.cache_resource(show_spinner=False)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -13,8 +12,6 @@ from concept_audit.pipeline.index.build import build_index
 from concept_audit.pipeline.index.query import open_index, warm_index
 from concept_audit.progress import Progress
 from concept_audit.store.index import present_index
-
-STALE_SECONDS = 120.0
 
 
 class Index:
@@ -59,11 +56,9 @@ class Index:
         return agreement_in_words(about.get("fidelity")) if about else None
 
     def progress(self) -> dict[str, Any] | None:
-        """How far the building is: stage, share, seconds_left; None if none is being built."""
+        """How far the building is: stage, state, detail, share, seconds_left; None if none is being built."""
         files = present_index(self._opened.layout, self._opened.made.shards(self._opened.layout, "tokens").partition)
-        report = files and files.reported()
-        # A process that was killed leaves its last report behind.
-        return report if report and time.time() - report["at"] < STALE_SECONDS else None
+        return files.reported() if files else None
 
     def warm(self) -> None:
         """Load what a new concept's influence needs, so that the first one is as fast as the next."""

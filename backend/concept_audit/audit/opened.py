@@ -27,6 +27,7 @@ from concept_audit.store.filters import RowFilter
 from concept_audit.store.index import INDEX
 from concept_audit.store.layout import Layout
 from concept_audit.store.manifest import Manifest, read_manifest
+from concept_audit.store.under_way import reported
 
 EVERY_ROW = RowFilter()
 BYTES_VARIABLE = "CONCEPT_AUDIT_DERIVED_BYTES"
@@ -253,8 +254,10 @@ class OpenAudit:
         """
         found = read_manifest(self.layout.manifest)
         if not found.complete:
+            now = reported(self.layout.shards, self.layout.progress)
+            far = f". {now['stage']}: {now['state']}" if now else ""
             raise StoreError(
-                f"{self.root}: this audit is not finished: a build is at work on it, or was stopped midway. Wait for it, "
+                f"{self.root}: this audit is not finished: a build is at work on it, or was stopped midway{far}. Wait for it, "
                 "or run the same `concept-audit build` again, it goes on where it was; labels, probes and flags are safe"
             )
         return found

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import OmitArgPrefixes
 
+from concept_audit.cli.engines import EngineFlags, working
 from concept_audit.cli.flags import flags, made, switch
 from concept_audit.cli.opening import CACHE, DEFAULT_CACHE, JSON, Running, print_json
 from concept_audit.cli.serving import Server, agreed
@@ -54,6 +55,7 @@ class Build:
     """make an audit of a data set, or go on making it"""
 
     build: BuildFlags
+    engine: EngineFlags
     dry_run: Annotated[bool, switch("say what the data are taken for and how the first rows are read, and stop")] = (
         False
     )
@@ -68,7 +70,8 @@ class Build:
             return
         with progress.stage("Starting PyTorch and Transformers"):
             from concept_audit.pipeline.build import build
-        root = build(options, progress)
+        with working(self.engine) as engine:
+            root = build(options, progress, engine)
         progress.say(f"The audit is ready: concept-audit serve {root}")
 
     def build_options(self) -> BuildOptions:
@@ -144,18 +147,20 @@ class Index(Running):
     """build the gradient index: the influence of a new concept in seconds"""
 
     index: IndexFlags
+    engine: EngineFlags
     replace: Annotated[bool, switch("delete a finished index that was made with other options, without asking")] = False
     json: JSON = False
 
     def run(self) -> None:
-        progress = for_this_terminal()
-        audit, options = self.open(progress), made(IndexOptions, self.index)
-        try:
-            found = audit.build_index(options, replace=self.replace)
-        except FinishedIndexError as error:
-            if not agreed(f"{error}\nReplace it?"):
-                raise
-            found = audit.build_index(options, replace=True)
+        progress, options = for_this_terminal(), made(IndexOptions, self.index)
+        with working(self.engine) as engine:
+            audit = self.open(progress, engine)
+            try:
+                found = audit.build_index(options, replace=self.replace)
+            except FinishedIndexError as error:
+                if not agreed(f"{error}\nReplace it?"):
+                    raise
+                found = audit.build_index(options, replace=True)
         if self.json:
             print_json(found)
             return

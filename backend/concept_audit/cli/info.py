@@ -11,6 +11,7 @@ from concept_audit.audit.index import agreement_in_words
 from concept_audit.errors import StoreError
 from concept_audit.store.layout import Layout
 from concept_audit.store.manifest import read_manifest
+from concept_audit.store.under_way import reported
 
 
 def gather(audit: Audit) -> dict[str, Any]:
@@ -26,6 +27,7 @@ def gather(audit: Audit) -> dict[str, Any]:
         "skipped": manifest.report("rows").get("skipped", 0),
         "sae": manifest.report("sae"),
         "index": audit.index.describe(),
+        "index_under_way": audit.index.progress(),
         "probes": [
             {"name": p.name, "layer": p.layer, "fit": p.fit, "version": p.version, **p.details}
             for p in audit.probes.list()
@@ -62,7 +64,9 @@ def words(found: dict[str, Any]) -> str:
         )
     if not found["probes"]:
         lines.append("  probes   none yet; train one with `concept-audit probe` or in the dashboard")
-    if index := found["index"]:
+    if under_way := found["index_under_way"]:
+        lines.append(f"  index    being built: {under_way['stage']}: {under_way['state']}")
+    elif index := found["index"]:
         lines += [
             f"  index    {index['row_bytes'] / 1024:.3g} KiB a row, blocks 1 to {index['blocks'][1]}",
             f"           {agreement_in_words(index.get('fidelity'))}",
@@ -78,12 +82,21 @@ def printable(text: str) -> str:
     return "".join(sign if sign.isprintable() else " " for sign in text)
 
 
+def building(root: Path) -> dict[str, Any] | None:
+    """How far a build is, as `concept_audit.store.under_way.report`; None if none is at work."""
+    layout = Layout(root)
+    return reported(layout.shards, layout.progress)
+
+
 def entry(root: Path) -> dict[str, Any]:
     """What a list of audits says of one."""
     try:
         manifest = read_manifest(Layout(root).manifest)
     except StoreError as error:
         return {"audit": str(root), "state": str(error), "data": "?", "model": "?"}
-    state = "finished" if manifest.complete else "unfinished"
+    now = building(root)
+    state = (
+        "finished" if manifest.complete else f"being built ({now['stage']}: {now['state']})" if now else "unfinished"
+    )
     made = manifest.configuration
     return {"audit": str(root), "state": state, "data": made.get("data"), "model": made.get("model")}

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from concept_audit.audit.audit import Audit
+    from concept_audit.pipeline.engine import Engine
 
 DEFAULT_CACHE = Path("cache")
 CACHE = Annotated[Path, arg(metavar="DIR", help="where audits and built-in models are kept")]
@@ -62,9 +63,9 @@ class Running(Opening):
     device: DEVICE = None
     trust_remote_code: TRUST = False
 
-    def open(self, progress: Progress | None = None) -> Audit:
+    def open(self, progress: Progress | None = None, engine: Engine | None = None) -> Audit:
         """As `Opening.open`."""
-        return self._opened(progress, device=self.device, trust_remote_code=self.trust_remote_code)
+        return self._opened(progress, device=self.device, trust_remote_code=self.trust_remote_code, engine=engine)
 
 
 def existing(audit: str, cache: Path) -> Path:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from tyro.conf import arg
 
 from concept_audit.cli.concepts import CONCEPT
+from concept_audit.cli.engines import EngineFlags, working
 from concept_audit.cli.flags import FILE, REPEATED, flags, form, made, option, switch
 from concept_audit.cli.forms import condition, listed
 from concept_audit.cli.opening import JSON, Running, print_json
@@ -42,6 +43,7 @@ class Rank(Running):
 
     concept: CONCEPT
     influence: InfluenceFlags
+    engine: EngineFlags
     method: Annotated[str, arg(help=f"how to score rows: {', '.join(METHODS)}")] = "vector_filter"
     top: Annotated[int | None, option("only the first so many rows (None: all)", "N")] = None
     format: FORMAT = "csv"
@@ -59,7 +61,10 @@ class Rank(Running):
             raise AuditError("--exact and --index: choose one of them")
         if self.exact and self.index_only:
             raise AuditError("--exact and --index-only: choose one of them")
-        audit = self.open(for_this_terminal())
+        with working(self.engine) as engine:
+            self._ranked(self.open(for_this_terminal(), engine))
+
+    def _ranked(self, audit: Audit) -> None:
         from concept_audit.data.read import read_prompts, read_queries
         from concept_audit.data.write import write
 

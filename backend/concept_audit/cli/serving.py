@@ -86,7 +86,14 @@ class Info:
         from concept_audit.audit.audit import Audit
         from concept_audit.cli import info
 
-        audit = Audit(existing(self.audit, self.cache), Progress())
+        root = existing(self.audit, self.cache)
+        if now := info.building(root):
+            if self.json:
+                print_json({"audit": str(root), "building": now})
+            else:
+                print(f"{root}: being built. {now['stage']}: {now['state']}")
+            return
+        audit = Audit(root, Progress())
         if self.skipped:
             left_out = audit.rows.skipped()[["source", "source_row", "reason"]].to_dict("records")
             if self.json:

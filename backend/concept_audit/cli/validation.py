@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from concept_audit.cli.concepts import CONCEPT
+from concept_audit.cli.engines import EngineFlags, working
 from concept_audit.cli.flags import FILE, flags, made, option, switch
 from concept_audit.cli.opening import JSON, Running, print_json
 from concept_audit.errors import AuditError
@@ -46,6 +47,7 @@ class Validate(Running):
     concept: CONCEPT
     validation: ValidateFlags
     recipe: RecipeFlags
+    engine: EngineFlags
     retention: Annotated[bool, switch("also train on the top rows alone, though --quick leaves that out")] = False
     no_retention: Annotated[bool, switch("do not train on the top rows alone")] = False
     report: Annotated[Path | None, option("write a report in Markdown, its figures beside it", "FILE")] = None
@@ -54,10 +56,10 @@ class Validate(Running):
     def run(self) -> None:
         options = self.validate_options()
         progress = for_this_terminal()
-        audit = self.open(progress)
         from concept_audit.evidence.report import table, write_report
 
-        evidence = audit.validate(self.concept, options)
+        with working(self.engine) as engine:
+            evidence = self.open(progress, engine).validate(self.concept, options)
         if self.json:
             print_json({"evidence_id": evidence.evidence_id, "results": evidence.results.to_dict("records")})
         else:

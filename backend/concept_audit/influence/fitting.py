@@ -79,21 +79,30 @@ class Covariances:
             for i, layer in enumerate(layers)
             if layer.source == i
         }
-        self._outputs = [torch.zeros(layer.d_out, layer.d_out, dtype=dtype, device=device) for layer in layers]
+        self._outputs = {
+            i: torch.zeros(layer.d_out, layer.d_out, dtype=dtype, device=device) for i, layer in enumerate(layers)
+        }
         self._counts = torch.zeros(2, dtype=torch.float64)
 
     @classmethod
     def of(cls, layers: Sequence[LinearLayer], tensors: Mapping[str, torch.Tensor]) -> Covariances:
-        """From sums that were put away."""
+        """From sums that were put away, of all layers or of those that are asked for."""
         made = cls.__new__(cls)
         made._layers, made._counts = layers, tensors["counts"]
-        made._inputs = {i: tensors[f"inputs.{i}"] for i, layer in enumerate(layers) if layer.source == i}
-        made._outputs = [tensors[f"outputs.{i}"] for i in range(len(layers))]
+        every = range(len(layers))
+        made._inputs = {i: tensors[f"inputs.{i}"] for i in every if f"inputs.{i}" in tensors}
+        made._outputs = {i: tensors[f"outputs.{i}"] for i in every if f"outputs.{i}" in tensors}
         return made
+
+    @staticmethod
+    def names(layers: Sequence[LinearLayer], block: int) -> set[str]:
+        """Of the tensors that the covariances of one block are made of."""
+        of = [i for i, layer in enumerate(layers) if layer.block == block]
+        return {"counts", *(f"outputs.{i}" for i in of), *(f"inputs.{layers[i].source}" for i in of)}
 
     def tensors(self) -> dict[str, torch.Tensor]:
         found = {f"inputs.{i}": tensor for i, tensor in self._inputs.items()}
-        found |= {f"outputs.{i}": tensor for i, tensor in enumerate(self._outputs)}
+        found |= {f"outputs.{i}": tensor for i, tensor in self._outputs.items()}
         return {**found, "counts": self._counts}
 
     def visitor(self, batch: Batch) -> Visit:

@@ -59,6 +59,11 @@ class LanguageModel:
         return main_dtype(self.model)
 
     @property
+    def dtype_name(self) -> str:
+        """As it is asked for: ``float32``."""
+        return str(self.dtype).removeprefix("torch.")
+
+    @property
     def wide_dtype(self) -> torch.dtype:
         """In which sums over tokens or rows are taken: float32, or the model's own if that is wider."""
         return torch.promote_types(self.dtype, torch.float32)

@@ -8,8 +8,10 @@ under other keys is cleared away. So the same command goes on where a killed bui
 from __future__ import annotations
 
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
+
+import torch
 
 from concept_audit.concepts.sae import SaeSource, SparseAutoencoder, is_readable, load_sae
 from concept_audit.concepts.sae_training import HELD_OUT, TokenFeed, remove_checkpoints, train_sae
@@ -32,6 +34,7 @@ from concept_audit.pipeline.options import LONGEST_ROW, BuildOptions, key
 from concept_audit.pipeline.place import building, idle, refuse_foreign
 from concept_audit.pipeline.preview import described, show_rows
 from concept_audit.pipeline.read import Tokenizing, read_rows
+from concept_audit.pipeline.reporting import reporting
 from concept_audit.progress import Progress
 from concept_audit.store.activations import read_means, token_blocks
 from concept_audit.store.assemble import SaeDirections, assemble
@@ -45,6 +48,8 @@ from concept_audit.store.shard_store import RowShards
 
 ANSWERS = ("answers", "answer_activations")
 """Kinds that hang on a stage's key and are made on demand."""
+UNCOUNTED = ("data", "model", "cache", "device", "threads")
+"""Settings that may change: of names of data and model their content counts, and where it runs changes nothing."""
 ON_DEMAND = {
     # What is computed when it is asked for hangs on the rows as tokens; rankings on the store, too.
     "tokens": ("curvature", "influence", "index"),
@@ -75,9 +80,9 @@ def build(options: BuildOptions, progress: Progress | None = None, engine: Engin
     lm.check_length(options.max_tokens)
     show_rows(data, options, lm.tokenizer, progress)
     sae = loaded_sae(options, lm, progress)
-    driver = Driver(engine or LocalEngine(lambda _: lm), progress)
     before = frozenset(own_files(layout)) if layout.root.exists() else None
-    with building(layout):
+    with building(layout), reporting(layout.shards, layout.progress, progress) as told:
+        driver = Driver(engine or LocalEngine(lambda _: lm), told)
         _run(_Build(layout, options, lm, sae, driver), data, layout, before)
     return layout.root
 
@@ -106,7 +111,7 @@ def _run(made: _Build, data: DataSet, layout: Layout, before: frozenset[Path] | 
 
 def _remove_leftovers(layout: Layout) -> None:
     """Delete what killed builds had not finished writing: theirs alone, since other commands may be writing now."""
-    for path in (layout.manifest, layout.manifest_copy, layout.audit, layout.sae):
+    for path in (layout.manifest, layout.manifest_copy, layout.progress, layout.audit, layout.sae):
         remove_leftovers_of(path)
     remove_leftovers(layout.sae_training)
     for kind in STAGE_OF:
@@ -121,7 +126,8 @@ class _Build:
         self, layout: Layout, options: BuildOptions, lm: LanguageModel, sae: SparseAutoencoder | None, driver: Driver
     ):
         self._layout, self._options, self._lm, self._sae, self._driver = layout, options, lm, sae, driver
-        self._model = ModelSource(options.model, options.cache, lm.fingerprint)
+        # In the precision that it has here: left open, another machine may choose another one.
+        self._model = ModelSource(replace(options.model, dtype=lm.dtype_name), options.cache, lm.fingerprint)
         layers = set(options.layers or default_layers(lm.n_layers))
         ordered = sorted(layers)
         self._sae_layer = (sae and sae.layer) or options.sae_layer or ordered[(len(ordered) - 1) // 2]
@@ -277,7 +283,7 @@ class _Build:
             "data": options.data,
             "model": options.model.name,
             "device": options.model.device,
-            "dtype": str(self._lm.dtype).removeprefix("torch."),
+            "dtype": self._lm.dtype_name,
             "adapter": type(self._lm.model).__name__ if hasattr(self._lm.model, "peft_config") else None,
             "trust_remote_code": options.model.trust_remote_code,
             "columns": asdict(options.columns),
@@ -295,6 +301,8 @@ class _Build:
             "sae_from_other_model": options.sae_from_other_model or None,
             "sae_centred": (self._sae is not None and self._sae.centred) or None,
             "cache": str(options.cache.resolve()),
+            # Of this process and of every worker: sums are taken in an order that depends on it.
+            "threads": torch.get_num_threads(),
         }
         if date := ChatTemplate(self._lm.tokenizer).date:
             configuration["template_date"] = date
@@ -332,8 +340,7 @@ class _Build:
         found = read_manifest(self._layout.manifest)
         before = {**found.configuration, **{f"{k} (content)": v for k, v in found.fingerprints.items()}}
         after = {**wanted.configuration, **{f"{k} (content)": v for k, v in wanted.fingerprints.items()}}
-        # Names of data and model may change: what counts is their content. Where it runs changes nothing.
-        names = [name for name in {**before, **after} if name not in ("data", "model", "cache", "device")]
+        names = [name for name in {**before, **after} if name not in UNCOUNTED]
         ours = [name for name in names if before.get(name) != after.get(name)]
         if ours:
             was = {n: _short(before[n]) if n in before else "not recorded" for n in ours}
@@ -342,7 +349,8 @@ class _Build:
                 f"{self._layout.root}: an audit made with other settings ({changes}). Choose another --out, or "
                 "pass --rebuild to replace what the build found; labels, probes and flags are kept"
             )
-        found.configuration["device"] = self._options.model.device
+        for name in ("device", "threads"):
+            found.configuration[name] = wanted.configuration[name]
         return found
 
     def _manifest_before(self) -> Manifest | None:

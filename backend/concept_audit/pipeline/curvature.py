@@ -7,14 +7,14 @@ order, so the factors do not depend on who computed which. What another ranking 
 of further blocks is added to what is there::
 
     shards/curvature/<key>/curvature.json         what the factors are of
-                          /basis-0007.safetensors    eigenvectors of block 7's covariances
-                          /block-0007.safetensors    with the eigenvalues: the finished factors
+                          /block-0007.safetensors    eigenvectors and eigenvalues of block 7: finished factors
                           /covariances-1-7/000000.safetensors   sums over the first part of a pass under way
+                          /bases-1-7/000000.safetensors         eigenvectors of the first block of a group
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -31,12 +31,12 @@ from concept_audit.model.linear import Layers, LinearLayer, linear_layers
 from concept_audit.model.load import LanguageModel
 from concept_audit.model.options import ModelSource
 from concept_audit.model.pairs import sequences
-from concept_audit.pipeline.engine import Driver, Worker
+from concept_audit.pipeline.engine import Worker, missing_of
 from concept_audit.pipeline.options import key
 from concept_audit.pipeline.place import taking_turns
 from concept_audit.pipeline.sampling import rows_with_tokens
 from concept_audit.pipeline.sources import Sources
-from concept_audit.progress import Progress, Stage
+from concept_audit.progress import Progress
 from concept_audit.store.examples import read_examples
 from concept_audit.store.partition import ListedPartition
 from concept_audit.store.shard_store import RowShards, ShardSet, intact, open_tensors, read_tensors
@@ -80,10 +80,6 @@ class CurvatureFiles:
     """
 
     shards: ShardSet
-
-    def basis(self, block: int) -> Path:
-        """Eigenvectors of a block's covariances."""
-        return self.shards.file(f"basis-{block:04}.safetensors")
 
     def block(self, block: int) -> Path:
         """Finished factors of a block."""
@@ -144,6 +140,49 @@ class Summing:
         ]
         accumulate(lm, layers, into, Rows(parts.ids, parts.response), keys, self.fit.fisher, worker.advance, worker.say)
         self.sums.write_tensors(number, into.tensors())
+
+
+@dataclass(frozen=True)
+class Decomposing:
+    """The eigenvectors of covariances, one block after the other: what takes longest grows with d³.
+
+    Attributes:
+        sums: over the parts of a pass for covariances, all there.
+        bases: to be made, one shard a block.
+        blocks: first and last block of the group.
+    """
+
+    sums: ShardSet
+    bases: ShardSet
+    model: ModelSource
+    fit: CurvatureFit
+    blocks: tuple[int, int]
+
+    @property
+    def outputs(self) -> tuple[ShardSet, ...]:
+        return (self.bases,)
+
+    def open(self, worker: Worker) -> tuple[list[LinearLayer], torch.device, Worker]:
+        lm = worker.model(self.model)
+        return linear_layers(lm, *self.blocks, self.fit.weights, partial=True), lm.device, worker
+
+    def run(self, opened: tuple[list[LinearLayer], torch.device, Worker], number: int) -> None:
+        layers, device, worker = opened
+        block = self.blocks[0] + number
+        covariances = Covariances.of(layers, _summed(self.sums, Covariances.names(layers, block)))
+        found: dict[str, torch.Tensor] = {}
+        for index, layer in enumerate(layers):
+            if layer.block != block:
+                continue
+            sides = {"outputs": covariances.outputs(index)}
+            if layer.source == index:
+                sides["inputs"] = covariances.inputs(index)
+            for side, covariance in sides.items():
+                basis = side_eigenbasis(covariance.to(device))
+                found[f"{layer.name}.{side}.vectors"] = basis.vectors
+                found[f"{layer.name}.{side}.values"] = basis.values
+            worker.advance()
+        self.bases.write_tensors(number, found)
 
 
 def fit_curvature(
@@ -234,61 +273,44 @@ def _fit_group(
     partition = ListedPartition(tuple(map(len, parts)))
     sums = replace(files.shards, key=f"{files.shards.key}/covariances-{first}-{last}", partition=partition)
     work = Summing(sources.shards("tokens"), sums, parts, sources.model_source, fit, (first, last))
+    bases = replace(
+        files.shards,
+        key=f"{files.shards.key}/bases-{first}-{last}",
+        partition=ListedPartition(tuple(sum(layer.block == block for layer in layers) for block in group)),
+    )
+    vectors = Decomposing(sums, bases, sources.model_source, fit, (first, last))
     driver = sources.driver(progress)
-    if not all(intact(files.basis(block)) for block in group):
-        covariances = Covariances.of(layers, _summed(driver, work, f"Covariances of {named}"))
-        with progress.stage(f"Eigenvectors of {named}", len(layers), "layers") as stage:
-            for block in group:
-                _write_basis(files, layers, block, covariances, lm.device, stage)
-        del covariances  # its room is needed for what follows
+    if missing_of(vectors):
+        driver.finish(work, f"Covariances of {named}", _sizes(sums))
+        driver.finish(vectors, f"Eigenvectors of {named}", _sizes(bases), "layers")
     sums.store.remove(sums.kind, sums.key)
     sums = replace(sums, key=f"{files.shards.key}/squares-{first}-{last}")
-    work = replace(work, sums=sums, bases=tuple(files.basis(block) for block in group))
-    squares = SquaredGradients.of(layers, _summed(driver, work, f"Eigenvalues of {named}"))
-    for block in group:
-        finished = read_tensors(files.basis(block))
+    work = replace(work, sums=sums, bases=tuple(map(bases.complete, bases.numbers())))
+    driver.finish(work, f"Eigenvalues of {named}", _sizes(sums))
+    squares = SquaredGradients.of(layers, _summed(sums))
+    for block, basis in zip(group, work.bases, strict=True):
+        finished = read_tensors(basis)
         for index, layer in enumerate(layers):
             if layer.block == block:
                 finished[f"{layer.name}.eigenvalues"] = squares.eigenvalues(index)
         files.shards.store.write_tensors(files.block(block), finished)
-    for block in group:
-        files.basis(block).unlink(missing_ok=True)
-    sums.store.remove(sums.kind, sums.key)
+    for of in (bases, sums):
+        of.store.remove(of.kind, of.key)
 
 
-def _summed(driver: Driver, work: Summing, name: str) -> dict[str, torch.Tensor]:
-    """The sums over all parts, which are added in their order."""
-    sizes = {number: len(part) for number, part in enumerate(work.parts)}
-    driver.finish(work, name, sizes)
-    total = read_tensors(work.sums.path(0))
-    for number in range(1, len(work.parts)):
-        with open_tensors(work.sums.path(number), "pt") as file:
-            for tensor_name, tensor in total.items():
-                tensor += file.get_tensor(tensor_name)
+def _sizes(shards: ShardSet) -> dict[int, int]:
+    return {number: shards.partition.size(number) for number in range(len(shards.partition))}
+
+
+def _summed(sums: ShardSet, names: Collection[str] | None = None) -> dict[str, torch.Tensor]:
+    """The sums over all parts, which are added in their order: of some tensors, or all."""
+    total: dict[str, torch.Tensor] = {}
+    for number in sums.numbers():
+        with open_tensors(sums.path(number), "pt") as file:
+            for name in file.keys() if names is None else names:
+                part = file.get_tensor(name)
+                total[name] = total[name].add_(part) if name in total else part
     return total
-
-
-def _write_basis(
-    files: CurvatureFiles,
-    layers: Sequence[LinearLayer],
-    block: int,
-    covariances: Covariances,
-    device: torch.device,
-    stage: Stage,
-) -> None:
-    found: dict[str, torch.Tensor] = {}
-    for index, layer in enumerate(layers):
-        if layer.block != block:
-            continue
-        sides = {"outputs": covariances.outputs(index)}
-        if layer.source == index:
-            sides["inputs"] = covariances.inputs(index)
-        for side, covariance in sides.items():
-            basis = side_eigenbasis(covariance.to(device))
-            found[f"{layer.name}.{side}.vectors"] = basis.vectors
-            found[f"{layer.name}.{side}.values"] = basis.values
-        stage.advance()
-    files.shards.store.write_tensors(files.basis(block), found)
 
 
 def _parts(tokens: RowShards, total: int) -> tuple[tuple[int, ...], ...]:

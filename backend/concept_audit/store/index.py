@@ -9,7 +9,6 @@ shards/index/<key>/index.json                 what the index is of, and how fait
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ import numpy as np
 import torch
 
 from concept_audit.errors import StoreError
+from concept_audit.store import under_way
 from concept_audit.store.layout import Layout
 from concept_audit.store.packing import Packing
 from concept_audit.store.partition import RowPartition, by_shard, first_row
@@ -78,17 +78,9 @@ class IndexFiles:
         """Replace the description in one step."""
         self.rows.store.write_json(self.description, about)
 
-    def report(self, stage: str, share: float, left: float | None) -> None:
-        """Say how far the building is, for other processes to read."""
-        state = {"stage": stage, "share": share, "seconds_left": left, "at": time.time()}
-        self.rows.store.write_json(self.progress, state)
-
     def reported(self) -> dict[str, Any] | None:
-        """What the last report said; None if nothing is being built."""
-        try:
-            return self.rows.store.read_json(self.progress)
-        except StoreError:
-            return None
+        """What the last report said, as `concept_audit.store.under_way.report`; None if nothing is being built."""
+        return under_way.reported(self.rows.store, self.progress)
 
     def norms(self, blocks: int) -> np.ndarray:
         """‖∇θL(z)‖ of every row over the layers of the first so many blocks: float64 [rows].

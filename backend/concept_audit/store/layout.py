@@ -64,6 +64,11 @@ class Layout:
         return self.root / "build.lock"
 
     @property
+    def progress(self) -> Path:
+        """How far the build is; gone when it ends."""
+        return self.root / "build.json"
+
+    @property
     def locks(self) -> Path:
         """Where the locks of all that is made on demand lie; see `lock_of`."""
         return self.root / "locks"

@@ -50,7 +50,7 @@ class Manifest:
     configuration: dict[str, Any]
     fingerprints: dict[str, str]
     stages: dict[str, dict[str, Any]] = field(default_factory=dict)
-    versions: dict[str, str] = field(default_factory=lambda: _versions())
+    versions: dict[str, str] = field(default_factory=lambda: package_versions())
     created: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
     format: int = FORMAT
 
@@ -153,7 +153,8 @@ def _cache(directory: Path) -> list[str]:
     return [] if directory.resolve() == Path("cache").resolve() else ["--cache", str(directory)]
 
 
-def _versions() -> dict[str, str]:
+def package_versions() -> dict[str, str]:
+    """Package → version, of those that decide what is found."""
     versions = {}
     for package in PACKAGES:
         try:

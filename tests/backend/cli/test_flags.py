@@ -25,6 +25,7 @@ from concept_audit.cli.main import COMMANDS, parsed
 from concept_audit.cli.ranking import InfluenceFlags
 from concept_audit.data.conversation import Columns
 from concept_audit.influence.options import CurvatureOptions, QueryOptions, ScoringOptions
+from concept_audit.pipeline.engines.options import EngineOptions
 
 OPTIONS = [
     BuildOptions,
@@ -37,6 +38,7 @@ OPTIONS = [
     IndexOptions,
     ValidateOptions,
     Recipe,
+    EngineOptions,
 ]
 
 

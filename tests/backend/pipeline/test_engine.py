@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import faulthandler
-import multiprocessing
 import pickle
 import random
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -16,13 +13,15 @@ from typing import Any
 
 import duckdb
 import pytest
-import torch
 
 from concept_audit import Audit, BuildOptions, CurvatureOptions, IndexOptions, InfluenceOptions, ModelOptions, build
 from concept_audit.model.load import LanguageModel, load_model
 from concept_audit.model.options import ModelSource
 from concept_audit.pipeline import answers, curvature
 from concept_audit.pipeline.engine import Driver, Engine, LocalEngine, Work, Worker, missing_of
+from concept_audit.pipeline.engines.dispatch import CrewEngine
+from concept_audit.pipeline.engines.on_ray import RayEngine
+from concept_audit.pipeline.engines.processes import ProcessEngine
 from concept_audit.progress import Progress, Stage
 from concept_audit.store import partition
 from concept_audit.store.layout import Layout
@@ -41,9 +40,9 @@ SIZES = {
 }
 """So that little data make several shards, some of several units, and the curvature is summed in parts."""
 SHARDS = {0: 16, 1: 16, 2: 32, 3: 32, 4: 24}
-PATIENCE = 150
-"""Seconds that a process of a pool may take for all that it does."""
-WORKS = {"Answering", "CompressingRows", "FindingFeatures", "RunningModel", "Scoring", "Summing", "Tokenizing"}
+WORKS = {"Answering", "CompressingRows", "FindingFeatures", "RunningModel", "Scoring", "Tokenizing"}
+CURVATURE = {"Summing", "Decomposing"}
+"""Works whose shards are not of the data's rows."""
 
 
 @lru_cache(maxsize=1)
@@ -85,30 +84,32 @@ class OneByOne:
 
 
 @dataclass(frozen=True)
-class Processes:
-    """Sends each shard to one of some processes, which share nothing with this one but the disk."""
+class Small:
+    """A work that makes small shards, whatever process it is done in."""
 
-    pool: ProcessPoolExecutor
+    work: Work[Any]
+
+    @property
+    def outputs(self) -> Any:
+        return self.work.outputs
+
+    def open(self, worker: Worker) -> Any:
+        for (module, name), value in SIZES.items():
+            setattr(module, name, value)
+        return self.work.open(worker)
+
+    def run(self, opened: Any, number: int) -> None:
+        self.work.run(opened, number)
+
+
+@dataclass(frozen=True)
+class SmallShards:
+    """Has another engine make small shards."""
+
+    inner: Engine
 
     def run(self, work: Work[Any], missing: Sequence[int], stage: Stage, progress: Progress) -> None:
-        for done in [self.pool.submit(run_elsewhere, work, number) for number in missing]:
-            done.result()
-
-
-def run_elsewhere(work: Work[Any], number: int) -> None:
-    """In a process of a pool."""
-    work.run(work.open(Worker(loaded)), number)
-
-
-def prepare(threads: int) -> None:
-    """Make a process of a pool like this one. As many threads, since they decide in which order sums are taken.
-
-    A process that hangs says where, and ends: the pool then tells the test that it broke.
-    """
-    faulthandler.dump_traceback_later(PATIENCE, exit=True)
-    torch.set_num_threads(threads)
-    for (module, name), value in SIZES.items():
-        setattr(module, name, value)
+        self.inner.run(Small(work), missing, stage, progress)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -187,12 +188,13 @@ def same(found: Path, expected: Path) -> None:
 def test_all_heavy_work_goes_through_the_engine(recorded):
     root, engine = recorded
     assert RowPartition(120).sizes() == SHARDS
-    assert {type(work).__name__ for work, _ in engine.works} == WORKS
+    assert {type(work).__name__ for work, _ in engine.works} == WORKS | CURVATURE
     assert all(missing for _, missing in engine.works), "an engine is not asked to do nothing"
-    of_rows = [missing for work, missing in engine.works if type(work).__name__ != "Summing"]
+    of_rows = [missing for work, missing in engine.works if type(work).__name__ not in CURVATURE]
     assert of_rows == [list(SHARDS)] * len(of_rows)
     assert all(0 < work.sample.share < 1 for work, _ in engine.works if type(work).__name__ == "RunningModel")
-    assert max(len(missing) for work, missing in engine.works if type(work).__name__ == "Summing") > 1
+    for name in CURVATURE:
+        assert max(len(missing) for work, missing in engine.works if type(work).__name__ == name) > 1
     assert {"rows", "tokens", "activations", "features", "answers", "answer_activations", "index"} <= {
         path.split("/")[1] for path in shards_of(root)
     }
@@ -207,10 +209,9 @@ def test_works_are_small_values_that_can_be_sent(recorded):
 
 
 @contextmanager
-def processes(count: int) -> Iterator[Processes]:
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(count, context, prepare, (torch.get_num_threads(),)) as pool:
-        yield Processes(pool)
+def crew(engine: CrewEngine) -> Iterator[SmallShards]:
+    with engine:
+        yield SmallShards(engine)
 
 
 @contextmanager
@@ -218,11 +219,20 @@ def here(engine: Engine) -> Iterator[Engine]:
     yield engine
 
 
-@pytest.mark.parametrize("name", ["shuffled", "one by one", "processes"])
+ENGINES = {
+    "shuffled": lambda: here(Shuffled()),
+    "one by one": lambda: here(OneByOne()),
+    "processes": lambda: crew(ProcessEngine(workers=2)),
+    "ray": lambda: crew(RayEngine(workers=2)),
+}
+
+
+@pytest.mark.parametrize("name", list(ENGINES))
 def test_other_engines_give_the_same_audit_bit_for_bit(recorded, data, model_directory, tmp_path, name):
     root, _ = recorded
-    engines = {"shuffled": here(Shuffled()), "one by one": here(OneByOne()), "processes": processes(2)}
-    with engines[name] as engine:
+    if name == "ray":
+        pytest.importorskip("ray", reason="Ray is not installed")
+    with ENGINES[name]() as engine:
         same(audited(data, model_directory, tmp_path / "audit", engine), root)
 
 

@@ -34,9 +34,9 @@ from concept_audit.pipeline.engine import Worker
 from concept_audit.pipeline.index.codes import CODING, Codes, tensors_of
 from concept_audit.pipeline.index.fidelity import SCORED_ROWS, HeldOut, hold_out, measure_fidelity
 from concept_audit.pipeline.index.query import NORMS, projection_reader
-from concept_audit.pipeline.index.reporting import reporting
 from concept_audit.pipeline.options import key
 from concept_audit.pipeline.place import making
+from concept_audit.pipeline.reporting import reporting
 from concept_audit.pipeline.sampling import as_rows, drawn_rows
 from concept_audit.pipeline.sources import Sources
 from concept_audit.progress import Progress
@@ -113,7 +113,7 @@ def build_index(
         remove_leftovers(files.root)
         if not whole:
             files.write_description({**made_of, "done": False})
-        with reporting(files, progress) as reported:
+        with reporting(files.rows.store, files.progress, progress) as reported:
             return _Building(sources, files, options, made_of, reported).run(answering)
 
 

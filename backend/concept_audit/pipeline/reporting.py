@@ -1,29 +1,31 @@
-"""A progress that other processes can read, since an index is often built behind a running app."""
+"""What other processes can read of how far long work is, since people look at it from elsewhere."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from concept_audit.progress import Progress, Stage
-from concept_audit.store.index import IndexFiles
+from concept_audit.store.shard_store import ShardStore
+from concept_audit.store.under_way import report
 
 SECONDS = 1.0
 
 
 @contextmanager
-def reporting(files: IndexFiles, progress: Progress) -> Iterator[Progress]:
-    """A progress that also tells other processes, until the body ends."""
+def reporting(store: ShardStore, path: Path, progress: Progress) -> Iterator[Progress]:
+    """A progress that also tells other processes, in a file, until the body ends."""
     try:
-        yield _Reporting(files, progress)
+        yield _Reporting(lambda stage: report(store, path, stage), progress)
     finally:
-        files.progress.unlink(missing_ok=True)
+        path.unlink(missing_ok=True)
 
 
 class _Reporting(Progress):
-    def __init__(self, files: IndexFiles, inner: Progress):
-        self._files, self._inner = files, inner
+    def __init__(self, report: Callable[[Stage], None], inner: Progress):
+        self._report, self._inner = report, inner
 
     def say(self, text: str) -> None:
         self._inner.say(text)
@@ -31,7 +33,7 @@ class _Reporting(Progress):
     @contextmanager
     def stage(self, name: str, total: int | None = None, unit: str = "rows") -> Iterator[Stage]:
         with self._inner.stage(name, total, unit) as stage:
-            files, reported = self._files, time.monotonic()
+            report, reported = self._report, time.monotonic()
             advance = stage.advance
 
             def advancing(units: int = 1, detail: str | None = None) -> None:
@@ -39,8 +41,8 @@ class _Reporting(Progress):
                 advance(units, detail)
                 if time.monotonic() - reported >= SECONDS:
                     reported = time.monotonic()
-                    files.report(name, stage.done / stage.total if stage.total else 0.0, stage.seconds_left)
+                    report(stage)
 
-            files.report(name, 0.0, None)
+            report(stage)
             stage.advance = advancing  # type: ignore[method-assign]
             yield stage
