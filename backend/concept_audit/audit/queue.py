@@ -36,6 +36,7 @@ class Queue:
         Args:
             kinds: of `KINDS`, those to offer.
         """
+        where = self._opened.searched(where)
         trained = self._probes.find(probe)
         if trained is None or not kinds:
             return self._first(probe, where, "shuffled")
