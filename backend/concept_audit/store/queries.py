@@ -262,12 +262,13 @@ def unlabelled(
     """
     source, condition, parameters = matching(cursor, ranking, where)
     one = "e.example_id" if ranking is None else "s.example_id"
-    order, more = {
+    orders: dict[str, tuple[str, list[Any]]] = {
         "shuffled": ("md5(e.content_hash || ?)", [probe]),
         "likely": ("s.rank", []),
         "unlikely": ("s.rank DESC", []),
         "uncertain": ("abs(s.score - ?)", [boundary]),
-    }["shuffled" if ranking is None else kind]
+    }
+    order, more = orders["shuffled" if ranking is None else kind]
     # The row is picked first: no other's text is read.
     return cursor.execute(
         f"""WITH seen AS MATERIALIZED (
