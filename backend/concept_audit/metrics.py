@@ -84,7 +84,7 @@ def precision_recall(scores: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray
     """
     order = np.argsort(-scores, kind="stable")
     falling, hits = scores[order], np.cumsum(labels[order])
-    last = np.append(np.flatnonzero(np.diff(falling)), len(falling) - 1)
+    last: np.ndarray = np.append(np.flatnonzero(np.diff(falling)), len(falling) - 1)
     return falling[last], hits[last] / (last + 1), hits[last] / hits[-1]
 
 
