@@ -82,11 +82,10 @@ def precision_recall(scores: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray
     Returns:
         float64 [distinct scores] each, from the highest threshold down to where every row is taken.
     """
-    from sklearn.metrics import precision_recall_curve
-
-    precision, recall, thresholds = precision_recall_curve(labels, scores)
-    # The curve's last point, of no row at all, has no threshold.
-    return thresholds[::-1], precision[-2::-1], recall[-2::-1]
+    order = np.argsort(-scores, kind="stable")
+    falling, hits = scores[order], np.cumsum(labels[order])
+    last: np.ndarray = np.append(np.flatnonzero(np.diff(falling)), len(falling) - 1)
+    return falling[last], hits[last] / (last + 1), hits[last] / hits[-1]
 
 
 def average_precision(scores: np.ndarray, labels: np.ndarray) -> float:
@@ -95,9 +94,13 @@ def average_precision(scores: np.ndarray, labels: np.ndarray) -> float:
     Args:
         labels: with at least one positive.
     """
-    from sklearn.metrics import average_precision_score
+    _, precision, recall = precision_recall(scores, labels)
+    return area_under(precision, recall)
 
-    return float(average_precision_score(labels, scores))
+
+def area_under(precision: np.ndarray, recall: np.ndarray) -> float:
+    """`average_precision` of a curve that is known: both float64 [points], recall rising."""
+    return float(np.diff(recall, prepend=0.0) @ precision)
 
 
 def precision_at_k(scores: np.ndarray, labels: np.ndarray, k: int) -> float:

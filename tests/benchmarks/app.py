@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import base64
-import json
 import logging
 import os
 import sys
@@ -21,6 +20,7 @@ from pathlib import Path
 import duckdb
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
@@ -43,36 +43,46 @@ LIMITS = "limits: 150 ms on the demo, 300 ms at 100,000 rows x 200 concepts, 1,0
 
 def shard_tables(rng: np.random.Generator, words: np.ndarray, span: range) -> tuple[pa.Table, pa.Table]:
     """Rows of random words, a token each: as they were read, and as a model would read them."""
-    length = PROMPT_WORDS + RESPONSE_WORDS
-    chosen = rng.zipf(1.3, (len(span), length)) % WORDS
-    records: dict[str, list] = {name: [] for name in {*ROWS.names, *TOKENS.names}}
+    count, length = len(span), PROMPT_WORDS + RESPONSE_WORDS
+    chosen = rng.zipf(1.3, (count, length)) % WORDS
+    ends = np.cumsum(np.char.str_len(words)[chosen] + 1, axis=1)
+    starts = np.c_[np.zeros(count, np.int64), ends[:, :-1]]
     parts = np.r_[np.full(PROMPT_WORDS, PROMPT), np.full(RESPONSE_WORDS, CONTENT)].astype(np.uint8)
-    for i, example in enumerate(span):
-        tokens = words[chosen[i]]
-        ends = np.cumsum([len(w) + 1 for w in tokens])
-        prompt, response = " ".join(tokens[:PROMPT_WORDS]), " ".join(tokens[PROMPT_WORDS:])
-        turns = [{"role": "user", "content": prompt}, {"role": "assistant", "content": response}]
-        row = {
-            "example_id": example,
-            "content_hash": f"{example:032x}",
-            "source": "synthetic.jsonl",
-            "source_row": example + 1,
-            "messages": json.dumps(turns),
-            "prompt": prompt,
-            "response": response,
-            "metadata": json.dumps({"topic": f"topic {example % 12}", "origin": "ab"[example % 7 == 0]}),
-            "truncated": False,
-            "n_tokens": length,
-            "n_response_tokens": RESPONSE_WORDS,
-            "text": " ".join(tokens) + " ",
-            "input_ids": chosen[i],
-            "starts": np.r_[0, ends[:-1]],
-            "ends": ends,
-            "parts": parts,
-        }
-        for name, value in row.items():
-            records[name].append(value)
-    read, tokenized = (pa.table({name: records[name] for name in of.names}, schema=of) for of in (ROWS, TOKENS))
+    examples = np.arange(span.start, span.stop)
+
+    def lists(values: np.ndarray) -> pa.Array:
+        return pa.ListArray.from_arrays(np.arange(count + 1) * values.shape[1], values.ravel())
+
+    def joined(ids: np.ndarray) -> pa.Array:
+        return pc.binary_join(lists(words[ids]).cast(pa.list_(pa.string())), " ")
+
+    def around(*texts: object) -> pa.Array:
+        return pc.binary_join_element_wise(*texts, "")
+
+    prompt, response = joined(chosen[:, :PROMPT_WORDS]), joined(chosen[:, PROMPT_WORDS:])
+    # The words are of plain letters: their JSON is themselves.
+    said = ('[{"role": "user", "content": "', '"}, {"role": "assistant", "content": "', '"}]')
+    columns = {
+        "example_id": examples,
+        "content_hash": [f"{example:032x}" for example in span],
+        "source": ["synthetic.jsonl"] * count,
+        "source_row": examples + 1,
+        "messages": around(said[0], prompt, said[1], response, said[2]),
+        "prompt": prompt,
+        "response": response,
+        "metadata": [f'{{"topic": "topic {i % 12}", "origin": "{"ab"[i % 7 == 0]}"}}' for i in span],
+        "truncated": np.zeros(count, bool),
+        "n_tokens": np.full(count, length),
+        "n_response_tokens": np.full(count, RESPONSE_WORDS),
+        "text": around(prompt, " ", response, " "),
+        "input_ids": lists(chosen),
+        "starts": lists(starts),
+        "ends": lists(ends),
+        "parts": lists(np.tile(parts, (count, 1))),
+    }
+    read, tokenized = (
+        pa.table([pa.array(columns[field.name]).cast(field.type) for field in of], schema=of) for of in (ROWS, TOKENS)
+    )
     return read, tokenized
 
 

@@ -48,7 +48,8 @@ class Comparisons:
     def correlations(self, concept: str) -> tuple[list[tuple[str, str]], np.ndarray]:
         """Spearman correlations among the stored rankings of a concept: (method, parameters) and [n, n]."""
         found = self._concepts.get(concept).concept_id
-        return self._opened.read(lambda cursor: compare.matrix(cursor, found))
+        key = ("correlations", found)
+        return self._opened.cached_read(key, lambda cursor: compare.matrix(cursor, found))
 
     def against_group(self, concept: str, kind: str, name: str = "", value: str = "", k: int = 50) -> pd.DataFrame:
         """How well the stored rankings of a concept put a group of rows first; see `against_group` of the pipeline.
@@ -58,7 +59,8 @@ class Comparisons:
         """
         found = self._concepts.get(concept).concept_id
         group, parameters = group_of(kind, name, value)
-        return self._opened.read(lambda cursor: against_group(cursor, found, group, parameters, k))
+        key = ("against", found, kind, name, value, k)
+        return self._opened.cached_read(key, lambda cursor: against_group(cursor, found, group, parameters, k))
 
     def labelled_rows(self, concept: str) -> int:
         """How many rows were labelled to train a probe; 0 for an SAE feature. `against_group` leaves them out."""

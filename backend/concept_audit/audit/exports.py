@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,16 +17,17 @@ from concept_audit.audit.concepts import Concepts
 from concept_audit.audit.metadata import decoded_metadata
 from concept_audit.audit.opened import DEFAULTS, EVERY_ROW, OpenAudit, user_name
 from concept_audit.audit.probes import Probes
-from concept_audit.audit.rankings import Rankings
+from concept_audit.audit.rankings import LAST_COLUMNS, RANK_COLUMNS, Rankings
 from concept_audit.audit.rows import Rows
 from concept_audit.data.copying import Swap, copier, places
 from concept_audit.data.read import fingerprint, raw_rows
-from concept_audit.data.write import Format, Record, fill_file, fill_standard_output, write_records
+from concept_audit.data.write import Format, Record, fill_file, fill_standard_output, write_columns, write_records
 from concept_audit.errors import AuditError, StoreError
 from concept_audit.files import atomic_write
 from concept_audit.influence.options import InfluenceOptions
 from concept_audit.store import queries
 from concept_audit.store.cursor import Cursor
+from concept_audit.store.derived import require_rankings
 from concept_audit.store.filters import RowFilter
 from concept_audit.store.skipped import skipped_rows
 
@@ -36,6 +37,8 @@ SCORE_COLUMNS = ["rank", "score", "percentile"]
 ROWS_AT_ONCE = 512
 SWAP = "swap"
 """The flag of preference pairs whose sides are to be exchanged."""
+RANKED_AT_ONCE = 16_384
+"""Rows of a ranking lie all over the data: to look up a few takes as long as to look up many."""
 
 
 @dataclass(frozen=True)
@@ -131,6 +134,50 @@ class Exports:
                 partial.write_text(json.dumps(about, indent=2, ensure_ascii=False) + "\n", "utf-8")
         return about
 
+    def ranked(
+        self,
+        out: Path | None,
+        concept: str,
+        method: str = "vector_filter",
+        format: Format = "csv",
+        top: int | None = None,
+        options: InfluenceOptions = DEFAULTS,
+    ) -> tuple[int, int]:
+        """Write rows by their influence on a concept, rank 1 first.
+
+        Rows are looked up `RANKED_AT_ONCE` at a time and written as they come, so memory does not grow with them, and
+        nobody who writes to the audit waits for more than that.
+
+        Args:
+            out: a file; None for standard output.
+            top: only the first so many.
+
+        Returns:
+            how many rows were written, and how many the ranking has. They have the columns of `Rankings.table`, and
+            one for each metadata field of the data.
+
+        Raises:
+            StoreError: the disk is full, or the ranking was thrown away meanwhile.
+        """
+        ranking = self._rankings.ensure(concept, method, options)
+        every = int(self._rankings.summary(concept, method, options)["count"])
+        names = self._field_names([*RANK_COLUMNS, *LAST_COLUMNS])
+        last = every if top is None else min(top, every)
+
+        def records() -> Iterator[Record]:
+            for first in range(1, last + 1, RANKED_AT_ONCE):
+                frame = self._ranked(ranking, range(first, min(first + RANKED_AT_ONCE, last + 1)))
+                metadata = decoded_metadata(frame)
+                for row, more in zip(frame.drop(columns="metadata").itertuples(index=False), metadata, strict=True):
+                    known = row._asdict()
+                    ends = {name: known.pop(name) for name in LAST_COLUMNS}
+                    yield known | {name: more.get(field) for field, name in names.items()} | ends
+
+        def fill(file: BinaryIO) -> int:
+            return write_columns(records, format, file, [*RANK_COLUMNS, *names.values(), *LAST_COLUMNS])
+
+        return (fill_standard_output(fill, format) if out is None else fill_file(fill, out)[0]), every
+
     def to_bytes(self, format: Format = "csv", name: str | None = None, **how: Any) -> tuple[bytes, bytes]:
         """As `write`, for a download: the file and its manifest.
 
@@ -141,6 +188,13 @@ class Exports:
             out = Path(place) / (name or f"{self._opened.name}.{format}")
             self.write(out, format, **how)
             return out.read_bytes(), out.with_name(out.name + ".manifest.json").read_bytes()
+
+    def _ranked(self, ranking: int, ranks: range) -> pd.DataFrame:
+        def read(cursor: Cursor) -> pd.DataFrame:
+            require_rankings(cursor, [ranking])
+            return queries.ranked_texts(cursor, ranking, ranks)
+
+        return self._opened.read(read)
 
     def _state(self, where: RowFilter, ranking: int | None, by_rank: bool) -> _State:
         """Which rows pass now: what is looked up in one lease is of one state."""
@@ -171,18 +225,24 @@ class Exports:
             if copy is not None:
                 return copy
         records = (lambda: self._own_records(state, swap)) if own else (lambda: self._records(state))
-        columns = [] if own else [*scored, *EXPORT_COLUMNS]
-        return lambda out: write_records(records, format, out, exact, columns)
+        if own:
+            return lambda out: write_records(records, format, out, exact)
+        columns = [*scored, *EXPORT_COLUMNS, *self._field_names([*scored, *EXPORT_COLUMNS]).values()]
+        return lambda out: write_columns(records, format, out, columns, exact)
+
+    def _field_names(self, columns: Sequence[str]) -> dict[str, str]:
+        """Metadata field → the name of its column, beside these columns."""
+        fields = self._rows.metadata_fields()["field"].tolist()
+        return {field: f"metadata.{field}" if field in columns else field for field in fields}
 
     def _records(self, state: _State) -> Iterator[Record]:
         columns = [*(name for name in SCORE_COLUMNS if name in state.rows), *EXPORT_COLUMNS]
-        fields = self._rows.metadata_fields()["field"].tolist()
-        names = {field: f"metadata.{field}" if field in columns else field for field in fields}
+        names = self._field_names(columns)
         for start in range(0, len(state.rows), ROWS_AT_ONCE):
             known = state.rows.iloc[start : start + ROWS_AT_ONCE]
             frame = known.merge(self._texts(state, known["example_id"].tolist()), on="example_id")
             for row, metadata in zip(frame[columns].to_dict("records"), decoded_metadata(frame), strict=True):
-                yield row | {names[field]: metadata.get(field) for field in fields}
+                yield row | {name: metadata.get(field) for field, name in names.items()}
 
     def _texts(self, state: _State, example_ids: list[int]) -> pd.DataFrame:
         def read(cursor: Cursor) -> pd.DataFrame:

@@ -43,6 +43,7 @@ class Queue:
             count: rows at most.
             kinds: of `KINDS`, those to offer.
         """
+        where = self._opened.searched(where)
         trained = self._probes.find(probe)
         if trained is None or not kinds:
             return self._opened.read(

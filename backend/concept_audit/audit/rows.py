@@ -52,6 +52,7 @@ class Rows:
 
     def sample(self, where: RowFilter, seed: str, limit: int) -> pd.DataFrame:
         """As `list`, in an order that looks random but is the same for a seed."""
+        where = self._opened.searched(where)
         return self._opened.read(lambda cursor: queries.sample(cursor, where, seed, limit))
 
     def count(

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from concept_audit.store.filters import RowFilter
 
 FORMAT = Annotated[Literal["csv", "jsonl", "parquet"], arg(help="of the output")]
+FIRST_ROWS = 1000
 OUT = Annotated[str | None, option("write to this file (None: standard output)", "FILE")]
 WHERE = Annotated[
     tuple[str, ...], REPEATED, arg(metavar="FIELD=VALUE", help="only rows with this metadata value; may be repeated")
@@ -45,7 +46,10 @@ class Rank(Running):
     influence: InfluenceFlags
     engine: EngineFlags
     method: Annotated[str, arg(help=f"how to score rows: {', '.join(METHODS)}")] = "vector_filter"
-    top: Annotated[int | None, option("only the first so many rows (None: all)", "N")] = None
+    top: Annotated[
+        int | None, option(f"only the first so many rows (None: {FIRST_ROWS:,}, or every one with --all)", "N")
+    ] = None
+    all: Annotated[bool, switch("every row")] = False
     format: FORMAT = "csv"
     out: OUT = None
     exact: Annotated[bool, switch("differentiate every row, though there is a gradient index")] = False
@@ -57,6 +61,8 @@ class Rank(Running):
     def run(self) -> None:
         if self.top is not None and self.top < 1:
             raise AuditError(f"--top {self.top}: must be 1 or more")
+        if self.top is not None and self.all:
+            raise AuditError("--top and --all: choose one of them")
         if self.exact and self.index:
             raise AuditError("--exact and --index: choose one of them")
         if self.exact and self.index_only:
@@ -66,7 +72,6 @@ class Rank(Running):
 
     def _ranked(self, audit: Audit) -> None:
         from concept_audit.data.read import read_prompts, read_queries
-        from concept_audit.data.write import write
 
         typed: Any = self.influence
         read = read_prompts if typed.query__own_answers else read_queries
@@ -78,7 +83,11 @@ class Rank(Running):
         told = audit.refinements.in_words(self.concept, self.method, options)
         if told is not None:
             print(told, file=sys.stderr)
-        write(audit.rankings.table(self.concept, self.method, self.top, options=options), self.format, self.out)
+        out = Path(self.out) if self.out and self.out != "-" else None
+        top = None if self.all else self.top or FIRST_ROWS
+        written, every = audit.exports.ranked(out, self.concept, self.method, self.format, top, options)
+        if self.top is None and written < every:
+            print(f"The first {written:,} of {every:,} rows; --top N or --all writes more", file=sys.stderr)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -43,9 +43,15 @@ def write_records(
     Returns:
         how many rows there were.
     """
+    if format != "jsonl":
+        columns = list(dict.fromkeys([*columns, *(name for record in records() for name in record)]))
+    return write_columns(records, format, out, columns, exact)
+
+
+def write_columns(records: Records, format: Format, out: BinaryIO, columns: Sequence[str], exact: bool = False) -> int:
+    """As `write_records`, where all columns are known, and no pass over the rows has to find them."""
     if format == "jsonl":
         return _jsonl(records(), out)
-    columns = list(dict.fromkeys([*columns, *(name for record in records() for name in record)]))
     if format == "csv":
         return _csv(records(), columns, out, exact)
     return _parquet(records, columns, out)

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
 from concept_audit.influence.own_queries import OwnQueries, left_out
+
+K1, B = 1.5, 0.75
+"""How soon more of a word counts no more, and how much a row's length counts: Lucene's usual values."""
+WORD = re.compile(r"\b\w+\b")
 
 
 def projection_difference(projections: np.ndarray, own_answers: np.ndarray) -> np.ndarray:
@@ -51,36 +57,59 @@ def activation_similarity(
     return found
 
 
-def bm25(rows: Sequence[str], queries: Sequence[str], own: OwnQueries | None = None) -> np.ndarray:
-    """Mean lexical match of each row to the queries (Okapi BM25, in Lucene's variant, by bm25s).
+def bm25(
+    texts: Callable[[], Iterable[Sequence[str]]], queries: Sequence[str], own: OwnQueries | None = None
+) -> np.ndarray:
+    """Mean lexical match of each row to the queries: Okapi BM25 in Lucene's variant (Kamphuis et al. 2020, table 1).
+
+    Of a query, summed over its words w, each as often as it comes::
+
+        log(1 + (N − n_w + ½) / (n_w + ½)) · c / (c + k₁ (1 − b + b l / mean l))
+
+    where N is the number of rows, n_w of those that have w; c how often the row has w, and l how many words it has.
 
     Args:
-        rows: text of each row.
+        texts: gives the rows' texts anew at each call, in blocks. They are read twice, and only the rows' lengths and
+            scores are held.
         queries: text of each query.
         own: rows that are queries, which are matched to the others.
 
     Returns:
         float64 [rows]; 0 for a row that shares no word with any query.
     """
-    import bm25s
+    counted = [Counter(_words(query)) for query in queries]
+    places = {word: place for place, word in enumerate(dict.fromkeys(word for query in counted for word in query))}
+    having = np.zeros(len(places))
+    lengths: list[np.ndarray] = []
+    for block in texts():
+        split = [_words(text) for text in block]
+        lengths.append(np.fromiter(map(len, split), np.int64, len(split)))
+        for words in split:
+            having[[places[word] for word in places.keys() & set(words)]] += 1
+    length = np.concatenate([np.empty(0, np.int64), *lengths])
+    idf = np.log1p((len(length) - having + 0.5) / (having + 0.5))
+    # [words, queries]
+    wanted = np.zeros((len(places), len(queries)))
+    for number, query in enumerate(counted):
+        for word, count in query.items():
+            wanted[places[word], number] = count * idf[places[word]]
+    total, alone = wanted.sum(1), {row: place for place, rows in enumerate(own.rows) for row in rows} if own else {}
+    norms = K1 * (1 - B + B * length / max(float(length.mean()) if len(length) else 0.0, 1.0))
+    scores, itself = np.zeros(len(length)), dict.fromkeys(alone, 0.0)
+    for row, text in enumerate(text for block in texts() for text in block):
+        found = Counter(filter(places.__contains__, _words(text)))
+        if found:
+            at = [places[word] for word in found]
+            counts = np.fromiter(found.values(), np.float64, len(found))
+            match = counts / (counts + norms[row])
+            scores[row] = match @ total[at]
+            if own and row in alone:
+                itself[row] = float(match @ wanted[at, own.places[alone[row]]])
+    scores /= max(len(queries), 1)
+    for row, place in alone.items():
+        scores[row] = left_out([scores[row]], itself[row], own.shares[place])  # type: ignore[union-attr]
+    return scores
 
-    split = {"stopwords": [], "show_progress": False, "token_pattern": r"(?u)\b\w+\b"}
-    index = bm25s.BM25(method="lucene")
-    tokens = bm25s.tokenize(list(rows), **split)
-    if not tokens.vocab:
-        return np.zeros(len(rows))
-    index.index(tokens, show_progress=False)
-    total = np.zeros(len(rows))
-    places = {query: place for place, query in enumerate(own.places)} if own else {}
-    alone: dict[int, np.ndarray] = {}
-    for query, words in enumerate(bm25s.tokenize(list(queries), return_ids=False, **split)):
-        known = [word for word in words if word in tokens.vocab]
-        scores = index.get_scores(known).astype(np.float64) if known else np.zeros(len(rows))
-        total += scores
-        if own and query in places:
-            alone[places[query]] = scores[list(own.rows[places[query]])]
-    total /= max(len(queries), 1)
-    for place, itself in alone.items():
-        mine = list(own.rows[place])  # type: ignore[union-attr]
-        total[mine] = left_out([total[mine]], itself, own.shares[place])  # type: ignore[union-attr]
-    return total
+
+def _words(text: str) -> list[str]:
+    return WORD.findall(text.lower())

@@ -24,6 +24,7 @@ from concept_audit.model.chat import ChatRenderer
 from concept_audit.model.identity import public_name
 from concept_audit.model.load import LanguageModel, default_layers, load_model
 from concept_audit.model.load import fingerprint as model_fingerprint
+from concept_audit.model.memory import free_on_machine
 from concept_audit.model.options import ModelSource
 from concept_audit.model.template import ChatTemplate, tokenizer_fingerprint
 from concept_audit.model.unembed import logit_effects
@@ -41,15 +42,17 @@ from concept_audit.store.assemble import SaeDirections, assemble
 from concept_audit.store.database_files import opens
 from concept_audit.store.examples import token_counts
 from concept_audit.store.layout import Layout
-from concept_audit.store.manifest import STAGE_OF, Manifest, read_manifest
+from concept_audit.store.manifest import BESIDE, STAGE_OF, Manifest, beside, read_manifest
 from concept_audit.store.removal import own_files, remove_made
 from concept_audit.store.schema import FORMAT as STORE_FORMAT
 from concept_audit.store.shard_store import RowShards
 
 ANSWERS = ("answers", "answer_activations")
 """Kinds that hang on a stage's key and are made on demand."""
-UNCOUNTED = ("data", "model", "cache", "device", "threads")
+UNCOUNTED = ("data", "model", "cache", "device", "threads", BESIDE)
 """Settings that may change: of names of data and model their content counts, and where it runs changes nothing."""
+STORE_SHARE = 0.2
+"""Of the machine's free memory, what the database may take while it is written."""
 ON_DEMAND = {
     # What is computed when it is asked for hangs on the rows as tokens; rankings on the store, too.
     "tokens": ("curvature", "influence", "index"),
@@ -253,7 +256,8 @@ class _Build:
             self._driver.progress.say(f"{self._layout.root}: built already; nothing left to do")
             return
         key = self._manifest.key("store")
-        assemble(self._layout, self._manifest, key, self._layers, self._directions(), self._driver.progress)
+        directions, memory = self._directions(), int(STORE_SHARE * free_on_machine())
+        assemble(self._layout, self._manifest, key, self._layers, directions, self._driver.progress, memory)
         files = {self._layout.audit.name: digest(self._layout.audit)}
         self._end("store", {"files": files, "score_cells": self._options.score_cells})
 
@@ -306,6 +310,7 @@ class _Build:
         }
         if date := ChatTemplate(self._lm.tokenizer).date:
             configuration["template_date"] = date
+        configuration[BESIDE] = beside(self._layout.root, configuration)
         fingerprints = {
             "data": data_fingerprint(options.data, options.split),
             "model": self._lm.fingerprint,

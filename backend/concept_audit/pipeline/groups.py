@@ -9,9 +9,9 @@ import pandas as pd
 
 from concept_audit.metrics import (
     NORMAL_95,
+    area_under,
     auroc,
     auroc_interval,
-    average_precision,
     mean_interval,
     precision_at_k,
     precision_recall,
@@ -62,11 +62,10 @@ def against_group(cursor: Cursor, concept_id: str, group: str, parameters: list[
         precision_at_k, k, recall and precision (float64 [points] each, where the group's rows score, the first and
         the last among them), by AUROC, highest first; empty if the group has no row or every row.
     """
-    scored = compare.in_group(cursor, concept_id, group, parameters)
     fitted = compare.labelled_rows(cursor, concept_id)
     found = []
-    for (_, method, options), ranked in scored.groupby(["ranking_id", "method", "parameters"], sort=False):
-        scores, labels = ranked["score"].to_numpy(), ranked["inside"].to_numpy().astype(int)
+    for method, options, scores, inside in compare.in_group(cursor, concept_id, group, parameters):
+        labels = inside.astype(int)
         positive = int(labels.sum())
         if not 0 < positive < len(labels):
             continue
@@ -87,7 +86,7 @@ def against_group(cursor: Cursor, concept_id: str, group: str, parameters: list[
                 "auroc": area,
                 "low": low,
                 "high": high,
-                "average_precision": average_precision(scores, labels),
+                "average_precision": area_under(precision, recall),
                 "precision_at_k": precision_at_k(scores, labels, depth),
                 "k": depth,
                 "recall": recall[shown],

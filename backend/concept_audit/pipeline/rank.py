@@ -43,7 +43,7 @@ from concept_audit.progress import Progress
 from concept_audit.store import queries as store_queries
 from concept_audit.store import workspace
 from concept_audit.store.activations import read_means
-from concept_audit.store.examples import messages_from_json
+from concept_audit.store.examples import messages_from_json, read_row_texts
 from concept_audit.store.index import present_index
 from concept_audit.store.rankings import QUERY_ROWS
 from concept_audit.types import METHODS, Concept, LabelledExample, Method
@@ -172,7 +172,8 @@ def scores_of(sources: Sources, wanted: Request, ranking: int, progress: Progres
             return activation_similarity(read_means(means, concept.layer), found, _own(sources, wanted))
         case "bm25":
             texts = ["\n".join(m.content for m in e.messages) for e in wanted.queries if e.label]
-            return bm25(sources.read(store_queries.texts), texts, _own(sources, wanted))
+            rows = sources.shards("rows")
+            return bm25(lambda: read_row_texts(rows), texts, _own(sources, wanted))
         case _ if wanted.index is not None:
             return scores_of_many(sources, [wanted], progress)[:, 0]
         case _:

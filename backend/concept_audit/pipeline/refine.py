@@ -34,7 +34,7 @@ from concept_audit.pipeline.kept_queries import (
 from concept_audit.pipeline.sampling import as_rows
 from concept_audit.pipeline.sources import Sources
 from concept_audit.progress import Progress
-from concept_audit.sampling import shuffled
+from concept_audit.sampling import first_shuffled
 from concept_audit.store.examples import has_loss, read_examples
 from concept_audit.store.partition import ListedPartition
 from concept_audit.store.queries import content_hashes
@@ -98,9 +98,14 @@ def plan(sources: Sources, ranking: int, approximate: Callable[[], np.ndarray]) 
     order = order[~np.isnan(scores[order])]
     selected, rest = np.split(order, [min(len(order), max(LEAST_SELECTED, round(SELECTED_SHARE * len(scores))))])
     wanted = min(max(LEAST_CONTROL, round(CONTROL_SHARE * len(selected))), MOST_CONTROL, len(rest))
-    rest = np.sort(rest)
-    hashes = sources.read(content_hashes)
-    control = rest[shuffled([hashes[i] for i in rest], SEED)[:wanted]]
+    among = np.zeros(len(scores), bool)
+    among[rest] = True
+    control = np.array(
+        sources.read(
+            lambda cursor: first_shuffled(filter(lambda key: among[key[1]], content_hashes(cursor)), SEED, wanted)
+        ),
+        np.int64,
+    )
     found = Plan(scores, selected, control)
     tensors = {name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in vars(found).items()}
     sources.layout.shards.write_tensors(path, tensors, {"seed": SEED})

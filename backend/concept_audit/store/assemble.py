@@ -8,9 +8,11 @@ the data; DuckDB spills what it must sort beyond its limit.
 from __future__ import annotations
 
 import json
+import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import astuple, dataclass
+from pathlib import Path
 
 import duckdb
 import numpy as np
@@ -21,13 +23,16 @@ from concept_audit.progress import Progress, Stage
 from concept_audit.store import schema
 from concept_audit.store.activations import read_means
 from concept_audit.store.cursor import Cursor, only_row
+from concept_audit.store.database_files import quoted
 from concept_audit.store.examples import read_skipped
 from concept_audit.store.layout import Layout
 from concept_audit.store.manifest import Manifest
 from concept_audit.store.rankings import insert_scores, ranking_id
 from concept_audit.store.shard_store import RowShards
 
-MEMORY_LIMIT = "384MB"
+LEAST_MEMORY = 384 << 20
+THREAD_MEMORY = 192 << 20
+"""Each thread sorts in memory of its own: no more of them than share the limit well."""
 CELLS_AT_ONCE = 400_000
 VALUES_COUNTED = 1000
 TOP_TOKENS = 8
@@ -70,12 +75,14 @@ def assemble(
     layers: Sequence[int],
     sae: SaeDirections | None,
     progress: Progress,
+    memory: int = LEAST_MEMORY,
 ) -> None:
     """Write ``audit.duckdb`` from the shards.
 
     Args:
         manifest: says which shards are this build's.
         layers: those whose mean response activations are in the shards.
+        memory: bytes that DuckDB may take to sort and to keep; no less than `LEAST_MEMORY` is of use.
 
     Raises:
         StoreError: the disk is full.
@@ -84,9 +91,7 @@ def assemble(
     with atomic_write(layout.audit) as partial:
         con = duckdb.connect(str(partial), config={"storage_compatibility_version": schema.STORAGE})
         try:
-            con.execute(f"SET memory_limit = '{MEMORY_LIMIT}'")
-            # Each thread sorts in memory of its own: a few share the limit well.
-            con.execute("SET threads = 2")
+            limit(con, memory)
             con.execute("SET temp_directory = ?", [f"{partial}.tmp"])
             con.execute(schema.AUDIT_TABLES)
             con.execute("INSERT INTO base.meta VALUES ('format', ?), ('build_id', ?)", [str(schema.FORMAT), build_id])
@@ -97,7 +102,7 @@ def assemble(
                 con.execute("INSERT INTO base.meta VALUES ('sae', ?)", [sae.fingerprint])
                 features = manifest.shards(layout, "features")
                 with progress.stage("Writing SAE features to the store", len(rows.partition), "shards") as stage:
-                    _insert_features(con, features, tokens, sae, stage)
+                    _insert_features(con, features, tokens, sae, partial.with_name(f"{partial.name}.unsorted"), stage)
                 _insert_rankings(con, build_id, sae, progress)
             con.execute(schema.AUDIT_VIEWS)
             con.execute("CHECKPOINT")
@@ -105,6 +110,13 @@ def assemble(
             con.close()
             for leftover in partial.parent.glob(partial.name + ".*"):
                 remove(leftover)
+
+
+def limit(con: Cursor, memory: int) -> None:
+    """Have DuckDB take no more than so many bytes, or `LEAST_MEMORY`, and as many threads as do well with that."""
+    memory = max(memory, LEAST_MEMORY)
+    con.execute(f"SET memory_limit = '{memory}B'")
+    con.execute(f"SET threads = {min(os.cpu_count() or 1, memory // THREAD_MEMORY)}")
 
 
 def _insert_examples(con: Cursor, rows: RowShards, tokens: RowShards, stage: Stage) -> None:
@@ -162,7 +174,17 @@ def _insert_layers(con: Cursor, means: RowShards, layers: Sequence[int]) -> None
             con.execute("INSERT INTO base.layers VALUES (?, ?, ?)", [layer, mean.tolist(), spread.tolist()])
 
 
-def _insert_features(con: Cursor, features: RowShards, tokens: RowShards, sae: SaeDirections, stage: Stage) -> None:
+def _insert_features(
+    con: Cursor, features: RowShards, tokens: RowShards, sae: SaeDirections, scratch: Path, stage: Stage
+) -> None:
+    """Fill the tables of SAE features.
+
+    Args:
+        scratch: a file for activations as they come from the shards. Sorted across all of them, what a page asks of a
+            feature lies together, and is found without a look at every shard's part.
+    """
+    con.execute(f"ATTACH {quoted(scratch)} AS scratch (STORAGE_VERSION '{schema.STORAGE}')")
+    con.execute("CREATE TABLE scratch.unsorted AS SELECT * FROM base.feature_activations LIMIT 0")
     con.execute("CREATE TEMP TABLE totals (feature_id INTEGER, token_id INTEGER, total DOUBLE, firings BIGINT)")
     # Activations on a logarithmic scale, since a feature's highest is known only at the end.
     con.execute("CREATE TEMP TABLE levels (feature_id INTEGER, level BIGINT, firings BIGINT)")
@@ -170,13 +192,13 @@ def _insert_features(con: Cursor, features: RowShards, tokens: RowShards, sae: S
     for number in features.numbers():
         shard, rows = str(features.path(number)), str(tokens.path(number))
         con.execute(
-            """INSERT INTO base.feature_activations
+            """INSERT INTO scratch.unsorted
                SELECT feature_id, f.example_id, max(activation), sum(activation) / any_value(n.content),
                       arg_max(token_position, activation)
                FROM read_parquet($1) f JOIN (
                    SELECT example_id, len(list_filter(parts, lambda p: p = 2)) AS content FROM read_parquet($2)
                ) n USING (example_id)
-               GROUP BY feature_id, f.example_id ORDER BY feature_id, f.example_id""",
+               GROUP BY feature_id, f.example_id""",
             [shard, rows],
         )
         con.execute(
@@ -196,6 +218,8 @@ def _insert_features(con: Cursor, features: RowShards, tokens: RowShards, sae: S
             [rows],
         )
         stage.advance()
+    con.execute("INSERT INTO base.feature_activations SELECT * FROM scratch.unsorted ORDER BY feature_id, example_id")
+    con.execute("DETACH scratch")
     _insert_feature_table(con, sae)
 
 
@@ -204,9 +228,12 @@ def _insert_feature_table(con: Cursor, sae: SaeDirections) -> None:
     # comes: the mean over its occurrences, shrunk so that a single one counts little.
     top = con.execute(
         """WITH sums AS (SELECT feature_id, token_id, sum(total) AS total FROM totals GROUP BY ALL),
-                seen AS (SELECT token_id, sum(occurrences) AS occurrences FROM tokens GROUP BY ALL)
-           SELECT feature_id, list(token_id ORDER BY total / (occurrences + 2) DESC, token_id)[1:?]
-           FROM sums JOIN seen USING (token_id) GROUP BY feature_id""",
+                seen AS (SELECT token_id, sum(occurrences) AS occurrences FROM tokens GROUP BY ALL),
+                placed AS (
+                    SELECT feature_id, token_id, row_number() OVER (
+                        PARTITION BY feature_id ORDER BY total / (occurrences + 2) DESC, token_id) AS place
+                    FROM sums JOIN seen USING (token_id) QUALIFY place <= ?)
+           SELECT feature_id, list(token_id ORDER BY place) FROM placed GROUP BY feature_id""",
         [TOP_TOKENS * 2],
     ).fetchall()
     firing = con.execute(

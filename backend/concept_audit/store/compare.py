@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +12,7 @@ from concept_audit.metrics import spearman_interval
 from concept_audit.store.cursor import Cursor, only_row
 from concept_audit.store.filters import RowFilter
 from concept_audit.store.queries import ROW_COLUMNS, matching
+from concept_audit.store.rankings import scores_table
 
 DEPTHS = 40
 ROUND_DEPTHS = (10, 20, 50, 100, 200, 500, 1000)
@@ -35,43 +37,42 @@ class Agreement:
     overlap: np.ndarray
 
 
-def _both(one: int, other: int, where: RowFilter) -> tuple[str, list]:
-    """Rows that both rank and the filter lets through, ranked anew among themselves."""
-    source, condition, parameters = matching(one, where)
+def _both(cursor: Cursor, one: int, other: int, where: RowFilter) -> tuple[str, list]:
+    """Rows that both rank and the filter lets through."""
+    source, condition, parameters = matching(cursor, one, where)
     return (
-        f"""SELECT example_id, a_score, b_score, a_percentile, b_percentile, a_rank, b_rank,
-                   row_number() OVER (ORDER BY a_rank) AS a_place, row_number() OVER (ORDER BY b_rank) AS b_place
+        f"""SELECT example_id, a_score, b_score, a_percentile, b_percentile, a_rank, b_rank
             FROM (SELECT s.example_id, s.score AS a_score, s.percentile AS a_percentile, s.rank AS a_rank
                   FROM {source} WHERE {condition})
             JOIN (SELECT example_id, score AS b_score, percentile AS b_percentile, rank AS b_rank
-                  FROM main.ranking_scores WHERE ranking_id = ?) USING (example_id)""",
+                  FROM {scores_table(cursor, other)} WHERE ranking_id = ?) USING (example_id)""",
         [*parameters, other],
     )
 
 
 def agreement(cursor: Cursor, one: int, other: int, where: RowFilter) -> Agreement:
     """Rank correlation and overlap of the first rows, of two rankings."""
-    both, parameters = _both(one, other, where)
-    cursor.execute(f"CREATE OR REPLACE TEMP TABLE compared AS SELECT a_place, b_place FROM ({both})", parameters)
-    count, correlation = only_row(cursor.execute("SELECT count(*), corr(a_place, b_place) FROM temp.compared"))
+    both, parameters = _both(cursor, one, other, where)
+    ranked = f"CREATE OR REPLACE TEMP TABLE compared AS SELECT a_rank AS a_place, b_rank AS b_place FROM ({both})"
+    cursor.execute(ranked, parameters)
+    count, *last = only_row(cursor.execute("SELECT count(*), max(a_place), max(b_place) FROM temp.compared"))
+    if count and last != [count, count]:  # else ranks among these rows are ranks among all
+        cursor.execute(
+            """CREATE OR REPLACE TEMP TABLE compared AS SELECT row_number() OVER (ORDER BY a_place) AS a_place,
+                      row_number() OVER (ORDER BY b_place) AS b_place FROM temp.compared"""
+        )
+    (correlation,) = only_row(cursor.execute("SELECT corr(a_place, b_place) FROM temp.compared"))
     correlation = float("nan") if correlation is None else float(correlation)
     scale = np.geomspace(1, max(count, 1), DEPTHS).round().astype(np.int64)
     depths = np.unique([*(d for d in ROUND_DEPTHS if d <= count), *scale]) if count else np.array([], np.int64)
-    within = dict(
-        cursor.execute(
-            """SELECT k, count(p.deeper) FROM (SELECT unnest(?::BIGINT[]) AS k) d
-               LEFT JOIN (SELECT greatest(a_place, b_place) AS deeper FROM temp.compared) p ON p.deeper <= d.k
-               GROUP BY k""",
-            [depths.tolist()],
-        ).fetchall()
-    )
-    overlap = np.array([within[int(k)] / k for k in depths])
-    return Agreement(count, correlation, spearman_interval(correlation, count), depths, overlap)
+    found = cursor.execute("SELECT greatest(a_place, b_place) AS deeper FROM temp.compared").fetchnumpy()
+    within = np.searchsorted(np.sort(np.asarray(found["deeper"])), depths, side="right")
+    return Agreement(count, correlation, spearman_interval(correlation, count), depths, within / depths)
 
 
 def points(cursor: Cursor, one: int, other: int, where: RowFilter, limit: int) -> pd.DataFrame:
     """At most `limit` rows, the same at every call: example_id, both scores, ranks and percentiles."""
-    both, parameters = _both(one, other, where)
+    both, parameters = _both(cursor, one, other, where)
     return cursor.execute(
         f"""SELECT example_id, a_score, b_score, a_rank, b_rank, a_percentile, b_percentile
             FROM ({both}) ORDER BY hash(example_id) LIMIT ?""",
@@ -85,7 +86,7 @@ def disagreements(cursor: Cursor, one: int, other: int, where: RowFilter, higher
     Args:
         higher: ``a`` for rows that the first puts higher, ``b`` for the second, ``either`` for both.
     """
-    both, parameters = _both(one, other, where)
+    both, parameters = _both(cursor, one, other, where)
     gap = {"a": "a_percentile - b_percentile", "b": "b_percentile - a_percentile"}.get(
         higher, "abs(a_percentile - b_percentile)"
     )
@@ -116,10 +117,7 @@ def matrix(cursor: Cursor, concept_id: str) -> tuple[list[tuple[str, str]], np.n
     Returns:
         method and parameters (JSON) of each; float64 [rankings, rankings].
     """
-    found = cursor.execute(
-        "SELECT ranking_id, method, parameters FROM main.rankings WHERE concept_id = ? ORDER BY method, ranking_id",
-        [concept_id],
-    ).fetchall()
+    found = _stored(cursor, concept_id)
     values = np.eye(len(found))
     for i, (one, *_) in enumerate(found):
         for j, (other, *_) in enumerate(found[:i]):
@@ -136,17 +134,31 @@ _LABELLED = """SELECT e.example_id FROM main.examples e
     JOIN base.probe_examples x ON x.content_hash = e.content_hash AND 'probe:' || x.probe = ?"""
 
 
-def in_group(cursor: Cursor, concept_id: str, group: str, parameters: list) -> pd.DataFrame:
-    """The scores of every stored ranking of a concept: ranking_id, method, parameters, score, inside (of the group).
+def in_group(
+    cursor: Cursor, concept_id: str, group: str, parameters: list
+) -> Iterator[tuple[str, str, np.ndarray, np.ndarray]]:
+    """Each stored ranking of a concept, one at a time in memory: where it puts the rows of a group.
 
     Rows that were labelled to train the concept's probe are left out: it was fitted to them.
+
+    Yields:
+        method and parameters (JSON), float64 [rows] scores with rank 1 first, and bool [rows], which are of the group.
     """
     cursor.execute(f"CREATE OR REPLACE TEMP TABLE members AS {group}", parameters)
     cursor.execute(f"CREATE OR REPLACE TEMP TABLE fitted AS {_LABELLED}", [concept_id])
+    for ranking, method, options in _stored(cursor, concept_id):
+        found = cursor.execute(
+            f"""SELECT score, example_id IN (SELECT example_id FROM temp.members) AS inside
+               FROM {scores_table(cursor, ranking)}
+               WHERE ranking_id = ? AND example_id NOT IN (SELECT example_id FROM temp.fitted) ORDER BY rank""",
+            [ranking],
+        ).fetchnumpy()
+        yield method, options, np.asarray(found["score"]), np.asarray(found["inside"], bool)
+
+
+def _stored(cursor: Cursor, concept_id: str) -> list[tuple[int, str, str]]:
+    """The rankings of a concept that are in either database: id, method and parameters (JSON)."""
     return cursor.execute(
-        """SELECT r.ranking_id, r.method, r.parameters, s.score, s.example_id IN (SELECT example_id FROM temp.members) AS inside
-           FROM main.rankings r JOIN main.ranking_scores s USING (ranking_id)
-           WHERE r.concept_id = ? AND s.example_id NOT IN (SELECT example_id FROM temp.fitted)
-           ORDER BY r.method, r.ranking_id, s.rank""",
+        "SELECT ranking_id, method, parameters FROM main.rankings WHERE concept_id = ? ORDER BY method, ranking_id",
         [concept_id],
-    ).df()
+    ).fetchall()

@@ -87,6 +87,8 @@ def refinement(cursor: Cursor, ranking: int) -> dict[str, Any] | None:
 
 def drop_rankings(cursor: Cursor, ranking_ids: Sequence[int]) -> None:
     """Throw rankings away, with their scores."""
+    if not ranking_ids:
+        return  # to find that out would take DuckDB a look at every score
     for table in ("ranking_scores", "refinements", "rankings"):
         cursor.execute(
             f"DELETE FROM base.{table} WHERE list_contains(?::BIGINT[], ranking_id)", [list(map(int, ranking_ids))]

@@ -120,6 +120,13 @@ def read_conversations(rows: RowShards, number: int) -> list[tuple[int, str, str
     ]
 
 
+def read_row_texts(rows: RowShards) -> Iterator[list[str]]:
+    """Prompt and response of every row, in the order of the data, a shard at a time."""
+    for number in rows.numbers():
+        table = read_columns(rows.path(number), ["prompt", "response"])
+        yield [f"{row['prompt']}\n{row['response']}" for row in table.to_pylist()]
+
+
 def write_tokens(tokens: RowShards, number: int, units: Iterator[list[dict[str, Any]]]) -> None:
     """Write one shard of rows as the model reads them, with how many tokens they have.
 

@@ -62,7 +62,7 @@ def flag_matching(
     """
     if ranking is not None:
         require_rankings(cursor, [ranking])
-    source, condition, parameters = queries.matching(ranking, where)
+    source, condition, parameters = queries.matching(cursor, ranking, where)
     one, order = ("s.example_id", "s.rank") if ranking is not None else ("e.example_id", "e.example_id")
     chosen = f"""SELECT DISTINCT content_hash FROM main.examples WHERE example_id IN (
         SELECT {one} FROM {source} WHERE {condition} ORDER BY {order} LIMIT ?)"""

@@ -7,6 +7,7 @@ import pandas as pd
 from concept_audit.errors import ConceptError
 from concept_audit.store.cursor import Cursor, only_row
 from concept_audit.store.filters import json_pointer
+from concept_audit.store.rankings import scores_table
 
 FEATURE, SOURCE, FLAG = "sae_feature", "source", "flag"
 LEAST_ROWS = 3
@@ -27,17 +28,19 @@ def summaries(cursor: Cursor, ranking: int, by: str, large: int) -> pd.DataFrame
     Raises:
         ConceptError: no such metadata field, or one of more than `MOST_VALUES` values.
     """
-    scored = "(SELECT example_id, score FROM main.ranking_scores WHERE ranking_id = $1) s"
+    scored = f"(SELECT example_id, score FROM {scores_table(cursor, ranking)} WHERE ranking_id = $1) s"
     if by == FEATURE:
-        joined = f"""SELECT 'sae:' || a.feature_id AS "group", f.label, example_id, s.score
-                     FROM {scored} JOIN main.feature_activations a USING (example_id)
-                     JOIN main.sae_features f ON f.feature_id = a.feature_id WHERE f.n_examples >= $3"""
-        return _summarised(cursor, joined, [ranking, large, LEAST_ROWS])
-    more: list[str]
+        joined = f"""SELECT a.feature_id AS value, example_id, s.score FROM {scored}
+                     JOIN main.feature_activations a USING (example_id)"""
+        named = f"""SELECT 'sae:' || value AS "group", f.label, grouped.* EXCLUDE (value)
+                    FROM grouped JOIN main.sae_features f ON f.feature_id = value WHERE f.n_examples >= {LEAST_ROWS}"""
+        return _summarised(cursor, joined, named, [ranking, large])
+    rows = f"{scored} JOIN main.examples e USING (example_id)"
+    more: list[str] = []
     if by == SOURCE:
-        value, more = "e.source", []
+        value = "e.source"
     elif by == FLAG:
-        value, more = "coalesce(g.flag, 'not flagged')", []
+        value, rows = "coalesce(g.flag, 'not flagged')", f"{rows} LEFT JOIN base.flags g USING (content_hash)"
     else:
         found = cursor.execute("SELECT n_values FROM audit.base.metadata_fields WHERE field = ?", [by]).fetchone()
         if found is None:
@@ -45,17 +48,23 @@ def summaries(cursor: Cursor, ranking: int, by: str, large: int) -> pd.DataFrame
         if found[0] > MOST_VALUES:
             raise ConceptError(f"group by {by!r}: it has {found[0]:,} values; choose a field of at most {MOST_VALUES}")
         value, more = "coalesce(json_extract_string(e.metadata, $3), 'none')", [json_pointer(by)]
-    joined = f"""SELECT {value} AS "group", {value} AS label, example_id, s.score
-                 FROM {scored} JOIN main.examples e USING (example_id)
-                 LEFT JOIN base.flags g USING (content_hash)"""
-    return _summarised(cursor, joined, [ranking, large, *more])
+    joined = f"SELECT {value} AS value, example_id, s.score FROM {rows}"
+    named = """SELECT value AS "group", value AS label, grouped.* EXCLUDE (value) FROM grouped"""
+    return _summarised(cursor, joined, named, [ranking, large, *more])
 
 
-def _summarised(cursor: Cursor, joined: str, parameters: list) -> pd.DataFrame:
+def _summarised(cursor: Cursor, joined: str, named: str, parameters: list) -> pd.DataFrame:
+    # The scores of large groups are never put into lists: they would be most of all scores.
     return cursor.execute(
-        f"""SELECT "group", label, count(*) AS n_rows, avg(score) AS mean, stddev_samp(score) AS deviation,
-                   CASE WHEN count(*) < $2 THEN list(score ORDER BY example_id) END AS scores
-            FROM ({joined}) GROUP BY "group", label ORDER BY 1""",
+        f"""WITH joined AS NOT MATERIALIZED ({joined}),
+            sums AS MATERIALIZED (
+                SELECT value, count(*) AS n_rows, avg(score) AS mean, stddev_samp(score) AS deviation
+                FROM joined GROUP BY value),
+            lists AS (
+                SELECT value, list(score ORDER BY example_id) AS scores FROM joined
+                WHERE value IN (SELECT value FROM sums WHERE n_rows < $2) GROUP BY value),
+            grouped AS (SELECT sums.*, scores FROM sums LEFT JOIN lists USING (value))
+            SELECT * FROM ({named}) ORDER BY 1""",
         parameters,
     ).df()
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import os
 import shlex
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -31,6 +34,10 @@ STAGE_OF = {
 ON_REQUEST = {"token_activations", "answers", "answer_activations"}
 """Kinds of which a finished build may have none, or some: kept for a while, or made when they are asked for."""
 TABLES = {"rows", "tokens", "answers", "features"}
+NAMED = ("data", "model", "sae", "cache")
+"""Settings that may be paths."""
+BESIDE = "beside"
+"""Setting: where those that are paths lie, seen from the audit."""
 PACKAGES = ("concept-audit", "torch", "transformers", "sae-lens", "duckdb")
 
 
@@ -40,7 +47,8 @@ class Manifest:
 
     Attributes:
         configuration: the settings that decide what a build finds (data, model, layers, SAE, ...); with
-            ``template_date``, the day that the model's chat template was told it is, if it asks for one.
+            ``template_date``, the day that the model's chat template was told it is, if it asks for one, and
+            ``beside``, where what is named by a path lies, seen from the audit.
         fingerprints: hashes that tell data, model, tokenizer (with its chat template) and SAE apart.
         stages: stage → key (hash of what it depends on), done, and what it reports.
         versions: of the packages that built it.
@@ -116,7 +124,25 @@ def read_manifest(path: Path) -> Manifest:
             f"{path}: was written by a newer version of Concept audit (format {known}, this one reads {FORMAT}); "
             "update this one: pip install -U concept-audit"
         )
+    values["configuration"] = _located(path.parent, values["configuration"])
     return Manifest(**values)
+
+
+def beside(root: Path, configuration: Mapping[str, Any]) -> dict[str, str]:
+    """Where data, model, SAE and cache lie, seen from an audit, of those that are paths and are there."""
+    found = {}
+    for name in NAMED:
+        if configuration[name] not in ("train", "none") and Path(configuration[name]).exists():
+            with suppress(ValueError):  # on another drive
+                found[name] = Path(os.path.relpath(configuration[name], root)).as_posix()
+    return found
+
+
+def _located(root: Path, configuration: dict[str, Any]) -> dict[str, Any]:
+    """The configuration with paths as they are now: an audit may have been moved together with what it was made from."""
+    moved = {name: Path(os.path.normpath(root / place)) for name, place in configuration.get(BESIDE, {}).items()}
+    lost = {name for name in moved if not Path(configuration[name]).exists()}
+    return configuration | {name: str(moved[name]) for name in lost if moved[name].exists()}
 
 
 def rebuild_command(root: Path, values: dict[str, Any]) -> str:

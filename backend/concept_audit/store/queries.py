@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ import pandas as pd
 from concept_audit.errors import ConceptError
 from concept_audit.store.cursor import Cursor, only_row
 from concept_audit.store.filters import RowFilter
+from concept_audit.store.rankings import scores_table
 from concept_audit.types import Concept
 
 ROW_COLUMNS = """
@@ -21,6 +22,7 @@ ROW_COLUMNS = """
 _IS_QUERY = """coalesce(list_contains((
     SELECT from_json(any_value(parameters)->'query_rows', '["BIGINT"]') FROM main.rankings WHERE ranking_id = ?
 ), e.example_id), false) AS is_query"""
+FETCHED_AT_ONCE = 10_000
 FEATURE_ORDER = {
     # Strong where it fires, and in few rows, as words are weighed by tf-idf.
     "telling": "max_activation * ln((SELECT count(*) FROM main.examples) / greatest(n_examples, 2)) DESC",
@@ -138,11 +140,12 @@ def feature(cursor: Cursor, number: int) -> pd.Series:
 def strongest_rows(cursor: Cursor, feature: int, limit: int) -> pd.DataFrame:
     """The rows in which an SAE feature fires highest, copies left out; with ``max_activation``."""
     return cursor.execute(
-        f"""SELECT a.max_activation, {ROW_COLUMNS}
-            FROM main.feature_activations a JOIN main.examples e USING (example_id)
-            LEFT JOIN base.flags f USING (content_hash)
-            WHERE a.feature_id = ? AND e.duplicate_of IS NULL
-            ORDER BY a.max_activation DESC, example_id LIMIT ?""",
+        f"""WITH strongest AS MATERIALIZED (
+                SELECT a.max_activation, example_id
+                FROM main.feature_activations a JOIN main.examples USING (example_id)
+                WHERE a.feature_id = ? AND duplicate_of IS NULL ORDER BY a.max_activation DESC, example_id LIMIT ?)
+            SELECT max_activation, {ROW_COLUMNS} FROM strongest JOIN main.examples e USING (example_id)
+            LEFT JOIN base.flags f USING (content_hash) ORDER BY max_activation DESC, e.example_id""",
         [feature, limit],
     ).df()
 
@@ -162,7 +165,7 @@ def rows(
         only) is_query, whether it is one of the ranking's query examples, and exact, whether its score is no
         approximation.
     """
-    source, condition, parameters = matching(ranking, where)
+    source, condition, parameters = matching(cursor, ranking, where)
     columns = "rank, score, percentile, " if ranking is not None else ""
     more = f", {_IS_QUERY}, page.exact" if ranking is not None else ""
     wanted = "s.example_id, s.rank, s.score, s.percentile, s.exact" if ranking is not None else "e.example_id"
@@ -178,6 +181,22 @@ def rows(
     ).df()
 
 
+def ranked_texts(cursor: Cursor, ranking: int, ranks: range) -> pd.DataFrame:
+    """Rows of a ranking by their ranks, with what is written of them.
+
+    Returns:
+        rank, example_id, score, percentile, prompt, response, metadata (JSON), is_query, exact; see `rows`.
+    """
+    return cursor.execute(
+        f"""WITH page AS MATERIALIZED (
+                SELECT example_id, rank, score, percentile, exact FROM {scores_table(cursor, ranking)}
+                WHERE ranking_id = ? AND rank BETWEEN ? AND ?)
+            SELECT rank, e.example_id, score, percentile, e.prompt, e.response, e.metadata, {_IS_QUERY}, exact
+            FROM page JOIN main.examples e USING (example_id) ORDER BY rank""",
+        [ranking, ranks.start, ranks.stop - 1, ranking],
+    ).df()
+
+
 def snapshot(cursor: Cursor, ranking: int | None, where: RowFilter, by_rank: bool = False) -> pd.DataFrame:
     """Rows that pass a filter, with what people have said of them until now.
 
@@ -187,7 +206,7 @@ def snapshot(cursor: Cursor, ranking: int | None, where: RowFilter, by_rank: boo
     Returns:
         example_id, flag, note; with a ranking rank, score, percentile. No texts: memory stays small.
     """
-    source, condition, parameters = matching(ranking, where)
+    source, condition, parameters = matching(cursor, ranking, where)
     scores = "rank, score, percentile, " if ranking is not None else ""
     wanted = "s.example_id, s.rank, s.score, s.percentile" if ranking is not None else "e.example_id"
     return cursor.execute(
@@ -201,10 +220,12 @@ def snapshot(cursor: Cursor, ranking: int | None, where: RowFilter, by_rank: boo
 
 def rows_by_id(cursor: Cursor, example_ids: Sequence[int]) -> pd.DataFrame:
     """Rows by their ids, in the order of the data, without their flags."""
+    ids = list(example_ids)
+    # Rows lie in the order of their ids: the bounds tell which parts of the table need not be read at all.
     return cursor.execute(
         """SELECT example_id, content_hash, source, source_row, prompt, response, metadata FROM main.examples
-           WHERE list_contains(?::BIGINT[], example_id) ORDER BY example_id""",
-        [list(example_ids)],
+           WHERE example_id BETWEEN ? AND ? AND example_id IN (SELECT unnest(?::BIGINT[])) ORDER BY example_id""",
+        [min(ids, default=0), max(ids, default=-1), ids],
     ).df()
 
 
@@ -222,10 +243,14 @@ def flaggers(cursor: Cursor) -> list[dict[str, Any]]:
 
 def sample(cursor: Cursor, where: RowFilter, seed: str, limit: int) -> pd.DataFrame:
     """Rows that pass a filter in an order that looks random but is the same for a seed."""
-    source, condition, parameters = matching(None, where)
+    source, condition, parameters = matching(cursor, None, where)
     return cursor.execute(
-        f"SELECT {ROW_COLUMNS} FROM {source} WHERE {condition} ORDER BY md5(content_hash || ?) LIMIT ?",
-        [*parameters, seed, limit],
+        f"""WITH picked AS MATERIALIZED (
+                SELECT e.example_id, md5(content_hash || ?) AS place FROM {source} WHERE {condition}
+                ORDER BY place, e.example_id LIMIT ?)
+            SELECT {ROW_COLUMNS} FROM picked JOIN main.examples e USING (example_id)
+            LEFT JOIN base.flags f USING (content_hash) ORDER BY place, e.example_id""",
+        [seed, *parameters, limit],
     ).df()
 
 
@@ -246,31 +271,38 @@ def unlabelled(
             `boundary`), or ``shuffled``.
         leave_out: content hashes of rows that are not wanted.
     """
-    condition, parameters = where.sql()
-    source = "main.examples e LEFT JOIN base.flags f USING (content_hash)"
-    more: list[Any]
-    order, more = "md5(e.content_hash || ?)", [probe]
-    if ranking is not None:
-        source += " JOIN (SELECT * FROM main.ranking_scores WHERE ranking_id = ?) s ON s.example_id = e.example_id"
-        order, more = {
-            "likely": ("s.rank", []),
-            "unlikely": ("s.rank DESC", []),
-            "uncertain": ("abs(s.score - ?)", [boundary]),
-        }[kind]
+    source, condition, parameters = matching(cursor, ranking, where)
+    one = "e.example_id" if ranking is None else "s.example_id"
+    orders: dict[str, tuple[str, list[Any]]] = {
+        "shuffled": ("md5(e.content_hash || ?)", [probe]),
+        "likely": ("s.rank", []),
+        "unlikely": ("s.rank DESC", []),
+        "uncertain": ("abs(s.score - ?)", [boundary]),
+    }
+    order, more = orders["shuffled" if ranking is None else kind]
+    # The row is picked first: no other's text is read.
     return cursor.execute(
-        f"""SELECT {ROW_COLUMNS} FROM {source} WHERE {condition}
-            AND NOT EXISTS (SELECT 1 FROM base.probe_examples x WHERE x.probe = ? AND x.content_hash = e.content_hash)
-            AND NOT EXISTS (SELECT 1 FROM base.probe_skips k WHERE k.probe = ? AND k.content_hash = e.content_hash)
-            AND NOT list_contains(?::VARCHAR[], e.content_hash)
-            QUALIFY row_number() OVER (PARTITION BY e.content_hash ORDER BY e.example_id) = 1
-            ORDER BY {order}, e.example_id LIMIT ?""",
-        [*([] if ranking is None else [ranking]), *parameters, probe, probe, list(leave_out), *more, limit],
+        f"""WITH seen AS MATERIALIZED (
+                SELECT example_id FROM main.examples WHERE content_hash IN (
+                    SELECT content_hash FROM base.probe_examples WHERE probe = ?
+                    UNION ALL SELECT content_hash FROM base.probe_skips WHERE probe = ?
+                    UNION ALL SELECT unnest(?::VARCHAR[]))),
+            picked AS MATERIALIZED (
+                SELECT example_id, row_number() OVER () AS place FROM (
+                    SELECT {one} AS example_id FROM {source}
+                    WHERE {condition} AND {one} NOT IN (SELECT example_id FROM seen)
+                    ORDER BY {order}, {one} LIMIT ?))
+            SELECT {ROW_COLUMNS} FROM picked JOIN main.examples e USING (example_id)
+            LEFT JOIN base.flags f USING (content_hash)
+            QUALIFY row_number() OVER (PARTITION BY content_hash ORDER BY place) = 1
+            ORDER BY place""",
+        [probe, probe, list(leave_out), *parameters, *more, limit],
     ).df()
 
 
 def count_rows(cursor: Cursor, ranking: int | None, where: RowFilter) -> int:
     """How many rows pass a filter."""
-    source, condition, parameters = matching(ranking, where)
+    source, condition, parameters = matching(cursor, ranking, where)
     return only_row(cursor.execute(f"SELECT count(*) FROM {source} WHERE {condition}", parameters))[0]
 
 
@@ -286,7 +318,7 @@ def histogram(cursor: Cursor, ranking: int, where: RowFilter, bins: int) -> tupl
     if low is None:
         return np.linspace(0, 1, bins + 1), np.zeros(bins, np.int64), np.zeros(bins, np.int64)
     width = (high - low) / bins or 1.0
-    source, _, _ = matching(ranking, where)
+    source, _, _ = matching(cursor, ranking, where)
     condition, parameters = where.sql("s.example_id")
     counted = cursor.execute(
         f"""SELECT least(floor((s.score - ?) / ?)::INTEGER, ?) AS bin, count(*), count(*) FILTER ({condition})
@@ -311,23 +343,18 @@ def score_summary(cursor: Cursor, ranking: int) -> dict[str, float]:
     return {"mean": mean or 0.0, "deviation": deviation, "count": count}
 
 
-def texts(cursor: Cursor) -> list[str]:
-    """Prompt and response of every row, in the order of their ids."""
-    found = cursor.execute("SELECT prompt || chr(10) || response FROM main.examples ORDER BY example_id")
-    return [text for (text,) in found.fetchall()]
-
-
-def content_hashes(cursor: Cursor) -> list[str]:
-    """The content hash of every row, in the order of their ids."""
-    found = cursor.execute("SELECT content_hash FROM main.examples ORDER BY example_id").fetchall()
-    return [content_hash for (content_hash,) in found]
+def content_hashes(cursor: Cursor) -> Iterator[tuple[str, int]]:
+    """The content hash and the id of every row, in the order of the data, as they are read."""
+    found = cursor.execute("SELECT content_hash, example_id FROM main.examples ORDER BY example_id")
+    while part := found.fetchmany(FETCHED_AT_ONCE):
+        yield from part
 
 
 def find_rows(cursor: Cursor, content_hashes: Sequence[str]) -> dict[str, int]:
     """content_hash → the id of the first row with that content, for those that the data set has."""
     found = cursor.execute(
         """SELECT content_hash, min(example_id) FROM main.examples
-           WHERE list_contains(?::VARCHAR[], content_hash) GROUP BY content_hash""",
+           WHERE content_hash IN (SELECT unnest(?::VARCHAR[])) GROUP BY content_hash""",
         [list(content_hashes)],
     ).fetchall()
     return dict(found)
@@ -337,13 +364,13 @@ def rows_with(cursor: Cursor, content_hashes: Sequence[str]) -> dict[str, list[i
     """content_hash → the ids of all rows with that content, for those that the data set has."""
     found = cursor.execute(
         """SELECT content_hash, list(example_id ORDER BY example_id) FROM main.examples
-           WHERE list_contains(?::VARCHAR[], content_hash) GROUP BY content_hash""",
+           WHERE content_hash IN (SELECT unnest(?::VARCHAR[])) GROUP BY content_hash""",
         [list(content_hashes)],
     ).fetchall()
     return dict(found)
 
 
-def matching(ranking: int | None, where: RowFilter) -> tuple[str, str, list[Any]]:
+def matching(cursor: Cursor, ranking: int | None, where: RowFilter) -> tuple[str, str, list[Any]]:
     """The rows that pass a filter, as a FROM clause, a condition and its parameters (the ranking's first).
 
     ``s`` are the scores, where there is a ranking; ``e`` the rows and ``f`` their flags, where the filter
@@ -352,7 +379,7 @@ def matching(ranking: int | None, where: RowFilter) -> tuple[str, str, list[Any]
     condition, parameters = where.sql("e.example_id" if ranking is None else "s.example_id")
     if ranking is None:
         return "main.examples e LEFT JOIN base.flags f USING (content_hash)", condition, parameters
-    source = "main.ranking_scores s"
+    source = f"{scores_table(cursor, ranking)} s"
     if where.needs_rows:
         source += " JOIN main.examples e ON e.example_id = s.example_id"
     if where.needs_flags:

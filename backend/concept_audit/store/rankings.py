@@ -75,6 +75,16 @@ def digest(direction: np.ndarray) -> str:
     return hashlib.blake2b(np.asarray(direction, np.float32).tobytes(), digest_size=12).hexdigest()
 
 
+def scores_table(cursor: Cursor, ranking: int) -> str:
+    """The scores of the database that has a ranking, as a table of a FROM clause.
+
+    The view of both databases would do, but hides from DuckDB between which numbers the rows' ids lie, and joins take
+    five times as long.
+    """
+    found = cursor.execute("SELECT 1 FROM audit.base.rankings WHERE ranking_id = ?", [ranking]).fetchone()
+    return "(SELECT *, true AS exact FROM audit.base.ranking_scores)" if found else "derived.base.ranking_scores"
+
+
 def ranked(ranking_ids: np.ndarray, scores: np.ndarray, exact: np.ndarray | None = None) -> pa.Table:
     """The rows of ``base.ranking_scores``: rank 1 is the largest score, ties go by example id.
 

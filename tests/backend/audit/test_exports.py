@@ -78,7 +78,7 @@ def test_input_that_has_changed_is_refused_by_name(built, rows, tmp_path):
     copied = shutil.copytree(built, tmp_path / "audit")
     manifest = json.loads((copied / "manifest.json").read_text())
     data = write_jsonl(tmp_path / "rows.jsonl", rows[:-1])
-    manifest["configuration"]["data"] = str(data)
+    manifest["configuration"] |= {"data": str(data), "beside": {}}
     (copied / "manifest.json").write_text(json.dumps(manifest))
     audit = Audit(copied)
     with pytest.raises(StoreError, match="has changed since"):
@@ -152,3 +152,29 @@ def test_input_that_loses_rows_meanwhile_is_noticed(audit, rows, tmp_path, monke
     monkeypatch.setattr(exports, "raw_rows", lambda *_: iter(rows[:3]))
     with pytest.raises(StoreError, match="3 of 300 rows were found again"):
         audit.exports.write(tmp_path / "own.csv", "csv", schema="own")
+
+
+@pytest.mark.parametrize("format", ["csv", "jsonl", "parquet"])
+def test_a_ranking_is_written_as_it_is_read_and_never_held_as_a_whole(audit, tmp_path, monkeypatch, format):
+    monkeypatch.setattr(exports, "RANKED_AT_ONCE", 7)
+    read, most = exports.queries.ranked_texts, []
+    monkeypatch.setattr(exports.queries, "ranked_texts", lambda *asked: most.append(read(*asked)) or most[-1])
+    out = tmp_path / f"ranked.{format}"
+    assert audit.exports.ranked(out, "sae:3", format=format, top=25) == (25, 300)
+    assert max(map(len, most)) == 7
+    back = {"csv": pd.read_csv, "jsonl": lambda p: pd.read_json(p, lines=True), "parquet": pd.read_parquet}
+    pd.testing.assert_frame_equal(back[format](out), audit.rankings.table("sae:3", top=25), check_dtype=False)
+
+
+def test_a_ranking_that_is_thrown_away_while_it_is_written_leaves_no_file(audit, tmp_path, monkeypatch):
+    monkeypatch.setattr(exports, "RANKED_AT_ONCE", 7)
+    real, calls = exports.require_rankings, []
+
+    def gone(cursor, rankings):
+        calls.append(rankings)
+        real(cursor, [1] if len(calls) == 2 else rankings)
+
+    monkeypatch.setattr(exports, "require_rankings", gone)
+    with pytest.raises(StoreError, match="thrown away"):
+        audit.exports.ranked(tmp_path / "ranked.csv", "sae:3")
+    assert not [path for path in tmp_path.iterdir() if "ranked" in path.name]

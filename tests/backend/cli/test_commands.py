@@ -74,6 +74,20 @@ def test_every_format_holds_the_same_ranking(audit_directory, capsysbinary, tmp_
     assert from_parquet["response"].tolist() == [row["response"] for row in from_jsonl]
 
 
+def test_rank_writes_the_first_rows_unless_all_are_asked_for(audit_directory, capsys, monkeypatch):
+    monkeypatch.setattr("concept_audit.cli.ranking.FIRST_ROWS", 4)
+    common = ["rank", str(audit_directory), "--concept", "sae:3", "--format", "jsonl"]
+    assert main(common) == 0
+    told = capsys.readouterr()
+    assert len(told.out.splitlines()) == 4
+    assert "The first 4 of 300 rows; --top N or --all writes more" in told.err
+    assert main([*common, "--all"]) == 0
+    told = capsys.readouterr()
+    assert len(told.out.splitlines()) == 300 and not told.err
+    assert main([*common, "--all", "--top", "2"]) == 1
+    assert "choose one of them" in capsys.readouterr().err
+
+
 def test_a_probe_from_a_file_can_be_ranked_by(audit_directory, capsys, tmp_path):
     rows = [{"messages": row["messages"], "label": i % 2} for i, row in enumerate(chat_rows(24, seed=3))]
     examples = write_jsonl(tmp_path / "examples.jsonl", rows)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import random
 
+import bm25s
 import numpy as np
 import pytest
 
@@ -31,6 +33,27 @@ def test_bm25_is_lucenes_formula_averaged_over_the_queries():
         return idf * count / (count + k1 * (1 - b + b * length / mean))
 
     wanted = [(term(1, 3, 2) + 0) / 2, (0 + term(1, 5, 2) + term(1, 5, 1)) / 2, (term(2, 3, 2) + term(1, 3, 2)) / 2]
-    assert bm25(rows, ["cat", "dog far unheard"]) == pytest.approx(wanted, rel=1e-5)
-    assert bm25(["", ""], ["cat"]).tolist() == [0, 0]
-    assert bm25(rows, ["???"]).tolist() == [0, 0, 0]
+    assert bm25(lambda: [rows[:2], rows[2:]], ["cat", "dog far unheard"]) == pytest.approx(wanted, rel=1e-5)
+    assert bm25(lambda: [["", ""]], ["cat"]).tolist() == [0, 0]
+    assert bm25(lambda: [rows], ["???"]).tolist() == [0, 0, 0]
+
+
+def test_bm25_equals_the_librarys():
+    chance = random.Random(3)
+    words = [f"{letter}{n}" for letter in "aäé_" for n in range(6)] + ["don't", "CAPS"]
+    rows = [" ".join(chance.choices(words, k=chance.randrange(12))) for _ in range(80)]
+    asked = [" ".join(chance.choices([*words, "unheard"], k=7)) for _ in range(5)]
+    split = {"stopwords": [], "show_progress": False, "token_pattern": r"(?u)\b\w+\b"}
+    index = bm25s.BM25(method="lucene")
+    tokens = bm25s.tokenize(rows, **split)
+    index.index(tokens, show_progress=False)
+    expected = np.mean(
+        [
+            index.get_scores([word for word in query if word in tokens.vocab])
+            for query in bm25s.tokenize(asked, return_ids=False, **split)
+        ],
+        axis=0,
+    )
+    found = bm25(lambda: (rows[i : i + 7] for i in range(0, 80, 7)), asked)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    assert found.min() == 0 < found.max()

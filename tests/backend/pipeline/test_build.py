@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+from pathlib import Path
 
 import duckdb
 import numpy as np
@@ -203,3 +204,40 @@ def test_rows_without_response_hold_nan_in_the_shards(options, rows, tmp_path):
     build(dataclasses.replace(options, data=str(data), max_tokens=64))
     (block,) = read_means(shards(options.out, "activations"), 2)
     assert np.isnan(block[5]).all() and not np.isnan(block[:5]).any()
+
+
+def test_an_audit_may_be_moved_with_what_it_was_made_from(data_file, model_directory, tmp_path, monkeypatch):
+    before, after = tmp_path / "before", tmp_path / "after"
+    before.mkdir()
+    data = shutil.copy(data_file, before / "rows.jsonl")
+    model = shutil.copytree(model_directory, before / "model")
+    monkeypatch.chdir(before)
+    options = BuildOptions(
+        data="rows.jsonl",
+        out=before / "cache" / "audit",
+        model=ModelOptions(str(model), device="cpu"),
+        cache=before / "cache",
+        layers=(1,),
+        sae="none",
+    )
+    build(options)
+    monkeypatch.chdir(tmp_path)
+    lines = Path(data).read_text("utf-8").splitlines()
+    for place in (before, after):
+        if place == after:
+            before.rename(after)
+        audit = Audit(place / "cache" / "audit")
+        assert audit.model().d_model == 32
+        audit.exports.write(tmp_path / "own.jsonl", "jsonl", schema="own")
+        assert (tmp_path / "own.jsonl").read_text("utf-8").splitlines() == lines
+        assert Path(audit.manifest.configuration["cache"]) == place / "cache"
+    again = dataclasses.replace(
+        options,
+        data=str(after / "rows.jsonl"),
+        out=after / "cache" / "audit",
+        model=ModelOptions(str(after / "model"), device="cpu"),
+        cache=after / "cache",
+    )
+    stamp = (again.out / "audit.duckdb").stat().st_mtime_ns
+    build(again)
+    assert (again.out / "audit.duckdb").stat().st_mtime_ns == stamp, "nothing was left to do"

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 
+import duckdb
 import numpy as np
 import pandas as pd
 import pytest
 
-from concept_audit import Audit, BuildOptions, ConceptError, ModelOptions, RowFilter, build
+from concept_audit import Audit, BuildOptions, ConceptError, LabelledExample, Message, ModelOptions, RowFilter, build
+from concept_audit.store import queries, workspace
+from concept_audit.store.assemble import LEAST_MEMORY, THREAD_MEMORY, limit
 from tests.conftest import chat_rows, write_jsonl
 
 ODD = "a\"b/c~d.e'f;--"
@@ -34,8 +37,6 @@ def audit(tmp_path_factory, model_directory) -> Audit:
         )
     )
     audit = Audit(root)
-    from concept_audit.store import workspace
-
     direction = np.random.default_rng(0).normal(size=32).astype(np.float32)
     with audit.opened.database.writing() as cursor:
         workspace.save_probe(
@@ -160,3 +161,64 @@ def test_features_are_searched_by_token(built):
     assert audit.concepts.features("no such token 123").empty
     for order in ("telling", "max_activation", "density", "rarest", "feature_id"):
         assert len(audit.concepts.features(order=order)) == len(audit.concepts.features())
+
+
+@pytest.mark.parametrize("where", [RowFilter(), RowFilter(text="river"), RowFilter(flag="none")], ids=repr)
+@pytest.mark.parametrize("kind", ["likely", "uncertain", "unlikely"])
+def test_the_queue_offers_the_best_row_that_has_no_label_and_was_not_skipped(audit, table, kind, where):
+    done = table["content_hash"].iloc[[0, 2, 40, -1]].tolist()
+    with audit.opened.database.writing() as cursor:
+        workspace.skip(cursor, "asked", done[:1])
+        workspace.skip(cursor, "other", done[1:2])
+        workspace.label(cursor, "asked", [LabelledExample((Message("user", "x"), Message("assistant", "y")), 1)])
+        workspace.skip(cursor, "asked", done[2:])
+    left = table[~table["content_hash"].isin([done[0], *done[2:]])]
+    left = left[left["example_id"].isin(audit.rank("p", where=where)["example_id"])]
+    place = {"likely": left["rank"], "unlikely": -left["rank"], "uncertain": (left["score"] - 0.02).abs()}[kind]
+    expected = left.assign(place=place).sort_values(["place", "example_id"])["example_id"].iloc[0]
+    ranking = audit.rankings.ensure("p")
+    found = audit.opened.read(lambda cursor: queries.unlabelled(cursor, "asked", where, ranking, kind, 0.02))
+    assert found["example_id"].tolist() == [expected] and found["response"][0]
+
+
+def test_before_training_the_queue_offers_every_row_once(audit):
+    offered = []
+    while (found := audit.queue.next("new", RowFilter(text="river"))) is not None:
+        offered.append(found[1]["content_hash"])
+        audit.queue.skip("new", [found[1]["content_hash"]])
+    rows = audit.rows.list(RowFilter(text="river"))
+    assert sorted(offered) == sorted(set(rows["content_hash"])) != offered
+
+
+def test_texts_are_searched_once_for_all_rows_of_a_queue(audit, monkeypatch):
+    searched = []
+    found = audit.opened.database.found
+    monkeypatch.setattr(audit.opened.database, "found", lambda *asked: searched.append(asked) or found(*asked))
+    audit.queue.next("new", RowFilter(text="money"))
+    audit.rows.sample(RowFilter(text="money"), "seed", 3)
+    assert len(searched) == 2
+
+
+def test_rows_by_id_are_those_rows(audit, table):
+    ids = [70, 3, 5]
+    found = audit.opened.read(lambda cursor: queries.rows_by_id(cursor, ids))
+    expected = table.set_index("example_id").loc[sorted(ids)]
+    assert found["example_id"].tolist() == sorted(ids) and found["response"].tolist() == expected["response"].tolist()
+    assert audit.opened.read(lambda cursor: queries.rows_by_id(cursor, [])).empty
+
+
+def test_what_a_page_asks_of_a_feature_lies_together(built):
+    with duckdb.connect(str(built / "audit.duckdb"), read_only=True) as con:
+        found = con.execute("SELECT feature_id, example_id FROM base.feature_activations").fetchall()
+    assert len({example_id // 256 for _, example_id in found}) > 1, "of more than one shard"
+    assert found == sorted(found)
+
+
+@pytest.mark.parametrize("memory, told", [(0, LEAST_MEMORY), (3 << 30, 3 << 30)])
+def test_the_memory_of_the_stores_build_is_what_it_is_given(memory, told, monkeypatch):
+    monkeypatch.setattr("os.cpu_count", lambda: 64)
+    with duckdb.connect() as con:
+        limit(con, memory)
+        shown, threads = con.execute("SELECT current_setting('memory_limit'), current_setting('threads')").fetchone()
+    assert shown == (f"{told / 2**20:.1f} MiB" if told < 2**30 else f"{told / 2**30:.1f} GiB")
+    assert threads == told // THREAD_MEMORY
