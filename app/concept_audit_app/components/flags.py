@@ -82,8 +82,12 @@ def _choose_many(view: View) -> None:
     with st.container(horizontal=True):
         pairs = bool(audit.manifest.configuration.get("pairs"))
         for name, label in (PAIR_ACTIONS if pairs else ACTIONS).items():
-            kind = "primary" if name == "remove" else "secondary"
-            if st.button(f"{label}: {count:,}", key=f"bulk-{name}", disabled=not count, type=kind):
+            if st.button(
+                f"{label}: {count:,}",
+                key=f"bulk-{name}",
+                disabled=not count,
+                type="primary" if name == "remove" else "secondary",
+            ):
                 _flag_many(view, where, name, top, CHOICES[how])
                 st.rerun()
 

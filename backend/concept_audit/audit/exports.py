@@ -168,8 +168,7 @@ class Exports:
             for first in range(1, last + 1, RANKED_AT_ONCE):
                 frame = self._ranked(ranking, range(first, min(first + RANKED_AT_ONCE, last + 1)))
                 metadata = decoded_metadata(frame)
-                for row, more in zip(frame.drop(columns="metadata").itertuples(index=False), metadata, strict=True):
-                    known = row._asdict()
+                for known, more in zip(_dicts(frame.drop(columns="metadata")), metadata, strict=True):
                     ends = {name: known.pop(name) for name in LAST_COLUMNS}
                     yield known | {name: more.get(field) for field, name in names.items()} | ends
 
@@ -241,7 +240,7 @@ class Exports:
         for start in range(0, len(state.rows), ROWS_AT_ONCE):
             known = state.rows.iloc[start : start + ROWS_AT_ONCE]
             frame = known.merge(self._texts(state, known["example_id"].tolist()), on="example_id")
-            for row, metadata in zip(frame[columns].to_dict("records"), decoded_metadata(frame), strict=True):
+            for row, metadata in zip(_dicts(frame[columns]), decoded_metadata(frame), strict=True):
                 yield row | {name: metadata.get(field) for field, name in names.items()}
 
     def _texts(self, state: _State, example_ids: list[int]) -> pd.DataFrame:
@@ -319,3 +318,8 @@ class Exports:
         about["exported_by"] = by or user_name()
         about["exported_at"] = datetime.now(UTC).isoformat(timespec="seconds")
         return about
+
+
+def _dicts(frame: pd.DataFrame) -> Iterator[dict[str, Any]]:
+    for row in frame.to_dict("records"):
+        yield {str(name): value for name, value in row.items()}

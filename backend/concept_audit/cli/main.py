@@ -13,6 +13,7 @@ from concept_audit.cli.backups import Backup, Restore
 from concept_audit.cli.building import Build, Demo, Index
 from concept_audit.cli.checking import Check
 from concept_audit.cli.concepts import Concepts, Features, Probe
+from concept_audit.cli.moving import Pull, Push
 from concept_audit.cli.ranking import Export, Flag, Rank
 from concept_audit.cli.serving import Delete, Info, List, Serve, Sql
 from concept_audit.cli.validation import Validate
@@ -37,6 +38,8 @@ COMMANDS: dict[str, Any] = {
     "delete": Delete,
     "backup": Backup,
     "restore": Restore,
+    "push": Push,
+    "pull": Pull,
 }
 DESCRIPTION = (
     "See which rows of a training set push a language model towards a concept, and take them out. "

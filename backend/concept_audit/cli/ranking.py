@@ -46,10 +46,8 @@ class Rank(Running):
     influence: InfluenceFlags
     engine: EngineFlags
     method: Annotated[str, arg(help=f"how to score rows: {', '.join(METHODS)}")] = "vector_filter"
-    top: Annotated[
-        int | None, option(f"only the first so many rows (None: {FIRST_ROWS:,}, or every one with --all)", "N")
-    ] = None
-    all: Annotated[bool, switch("every row")] = False
+    top: Annotated[int | None, option(f"only the first so many rows (None: {FIRST_ROWS:,})", "N")] = None
+    all: Annotated[bool, switch("every row, not the first alone")] = False
     format: FORMAT = "csv"
     out: OUT = None
     exact: Annotated[bool, switch("differentiate every row, though there is a gradient index")] = False

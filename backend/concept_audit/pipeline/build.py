@@ -7,7 +7,6 @@ under other keys is cleared away. So the same command goes on where a killed bui
 
 from __future__ import annotations
 
-from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from concept_audit.concepts.sae import SaeSource, SparseAutoencoder, is_readable
 from concept_audit.concepts.sae_training import HELD_OUT, TokenFeed, remove_checkpoints, train_sae
 from concept_audit.data.read import DataSet
 from concept_audit.data.read import fingerprint as data_fingerprint
-from concept_audit.errors import AuditError, ConceptError, StoreError
+from concept_audit.errors import AuditError, ConceptError
 from concept_audit.files import as_store_error, digest, remove_leftovers, remove_leftovers_of
 from concept_audit.influence.vector_filter import vector_filter
 from concept_audit.model.chat import ChatRenderer
@@ -35,6 +34,7 @@ from concept_audit.pipeline.options import LONGEST_ROW, BuildOptions, key
 from concept_audit.pipeline.place import building, idle, refuse_foreign
 from concept_audit.pipeline.preview import described, show_rows
 from concept_audit.pipeline.read import Tokenizing, read_rows
+from concept_audit.pipeline.reconciling import reconciled
 from concept_audit.pipeline.reporting import reporting
 from concept_audit.progress import Progress
 from concept_audit.store.activations import read_means, token_blocks
@@ -42,15 +42,13 @@ from concept_audit.store.assemble import SaeDirections, assemble
 from concept_audit.store.database_files import opens
 from concept_audit.store.examples import token_counts
 from concept_audit.store.layout import Layout
-from concept_audit.store.manifest import BESIDE, STAGE_OF, Manifest, beside, read_manifest
+from concept_audit.store.manifest import BESIDE, STAGE_OF, Manifest, beside
 from concept_audit.store.removal import own_files, remove_made
 from concept_audit.store.schema import FORMAT as STORE_FORMAT
 from concept_audit.store.shard_store import RowShards
 
 ANSWERS = ("answers", "answer_activations")
 """Kinds that hang on a stage's key and are made on demand."""
-UNCOUNTED = ("data", "model", "cache", "device", "threads", BESIDE)
-"""Settings that may change: of names of data and model their content counts, and where it runs changes nothing."""
 STORE_SHARE = 0.2
 """Of the machine's free memory, what the database may take while it is written."""
 ON_DEMAND = {
@@ -320,7 +318,7 @@ class _Build:
             fingerprints["sae"] = model_fingerprint(self._sae.module)
         manifest = Manifest(configuration, fingerprints)
         if self._layout.manifest.exists():
-            manifest = self._reconcile(manifest)
+            manifest = reconciled(self._layout, manifest, self._options.rebuild)
         _remove_leftovers(self._layout)
         if manifest.stages and not manifest.complete:
             with idle(self._layout, "what it reads is to be made anew"):
@@ -328,42 +326,6 @@ class _Build:
         else:
             manifest.write(self._layout)
         return manifest
-
-    def _reconcile(self, wanted: Manifest) -> Manifest:
-        """Go on with the earlier build if it is the same; replace it only if told to."""
-        if self._options.rebuild:
-            earlier = self._manifest_before()
-            if earlier is None:
-                with idle(self._layout, "its shards are of another version"):
-                    self._layout.shards.remove_all()
-                return wanted
-            wanted.stages = earlier.stages
-            if (earlier.configuration, earlier.fingerprints) != (wanted.configuration, wanted.fingerprints):
-                # From here on it is not the audit that these settings made.
-                wanted.stages.get("store", {})["done"] = False
-            return wanted
-        found = read_manifest(self._layout.manifest)
-        before = {**found.configuration, **{f"{k} (content)": v for k, v in found.fingerprints.items()}}
-        after = {**wanted.configuration, **{f"{k} (content)": v for k, v in wanted.fingerprints.items()}}
-        names = [name for name in {**before, **after} if name not in UNCOUNTED]
-        ours = [name for name in names if before.get(name) != after.get(name)]
-        if ours:
-            was = {n: _short(before[n]) if n in before else "not recorded" for n in ours}
-            changes = "; ".join(f"{n} was {was[n]}, is now {_short(after.get(n))}" for n in ours)
-            raise StoreError(
-                f"{self._layout.root}: an audit made with other settings ({changes}). Choose another --out, or "
-                "pass --rebuild to replace what the build found; labels, probes and flags are kept"
-            )
-        for name in ("device", "threads"):
-            found.configuration[name] = wanted.configuration[name]
-        return found
-
-    def _manifest_before(self) -> Manifest | None:
-        """The manifest or, if that is damaged, its copy; None where this version can read neither."""
-        for path in (self._layout.manifest, self._layout.manifest_copy):
-            with suppress(StoreError):
-                return read_manifest(path)
-        return None
 
     def _begin(self, stage: str, *depends: object) -> bool:
         """Whether a stage has work left; what is left of earlier configurations goes."""
@@ -406,8 +368,3 @@ class _Build:
         """Tells apart what may fire: by the weights, and, where it was loaded, by where and how it reads."""
         weights = model_fingerprint(sae.module)
         return weights if self._options.sae == "train" else key(weights, self._sae_layer, sae.centred)
-
-
-def _short(value: object) -> str:
-    text = str(value)
-    return text if len(text) <= 60 else text[:57] + "..."

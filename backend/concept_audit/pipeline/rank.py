@@ -172,8 +172,7 @@ def scores_of(sources: Sources, wanted: Request, ranking: int, progress: Progres
             return activation_similarity(read_means(means, concept.layer), found, _own(sources, wanted))
         case "bm25":
             texts = ["\n".join(m.content for m in e.messages) for e in wanted.queries if e.label]
-            rows = sources.shards("rows")
-            return bm25(lambda: read_row_texts(rows), texts, _own(sources, wanted))
+            return bm25(lambda: read_row_texts(sources.shards("rows")), texts, _own(sources, wanted))
         case _ if wanted.index is not None:
             return scores_of_many(sources, [wanted], progress)[:, 0]
         case _:

@@ -70,6 +70,14 @@ def own_files(layout: Layout) -> list[Path]:
     return found
 
 
+def is_own(layout: Layout, name: str) -> bool:
+    """Whether a file is an audit's own, by its name below the audit's directory: ``shards/rows/…``."""
+    directory, _, rest = name.partition("/")
+    if not rest:
+        return _is_file(layout, name)
+    return directory in DIRECTORIES and DIRECTORIES[directory](Path(rest).name)
+
+
 def strangers(layout: Layout) -> list[Path]:
     """What lies in a directory and is no file or directory of an audit."""
     return sorted(
