@@ -27,7 +27,7 @@ PAGES_WIDTH = 420
 """Pixels: enough for seven numbers; as wide as its content, it hides page 2 of 3."""
 
 audit = current_audit()
-do_acts(audit)
+do_acts()
 style_sheet()
 st.title("Audit")
 with st.container(horizontal=True, vertical_alignment="bottom"):

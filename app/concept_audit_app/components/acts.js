@@ -27,6 +27,7 @@ function mount(kept, component, KEYS, draw) {
     kept.moved = false
     setTriggerValue("settled", kept.count)
   }
+  if (kept.audit !== data.audit) Object.assign(kept, { audit: data.audit, undoable: [] })
   if (data.client === kept.client) kept.acts = kept.acts.filter((act) => act.n > data.done)
   if (kept.moved && !kept.acts.length) wait(kept)
   for (const button of parentElement.querySelectorAll("button[value]")) {
@@ -66,7 +67,7 @@ function mount(kept, component, KEYS, draw) {
 }
 
 function act(kept, what) {
-  kept.acts.push({ n: ++kept.count, ...what })
+  kept.acts.push({ n: ++kept.count, audit: kept.audit, ...what })
   kept.moved = true
   kept.send()
   wait(kept)

@@ -49,34 +49,35 @@ POSITIVE, NEGATIVE = "Shows it", "Does not"
 _component = acting_component("concept_audit_label_keys", HTML, CSS, "label_keys.js", isolated=False)
 
 
-def remember(name: str, action: str, content_hash: str) -> None:
-    """Note what was done, so that it can be undone."""
-    st.session_state.setdefault(f"labelled-{name}", []).append((action, content_hash))
+def put_label(name: str, messages: tuple[Message, ...], label: int, audit: Audit | None = None) -> None:
+    """Keep one label; says why if it cannot be kept.
 
-
-def put_label(name: str, messages: tuple[Message, ...], label: int) -> None:
-    """Keep one label; says why if it cannot be kept."""
-    example = LabelledExample(messages, label)
+    Args:
+        audit: None for the one that is open.
+    """
+    audit, example = audit or current_audit(), LabelledExample(messages, label)
     try:
-        current_audit().labels.add(name, [example])
-        remember(name, "label", example.content_hash)
+        audit.labels.add(name, [example])
+        _remember(audit, name, "label", example.content_hash)
     except AuditError as error:
         st.session_state["lab_error"] = str(error)
 
 
-def skip_row(name: str, content_hash: str) -> None:
-    """Offer a row no more."""
-    try:
-        current_audit().queue.skip(name, [content_hash])
-        remember(name, "skip", content_hash)
-    except AuditError as error:
-        st.session_state["lab_error"] = str(error)
+def _remember(audit: Audit, name: str, action: str, content_hash: str) -> None:
+    st.session_state.setdefault(f"labelled-{audit.name}-{name}", []).append((action, content_hash))
 
 
-def undo_label(name: str) -> None:
+def _skip(audit: Audit, name: str, content_hash: str) -> None:
+    audit.queue.skip(name, [content_hash])
+    _remember(audit, name, "skip", content_hash)
+
+
+def _undo(audit: Audit, name: str) -> None:
     """Take back the latest label or skip of this session."""
-    action, content_hash = st.session_state[f"labelled-{name}"].pop()
-    audit = current_audit()
+    history = st.session_state.get(f"labelled-{audit.name}-{name}")
+    if not history:
+        return
+    action, content_hash = history.pop()
     if action == "label":
         audit.labels.remove(name, [content_hash])
     else:
@@ -151,15 +152,17 @@ def _offer(name: str, text: str, kinds: Sequence[str]) -> None:
 
 def do_labels() -> None:
     """Do what was asked by keys and is not done yet; before anything is read that hangs on labels."""
-    for act in waiting(KEY):
+    for audit, act in waiting(KEY):
         name, messages = str(act["probe"]), st.session_state.get("offered", {}).get(act["hash"])
-        if act["kind"] == "undo":
-            if st.session_state.get(f"labelled-{name}"):
-                undo_label(name)
-        elif act["kind"] == "skip":
-            skip_row(name, act["hash"])
-        elif messages is not None and act["label"] in (0, 1):
-            put_label(name, messages, act["label"])
+        try:
+            if act["kind"] == "undo":
+                _undo(audit, name)
+            elif act["kind"] == "skip":
+                _skip(audit, name, act["hash"])
+            elif messages is not None and act["label"] in (0, 1):
+                put_label(name, messages, act["label"], audit)
+        except AuditError as error:
+            st.session_state["lab_error"] = str(error)
 
 
 def search_results(audit: Audit, name: str) -> None:

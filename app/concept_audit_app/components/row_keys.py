@@ -35,10 +35,10 @@ span { margin-left: .5rem }
 _component = acting_component("concept_audit_row_keys", HTML, CSS, "row_keys.js")
 
 
-def do_acts(audit: Audit) -> None:
+def do_acts() -> None:
     """Do what was asked by keys and is not done yet; before the rows are read, so that they show it."""
     changed = False
-    for act in waiting(KEY):
+    for audit, act in waiting(KEY):
         changed = True
         try:
             _do(audit, act)
@@ -49,7 +49,7 @@ def do_acts(audit: Audit) -> None:
 
 
 def _do(audit: Audit, act: Mapping[str, Any]) -> None:
-    events: dict[int, int | None] = st.session_state.setdefault("acts-events", {})
+    events: dict[int, int | None] = st.session_state.setdefault(f"events-{audit.name}", {})
     if act.get("undo"):
         _undo(audit, events[act["of"]] if act.get("of") in events else _latest(audit))
         return
@@ -93,7 +93,7 @@ def row_keys(rows: Sequence[tuple[int, str]]) -> None:
     if read_only():
         return
     audit = current_audit()
-    do_acts(audit)
+    do_acts()
     flags = audit.flags.of([content for _, content in rows])
     shown = [{"id": number, "hash": content, "flag": flags.get(content)} for number, content in rows]
     found = _component(

@@ -137,6 +137,17 @@ def choose_audit() -> None:
         st.stop()
 
 
+def audit_named(name: str) -> Audit | None:
+    """An audit that the visitor may see; None if there is none of this name, or it cannot be opened."""
+    manifest = cache_directory() / name / "manifest.json"
+    try:
+        return (
+            _load(str(manifest.parent), manifest.stat().st_mtime_ns, read_only()) if name in served_audits() else None
+        )
+    except (AuditError, OSError):
+        return None
+
+
 def current_audit() -> Audit:
     """The audit that the visitor has open; says what is wrong and stops if it cannot be opened."""
     root = cache_directory() / st.session_state["audit"]
