@@ -142,7 +142,7 @@ def test_a_turn_that_cannot_be_read_is_named_with_the_reason(tmp_path, turn, mes
 
 def test_what_a_turn_has_besides_its_words_tells_rows_apart_and_plain_rows_keep_their_hash():
     plain = (Message("user", "q"), Message("assistant", "a"))
-    assert content_hash(plain) == "88f68e28b32083675f9383a1bd27e7f0"  # as ever
+    assert content_hash(plain) == "88f68e28b32083675f9383a1bd27e7f0"  # as ever  # pragma: allowlist secret
     others = [{"calls": CALLED.calls}, {"reasoning": "r"}, {"trained": False}]
     hashes = {content_hash((plain[0], Message("assistant", "a", **other))) for other in others}
     assert len(hashes | {content_hash(plain), content_hash((*plain[:1], Message(TOOLS, "[]"), plain[1]))}) == 5
