@@ -117,7 +117,7 @@ def test_a_probe_of_another_model_is_explained_not_shown(audit):
 
 
 def test_the_overview_says_how_far_the_index_is(audit):
-    assert "concept-audit index small" in words(open_page())
+    assert f"concept-audit index {audit.root}" in words(open_page()), "from anywhere"
     files = index_files(Layout(audit.root), "0", RowPartition(300))
     files.write_description({"done": False})
     stage = Stage("Gradient of every row", 200, "rows")
@@ -169,7 +169,7 @@ def test_the_evidence_page_shows_a_validation(audit):
 
     audit.train_probe("tone", typed(24), layer=2)
     test = open_page("evidence")
-    assert "concept-audit validate small" in words(test)
+    assert f"concept-audit validate {audit.root}" in words(test), "from anywhere"
     recipe = Recipe(rank=2, learning_rate=1e-2, max_steps=1, batch=4, max_tokens=40, precision="float32")
     audit.validate(
         "tone",

@@ -32,7 +32,7 @@ function draw() {
     const words = card.querySelector(".flag-words")
     if (words && words.dataset.flag !== flag) {
       words.dataset.flag = flag
-      words.textContent = flag ? ` · flagged: ${flag}` : ""
+      words.textContent = flag ? `flagged: ${flag}` : ""
     }
   }
   if (kept.note !== null) openNote()

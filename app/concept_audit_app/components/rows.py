@@ -335,8 +335,10 @@ def _heading(
     words = ""
     if flag:
         note = f" ({text_html(row['note'])})" if isinstance(row.get("note"), str) and row["note"] else ""
-        words = f" · flagged: {text_html(flag)}{note}"
-    shown = f'<strong class="flag-words" data-flag="{text_html(flag or "")}">{words}</strong>'
+        words = f"flagged: {text_html(flag)}{note}"
+    shown = (
+        f' <strong class="flag-words" style="margin-left:.4rem" data-flag="{text_html(flag or "")}">{words}</strong>'
+    )
     first = " · ".join(parts) + shown
     lines = [text_html(line) for line in (elsewhere, metadata_text(row["metadata"])) if line]
     small = "".join(f"<br><span style='opacity:.8;font-size:.85rem'>{line}</span>" for line in lines)
