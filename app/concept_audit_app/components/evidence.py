@@ -137,7 +137,9 @@ def choose_validation(audit: Audit, concept: Concept) -> Evidence | None:
         )
         # A feature is called by its number; a name may have spaces and quotes.
         named = concept.concept_id if concept.kind == "sae_feature" else concept.name
-        st.code(f"concept-audit validate {quote(str(audit.root))} --concept {quote(named)} --quick", None)
+        st.code(
+            f"concept-audit validate {quote(str(audit.root))} --concept {quote(named)} --quick", None, wrap_lines=True
+        )
         return None
     names = {
         row["evidence_id"]: f"Validation {row['number']}, version {row['version']} of the concept"
