@@ -23,8 +23,8 @@ from concept_audit_app.components.rows import page_problem
 from concept_audit_app.components.session import current_audit, first_page
 
 PAGE_SIZES = [10, 25, 50]
-PAGES_WIDTH = 420
-"""Pixels: enough for seven numbers; as wide as its content, it hides page 2 of 3."""
+# Pixels, enough for seven numbers: as wide as its content, it hides page 2 of 3.
+PAGES_WIDTH = 340
 
 audit = current_audit()
 do_acts()

@@ -3,9 +3,9 @@
 const PATIENCE = 5000 // milliseconds for a box to appear
 const STYLE = `
 [data-cursor="true"] { box-shadow: inset .25rem 0 0 #2b8a94; border-radius: .5rem }
-[data-flag="remove"] { border-color: #c4452f; background: rgba(196, 69, 47, .05) }
-[data-flag="swap"] { border-color: #4a6fb5; background: rgba(74, 111, 181, .06) }
-[data-flag="review"] { border-color: #b7842b; background: rgba(183, 132, 43, .06) }
+[class*="st-key-row-"][data-flag="remove"] { border-color: #c4452f; background: rgba(196, 69, 47, .05) }
+[class*="st-key-row-"][data-flag="swap"] { border-color: #4a6fb5; background: rgba(74, 111, 181, .06) }
+[class*="st-key-row-"][data-flag="review"] { border-color: #b7842b; background: rgba(183, 132, 43, .06) }
 `
 const kept = actsOf("__conceptAuditRows")
 kept.rows ??= new Map() // of this page: number → {id, hash, flag}

@@ -23,7 +23,7 @@ HTML = """<div class="keys" role="toolbar" aria-label="Keys for the rows">
 <button value="w">Swap <kbd>W</kbd></button><button value="n">Note <kbd>N</kbd></button>
 <span role="status"></span></div>
 """
-CSS = """.keys { display: flex; flex-wrap: wrap; gap: .25rem; align-items: center; font-size: .875rem;
+CSS = """.keys { display: flex; white-space: nowrap; gap: .25rem; align-items: center; font-size: .875rem;
   color: var(--st-text-color) }
 button { font: inherit; color: inherit; background: none; border: 1px solid var(--st-border-color);
   border-radius: .5rem; padding: .15rem .5rem; cursor: pointer }
@@ -101,6 +101,7 @@ def row_keys(rows: Sequence[tuple[int, str]]) -> None:
         data={"rows": shown, "pairs": _pairs(audit), **said_to_be_done(KEY)},
         on_acts_change=lambda: None,
         on_settled_change=lambda: None,
+        width="content",
     )
     if found.settled:
         st.rerun(scope="app")
