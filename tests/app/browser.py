@@ -94,3 +94,11 @@ def coloured_tokens(page):
 def words(page) -> str:
     """Everything that the page says."""
     return page.locator('[data-testid="stMain"]').inner_text()
+
+
+def type_probe(page, name: str):
+    """Type the name of a probe that is to be made; gives the box."""
+    box = page.get_by_role("combobox", name="Probe")
+    box.fill(name)
+    box.press("Enter")
+    return box

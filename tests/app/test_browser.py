@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from concept_audit import Audit, CurvatureOptions, IndexOptions, LabelledExample, Message
-from tests.app.browser import PATIENCE, cards, coloured_tokens, settle
+from tests.app.browser import PATIENCE, cards, coloured_tokens, settle, type_probe
 from tests.app.conftest import FORMULA
 
 
@@ -58,9 +58,7 @@ def test_an_sae_feature_leads_to_ranked_rows_with_heatmap_and_histogram(page, ad
 def test_labelling_in_the_browser_makes_a_probe_and_its_ranking(page, address):
     page.goto(f"{address}/probe_lab")
     settle(page)
-    name = page.get_by_role("combobox", name="Probe")
-    name.fill("mine")
-    name.press("Enter")
+    type_probe(page, "mine")
     settle(page)
     for _ in range(4):
         page.get_by_role("button", name="Shows it").click()

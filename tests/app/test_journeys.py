@@ -19,7 +19,7 @@ import pandas as pd
 import pytest
 
 from concept_audit import Audit
-from tests.app.browser import cards, coloured_tokens, dashboard, row_of, settle, words
+from tests.app.browser import cards, coloured_tokens, dashboard, row_of, settle, type_probe, words
 
 FLAG_TOP = 20
 ACTS, BETWEEN = 60, 70
@@ -102,9 +102,7 @@ def test_a_feature_is_found_by_a_sentence_of_ones_own(page, url):
 def test_twelve_rows_are_labelled_by_keys_alone_and_ranked_by_the_new_probe(page, url, place):
     page.goto(f"{url}/probe_lab")
     settle(page)
-    name = page.get_by_role("combobox", name="Probe")
-    name.fill("by keys")
-    name.press("Enter")
+    type_probe(page, "by keys")
     settle(page)
     assert page.get_by_role("button", name="Shows it").inner_text().split()[-1] == "Y"
     seen = []
@@ -137,9 +135,7 @@ def test_twelve_rows_are_labelled_by_keys_alone_and_ranked_by_the_new_probe(page
 def test_labels_by_keys_as_fast_as_anyone_types(page, url, place):
     page.goto(f"{url}/probe_lab")
     settle(page)
-    name = page.get_by_role("combobox", name="Probe")
-    name.fill("in haste")
-    name.press("Enter")
+    name = type_probe(page, "in haste")
     page.get_by_role("button", name="Shows it").wait_for()
     assert name.input_value() == "in haste"
     keys = "nnnnnnuysyyyyyy"

@@ -66,7 +66,7 @@ def choose(audit: Audit) -> Chosen:
             "cleaned this way go straight back into training.",
         )
         swap = False
-        if schema == "own" and audit.manifest.configuration.get("pairs"):
+        if schema == "own" and audit.manifest.pair:
             swap = st.toggle(
                 "Exchange sides",
                 value=True,

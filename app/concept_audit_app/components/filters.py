@@ -44,7 +44,7 @@ def row_filter(audit: Audit, flag: bool = True) -> RowFilter:
             "stands in double quotes occurs as it is.",
         )
         chosen = ""
-        choices = PAIR_FLAG_CHOICES if audit.manifest.configuration.get("pairs") else FLAG_CHOICES
+        choices = PAIR_FLAG_CHOICES if audit.manifest.pair else FLAG_CHOICES
         if flag:
             chosen = st.selectbox(
                 "Flags",

@@ -80,8 +80,7 @@ def _choose_many(view: View) -> None:
         st.caption(f"and {count - SHOWN:,} more")
     st.text_input("Note", key="bulk-note", placeholder="why (may be empty)", max_chars=200)
     with st.container(horizontal=True):
-        pairs = bool(audit.manifest.configuration.get("pairs"))
-        for name, label in (PAIR_ACTIONS if pairs else ACTIONS).items():
+        for name, label in (PAIR_ACTIONS if audit.manifest.pair else ACTIONS).items():
             if st.button(
                 f"{label}: {count:,}",
                 key=f"bulk-{name}",
@@ -166,10 +165,18 @@ def _action(change: Mapping[str, Any]) -> str:
 
 def _undo(event_id: int) -> None:
     try:
-        change = current_audit().flags.undo(event_id, person())
+        undo_change(current_audit(), event_id)
     except AuditError as error:
         st.session_state["row_problem"] = str(error)
-        return
+
+
+def undo_change(audit: Audit, event_id: int) -> None:
+    """Undo a change of flags; what came of it is said when the page is drawn.
+
+    Raises:
+        AuditError: there is no such change, or it cannot be undone.
+    """
+    change = audit.flags.undo(event_id, person())
     left = f"; {change.left_alone:,} changed since, left alone" if change.left_alone else ""
     st.session_state["said"] = f"Undone for {counted(change.n_texts, 'text')}{left}"
 

@@ -58,7 +58,11 @@ function draw() {
     const off = button.value === "u" ? !kept.undoable.length : !item
     if (button.disabled !== off) button.disabled = off
   }
-  if (!item && !kept.moved) kept.place.querySelector(".label-row").textContent = kept.left ? "" : kept.nothing
+  if (!item && !kept.moved) {
+    const row = kept.place.querySelector(".label-row")
+    const said = kept.left ? "" : kept.nothing
+    if (row.textContent !== said) row.textContent = said // only then: a change of the page asks for drawing
+  }
   if (!item && kept.moved && !kept.acts.length) kept.settle() // more rows are wanted
   if (kept.train && !kept.moved) train()
 }
@@ -104,7 +108,7 @@ const KEYS = { y: () => put("label", 1), n: () => put("label", 0), s: () => put(
 
 export default function (component) {
   const { data, parentElement } = component
-  if (kept.name !== data.name) {
+  if (kept.name !== data.name || kept.audit !== data.audit) {
     Object.assign(kept, { name: data.name, back: [], undoable: [], train: 0 })
     for (const later of [0, 150, 400]) setTimeout(() => leave(data.name), later)
   }

@@ -120,7 +120,9 @@ def _offer(name: str, text: str, kinds: Sequence[str]) -> None:
     do_labels()
     rows = audit.queue.upcoming(name, RowFilter(text=text), AT_HAND, kinds)
     known = st.session_state.setdefault("offered", {})
-    known |= {row["content_hash"]: messages_from_json(row["messages"]) for _, row in rows}
+    for _, row in rows:
+        known.pop(row["content_hash"], None)  # put last, so that none of those on offer is forgotten
+        known[row["content_hash"]] = messages_from_json(row["messages"])
     while len(known) > MOST_OFFERED:
         del known[next(iter(known))]
     labels = audit.labels.list(name)

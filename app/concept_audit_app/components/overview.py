@@ -64,7 +64,7 @@ def left_out(audit: Audit) -> None:
     skipped = audit.manifest.report("rows").get("skipped")
     if not skipped:
         return
-    with st.expander(f"{skipped:,} rows of the data were left out", icon=":material/block:"):
+    with st.expander(f"{counted(skipped, 'row')} of the data left out", icon=":material/block:"):
         st.dataframe(audit.rows.skipped(MOST_SKIPPED)[["source", "source_row", "reason"]], hide_index=True)
         if skipped > MOST_SKIPPED:
             st.caption(f"The first {MOST_SKIPPED:,}; `concept-audit info --skipped` lists all.")

@@ -58,8 +58,14 @@ def training(audit: Audit, name: str, labels: Sequence[LabelledExample], saved: 
             st.rerun()
         except AuditError as error:
             st.error(str(error), icon=":material/error:")
-    if saved and (saved.details["n_positive"], saved.details["n_negative"]) != (positive, negative):
+    if saved and not _is_of(saved, labels):
         st.caption("Labels have changed since it was trained: train again to use them.")
+
+
+def _is_of(saved: SavedProbe, labels: Sequence[LabelledExample]) -> bool:
+    """Whether a probe was trained on as many labels of either kind."""
+    positive = sum(example.label for example in labels)
+    return (saved.details["n_positive"], saved.details["n_negative"]) == (positive, len(labels) - positive)
 
 
 def links(audit: Audit, name: str) -> None:
@@ -117,9 +123,8 @@ def report(audit: Audit, name: str, labels: Sequence[LabelledExample], saved: Sa
     except AuditError:
         return
     # One figure: the trained probe's own, as long as it is of these labels.
-    counts = sum(example.label for example in labels), sum(1 - example.label for example in labels)
     area = found.auroc
-    if saved and (saved.details["n_positive"], saved.details["n_negative"]) == counts:
+    if saved and _is_of(saved, labels):
         area = saved.details["auroc"]
     else:
         low, high = found.auroc_interval

@@ -9,8 +9,7 @@ import streamlit as st
 
 from concept_audit import Audit, AuditError
 from concept_audit_app.components.acts import acting_component, said_to_be_done, waiting
-from concept_audit_app.components.flags import flags_drawn
-from concept_audit_app.components.plain import counted
+from concept_audit_app.components.flags import flags_drawn, undo_change
 from concept_audit_app.components.rows import FLAGS, SWAP
 from concept_audit_app.components.session import current_audit, person, read_only
 
@@ -56,7 +55,7 @@ def _do(audit: Audit, act: Mapping[str, Any]) -> None:
     flag = act["flag"]
     if flag is None:
         change = audit.flags.clear([str(act["hash"])], by=person())
-    elif flag in (FLAGS | SWAP if _pairs(audit) else FLAGS):
+    elif flag in (FLAGS | SWAP if audit.manifest.pair else FLAGS):
         change = audit.flags.set([str(act["hash"])], flag, by=person())
     else:
         return
@@ -68,19 +67,13 @@ def _do(audit: Audit, act: Mapping[str, Any]) -> None:
 def _undo(audit: Audit, event: int | None) -> None:
     if event is None:
         st.session_state["said"] = "Nothing to undo"
-        return
-    change = audit.flags.undo(event, person())
-    left = f"; {change.left_alone:,} changed since, left alone" if change.left_alone else ""
-    st.session_state["said"] = f"Undone for {counted(change.n_texts, 'text')}{left}"
+    else:
+        undo_change(audit, event)
 
 
 def _latest(audit: Audit) -> int | None:
     mine = audit.flags.undoable(person())
     return None if mine.empty else int(mine["event_id"].iloc[0])
-
-
-def _pairs(audit: Audit) -> bool:
-    return bool(audit.manifest.configuration.get("pairs"))
 
 
 @st.fragment
@@ -98,7 +91,7 @@ def row_keys(rows: Sequence[tuple[int, str]]) -> None:
     shown = [{"id": number, "hash": content, "flag": flags.get(content)} for number, content in rows]
     found = _component(
         key=KEY,
-        data={"rows": shown, "pairs": _pairs(audit), **said_to_be_done(KEY)},
+        data={"rows": shown, "pairs": audit.manifest.pair is not None, **said_to_be_done(KEY)},
         on_acts_change=lambda: None,
         on_settled_change=lambda: None,
         width="content",

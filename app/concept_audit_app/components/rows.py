@@ -210,8 +210,7 @@ class RowCard:
 
 def _flag_buttons(row: Mapping[str, Any], present: str | None) -> None:
     example_id = int(row["example_id"])
-    pair = bool(current_audit().manifest.configuration.get("pairs"))
-    for name, (label, icon) in (FLAGS | SWAP if pair else FLAGS).items():
+    for name, (label, icon) in (FLAGS | SWAP if current_audit().manifest.pair else FLAGS).items():
         st.button(
             label,
             icon=icon,

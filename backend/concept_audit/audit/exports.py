@@ -108,7 +108,7 @@ class Exports:
         own = schema == "own"
         if own:
             self.check_input()
-        if swap and not (own and self._pair()):
+        if swap and not (own and self._opened.manifest.pair):
             raise StoreError(
                 "sides can be exchanged of preference pairs alone, in the input's own columns (--schema own)"
             )
@@ -205,13 +205,8 @@ class Exports:
 
         return self._opened.read(look)
 
-    def _pair(self) -> tuple[str, str] | None:
-        """The columns of the chosen and the rejected side, where rows are preference pairs."""
-        pair = self._opened.manifest.configuration.get("pairs")
-        return (pair[0], pair[1]) if pair else None
-
     def _swap(self, state: _State) -> Swap | None:
-        pair = self._pair()
+        pair = self._opened.manifest.pair
         flagged = state.places[(state.rows["flag"] == SWAP).to_numpy()]
         return Swap(pair, frozenset(flagged.tolist())) if pair else None
 

@@ -18,7 +18,7 @@ import numpy as np
 
 from concept_audit.concepts.probe import Activations, check_counts, splits
 from concept_audit.errors import ConceptError
-from concept_audit.metrics import auroc, auroc_interval, precision_recall
+from concept_audit.metrics import auroc, auroc_interval
 
 RANDOM_PROBES = 200
 SAME = 1e-14
@@ -46,10 +46,6 @@ class ProbeReport:
     scores: np.ndarray
     labels: np.ndarray
     random_auroc: tuple[float, float]
-
-    def precision_recall(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Thresholds, from high to low, with the precision and recall of what scores at least that much."""
-        return precision_recall(self.scores, self.labels)
 
 
 def probe_report(activations: Activations, labels: np.ndarray, seed: int = 0) -> ProbeReport:

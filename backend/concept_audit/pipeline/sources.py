@@ -71,7 +71,7 @@ class Sources:
     @property
     def pairs(self) -> bool:
         """Whether the rows are preference pairs."""
-        return bool(self.manifest.configuration.get("pairs"))
+        return self.manifest.pair is not None
 
     @property
     def beta(self) -> float:

@@ -73,6 +73,12 @@ class Manifest:
         # Audits made before the tokenizer was recorded know of the model alone.
         return "-".join(self.fingerprints[name] for name in ("model", "tokenizer") if name in self.fingerprints)
 
+    @property
+    def pair(self) -> tuple[str, str] | None:
+        """The columns of the chosen and the rejected side, where rows are preference pairs."""
+        pair = self.configuration.get("pairs")
+        return (pair[0], pair[1]) if pair else None
+
     def report(self, stage: str) -> dict[str, Any]:
         """What a finished stage said about itself; empty if it has not run."""
         return self.stages.get(stage, {}).get("report", {})

@@ -12,6 +12,7 @@ from concept_audit import Audit, ConceptError, LabelledExample, RowFilter
 from concept_audit.audit.probe_file import probe_from_json
 from concept_audit.concepts.probe import boundary, difference_of_means, splits
 from concept_audit.concepts.probe_report import probe_report
+from concept_audit.metrics import precision_recall
 from tests.backend.test_audit import of_rows, typed
 
 
@@ -25,7 +26,7 @@ def test_the_report_of_a_clear_difference_and_of_none():
     assert found.auroc_interval[0] > found.random_auroc[1] > found.random_auroc[0]
     assert 0.4 < found.random_auroc[0] < 0.6
     assert (found.scores[labels == 1] > 0).mean() > 0.9 and (found.scores[labels == 0] < 0).mean() > 0.9
-    thresholds, precision, recall = found.precision_recall()
+    thresholds, precision, recall = precision_recall(found.scores, found.labels)
     theirs = precision_recall_curve(labels, found.scores)
     ours = {round(float(t), 6): (p, r) for t, p, r in zip(thresholds, precision, recall, strict=True)}
     for p, r, t in zip(*theirs[:2], theirs[2], strict=False):
