@@ -1,6 +1,6 @@
 """The gradient index: how faithful it is, what it costs, and how fast it answers.
 
-python tests/benchmarks/index.py fidelity --audit AUDIT     # with an index, an SAE and two probes
+python tests/benchmarks/index.py fidelity --audit AUDIT [--random] [--truth FILE]     # with an index, an SAE and two probes
 python tests/benchmarks/index.py cost --audit AUDIT [--rows 48]
 python tests/benchmarks/index.py sweep --out DIR [--rows 100000] [--bytes 16384] [--two-bit-share 0.8]
 """
@@ -11,6 +11,7 @@ import argparse
 import resource
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ from scipy.stats import spearmanr
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from concept_audit import Audit, InfluenceOptions
-from concept_audit.influence.coding import steps_and_centres
+from concept_audit.influence.coding import allocate, order_and_packing, quantise, steps_and_centres
 from concept_audit.influence.projection import compress_rows
 from concept_audit.influence.queries import DenseQueries, Rows
 from concept_audit.influence.scoring import score_rows, score_rows_for_many
@@ -28,7 +29,7 @@ from concept_audit.model.batches import batches_by_length
 from concept_audit.model.gradients import GradientPass, gradient_tokens_per_batch
 from concept_audit.model.linear import linear_layers
 from concept_audit.pipeline.index.codes import Codes
-from concept_audit.pipeline.index.query import OpenIndex, index_scores, projection_reader
+from concept_audit.pipeline.index.query import OpenIndex, Target, index_scores, projection_reader
 from concept_audit.pipeline.rank import _target, request
 from concept_audit.pipeline.sampling import as_rows
 from concept_audit.pipeline.sources import Sources
@@ -36,7 +37,7 @@ from concept_audit.progress import LineProgress, Progress
 from concept_audit.store.examples import read_tokens
 from concept_audit.store.index import IndexFiles, index_files, sweep
 from concept_audit.store.layout import Layout
-from concept_audit.store.packing import WIDTHS, Packing
+from concept_audit.store.packing import Packing
 from concept_audit.store.partition import RowPartition
 from concept_audit.store.shard_store import read_tensors
 
@@ -44,6 +45,8 @@ TOP = 50
 EXACT_ROWS, EXACT_SHARE = 100, 0.03
 """The exact stage scores so many of the index's first rows, or this share of all rows, if that is more."""
 SIDES = (8, 12, 17, 24)
+SIZES = (256, 128, 64, 32, 16, 8, 4, 2, 1)
+"""KiB a row of smaller indexes."""
 
 
 def data_of(sources: Sources) -> Rows:
@@ -70,8 +73,13 @@ def shared(guess: np.ndarray, truth: np.ndarray, first: int) -> float:
     return len({*np.argsort(-guess)[:first]} & {*np.argsort(-truth)[:TOP]}) / TOP
 
 
-def fidelity(root: Path) -> None:
-    """Two probes and ten SAE features drawn at random, none of them used to choose a setting."""
+def fidelity(root: Path, random: bool, kept: Path | None) -> None:
+    """Two probes and ten SAE features drawn at random, none of them used to choose a setting.
+
+    Args:
+        random: compare with random projections too.
+        kept: where exact scores are kept, to be met by other indexes of the same rows and factors.
+    """
     audit = Audit(root)
     about, lm = audit.index.describe(), audit.model()
     live = audit.concepts.features()["feature_id"].to_numpy()
@@ -93,32 +101,57 @@ def fidelity(root: Path) -> None:
     queries = [torch.stack(same) for same in dense]
     rows = data_of(sources)
     progress = LineProgress(sys.stdout)
-    with progress.stage("Exact scores, float32", len(rows)) as bar:
-        truth = score_rows_for_many(lm, layers, queries, rows, advance=bar.advance)
+    if kept is not None and kept.exists():
+        truth = np.load(kept)
+    else:
+        with progress.stage("Exact scores, float32", len(rows)) as bar:
+            truth = score_rows_for_many(lm, layers, queries, rows, advance=bar.advance)
+        if kept is not None:
+            np.save(kept, truth)
     guess = index_scores(sources, about, targets, damping, Progress())
     told(f"the index: {about['row_bytes'] / 1024:.3g} KiB a row", guess, truth)
     for name, g, t in zip(names, guess.T, truth.T, strict=True):
         print(f"    {name:20} layer {audit.concept(name).layer:3}  {spearmanr(g, t).statistic:.3f}")
-    truncated(opened, targets, damping, truth)
-    random_projection(lm.in_dtype(getattr(torch, about["precision"])), layers, queries, rows, truth)
+    recoded(opened, targets, damping, truth)
+    if random:
+        random_projection(lm.in_dtype(getattr(torch, about["precision"])), layers, queries, rows, truth)
 
 
-def truncated(opened: OpenIndex, targets, damping: float, truth: np.ndarray) -> None:
-    """Less of the same index: the numbers that say most of scores for their bits."""
-    codes, importance = Codes.read(opened.files), read_tensors(opened.files.sides)["importance"].numpy()
-    queries, _ = codes.queries([opened.compressed(target, damping).whole for target in targets])
-    widths = np.repeat(WIDTHS, codes.packing.counts)
-    order = np.argsort(-importance[codes.order] / widths)
-    bytes_before = np.cumsum(widths[order]) / 8
-    _, centres = steps_and_centres(codes.packing)
-    for kib in (1, 2, 4, 8, 16, 32):
-        if kib * 1024 >= codes.packing.row_bytes:
-            break
-        some = np.zeros_like(queries)
-        chosen = order[bytes_before <= kib * 1024]
-        some[chosen] = queries[chosen]
-        blocks = sweep(opened.files.paths(), some, codes.packing, -(centres.astype(np.float64) @ some))
-        told(f"the first {kib} KiB of it", np.concatenate(list(blocks)), truth)
+def recoded(opened: OpenIndex, targets: Sequence[Target], damping: float, truth: np.ndarray) -> None:
+    """Smaller indexes: the numbers of this one shared out and coded anew for fewer bytes a row, as a build does it.
+
+    They differ from indexes that were built so by what this one's own coding has lost.
+    """
+    codes = Codes.read(opened.files)
+    importance = read_tensors(opened.files.sides)["importance"][codes.order]
+    spread = codes.spread[codes.order]
+    asked = np.zeros((len(codes.spread), len(targets)), np.float32)
+    for place, target in enumerate(targets):
+        column = opened.compressed(target, damping).whole
+        asked[: len(column), place] = column
+    asked = asked[codes.order]
+    sizes = [kib for kib in SIZES if kib * 1024 < codes.packing.row_bytes]
+    packings = [order_and_packing(allocate(importance, 8 * 1024 * kib)) for kib in sizes]
+    guesses: list[list[np.ndarray]] = [[] for _ in sizes]
+    for path in opened.files.paths():
+        rows = decoded(path, codes, spread)
+        for found, (order, packing) in zip(guesses, packings, strict=True):
+            steps, centres = steps_and_centres(packing)
+            values, scales = quantise(rows[:, order], spread[order], packing)
+            found.append(((values - centres) * (steps * spread[order])) @ asked[order] * scales[:, None])
+    for kib, found in zip(sizes, guesses, strict=True):
+        told(f"coded anew for {kib} KiB", np.concatenate(found), truth)
+
+
+def decoded(path: Path, codes: Codes, spread: np.ndarray) -> np.ndarray:
+    """What a shard's codes stand for: float32 [rows, packed numbers]."""
+    tensors = read_tensors(path)
+    steps, centres = steps_and_centres(codes.packing)
+    rows = codes.packing.unpack(tensors["codes"], torch.empty(len(tensors["codes"]), codes.packing.numbers)).numpy()
+    rows -= centres
+    rows *= steps * spread
+    rows *= tensors["scales"].numpy()[:, None]
+    return rows
 
 
 def random_projection(lm, layers, queries, rows, truth) -> None:
@@ -217,6 +250,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("part", choices=["fidelity", "cost", "sweep"])
     parser.add_argument("--audit", type=Path)
+    parser.add_argument("--random", action="store_true", help="compare with random projections too")
+    parser.add_argument("--truth", type=Path, metavar="FILE", help="where exact scores are kept (.npy)")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--rows", type=int)
     parser.add_argument("--bytes", type=int, default=16_384)
@@ -224,7 +259,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(2)
     if options.part == "fidelity":
-        fidelity(options.audit)
+        fidelity(options.audit, options.random, options.truth)
     elif options.part == "cost":
         cost(options.audit, options.rows or 48)
     else:

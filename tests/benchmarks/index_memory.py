@@ -43,7 +43,7 @@ def shrink(scale: int) -> None:
 
     bytes_of = {
         factors: ("GROUP_BYTES_CPU",),
-        learning: ("SIDE_BYTES", "SAMPLE_BYTES"),
+        learning: ("SIDE_BYTES",),
         reduced_query: ("GROUP_BYTES",),
         query: ("GROUP_BYTES",),
         scoring: ("ROW_GRADIENT_BYTES",),
@@ -156,14 +156,18 @@ def measured(width: int, blocks: int, scale: int, scratch: Path) -> dict:
     return {"peaks": peaks, **{name: size * scale**2 for name, size in found.items()}}
 
 
-def law(points: dict[tuple[int, int], dict], value: str) -> tuple[np.ndarray, dict[str, float]]:
-    """Least squares of not negative coefficients: 1, width² (of one block) and width × blocks."""
+def law(points: dict[tuple[int, int], dict], value: str, least: int) -> tuple[np.ndarray, dict[str, float]]:
+    """Least squares of not negative coefficients: 1, width² (of one block) and width × blocks.
+
+    Args:
+        least: width of the narrowest model that is counted; narrow ones have another form.
+    """
     from scipy.optimize import nnls
 
     def terms(width: int, blocks: int) -> list[float]:
         return [1.0, width**2, width * blocks]
 
-    of = {p: max(f["peaks"].values()) if value == "peak" else f[value] for p, f in points.items() if p[0] >= 4096}
+    of = {p: max(f["peaks"].values()) if value == "peak" else f[value] for p, f in points.items() if p[0] >= least}
     coefficients, _ = nnls(np.array([terms(*p) for p in of]), np.array(list(of.values()), float))
     return coefficients, {name: float(coefficients @ terms(*shape)) for name, shape in SHAPES.items()}
 
@@ -172,6 +176,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--points", nargs="+", default=["2048x4", "4096x4", "4096x16", "8192x4"])
     parser.add_argument("--scale", type=int, default=8)
+    parser.add_argument("--law-from", type=int, default=4096, help="width of the narrowest model in the law")
     parser.add_argument("--scratch", type=Path)
     parser.add_argument("--part", choices=["audit", "index"], help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -194,7 +199,7 @@ def main() -> None:
                 flush=True,
             )
     for value in ("peak", "factors", "projections"):
-        coefficients, told = law(found, value)
+        coefficients, told = law(found, value, options.law_from)
         constant, square, line = coefficients
         print(f"{value}: {constant / GIB:.2f} GiB + {square:.1f} B × width² + {line:.0f} B × width × blocks; {told}")
 
