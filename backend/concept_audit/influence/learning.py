@@ -1,14 +1,15 @@
-"""Learning the projection of gradients from concepts drawn at random.
+"""Learning the projection of gradients from concepts that are drawn.
 
 The formulas are in `concept_audit.influence.projection`. Here are the passes over a sample of the rows that
-feed them: random concepts for the two sides, more of them for what concepts ask of each
+feed them: some concepts for the two sides, more of them for what concepts ask of each
 number between the sides, and the rows' own gradients for the size of each.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ import torch
 from concept_audit.influence import projection
 from concept_audit.influence.coding import allocate, order_and_packing
 from concept_audit.influence.curvature import LayerCurvature
-from concept_audit.influence.projection import RandomConcepts, Sides, TwoSided
+from concept_audit.influence.projection import RowConcepts, Sides, TwoSided
 from concept_audit.influence.queries import Rows
 from concept_audit.influence.sides import SecondMoments, moment_bytes
 from concept_audit.model.batches import batches_by_length
@@ -30,6 +31,9 @@ from concept_audit.store.packing import Packing
 
 SIDE_BYTES = 3 << 30
 """What the moments behind the two-sided bases may take; the pass is repeated for the blocks that find no room."""
+Directions = Mapping[int, np.ndarray]
+"""Layer → float32 [rows, d_model]: which direction a row is asked for there; NaN for one drawn at random."""
+AT_RANDOM: Directions = MappingProxyType({})
 SCALE = 1e3
 """Concept gradients are small: they are scaled, so that their squares are far from underflow."""
 
@@ -55,41 +59,49 @@ class Learner:
     seed: int
     progress: Progress
 
-    def sides(self, rows: Rows) -> list[Sides]:
-        """The two-sided bases of each layer, learned for as many blocks at a time as fit into `SIDE_BYTES`."""
+    def sides(self, rows: Rows, asked: Directions = AT_RANDOM) -> list[Sides]:
+        """The two-sided bases of each layer, learned for as many blocks at a time as fit into `SIDE_BYTES`.
+
+        Args:
+            rows: a concept is drawn on each.
+            asked: those that are not drawn at random.
+        """
         itemsize = self.lm.wide_dtype.itemsize
         groups = list(block_groups(self.layers, lambda layer: moment_bytes(layer, itemsize), SIDE_BYTES))
         found = []
         for number, group in enumerate(groups, start=1):
             named = "Two-sided bases" + (f", {number} of {len(groups)}" if len(groups) > 1 else "")
             moments = SecondMoments(group.layers, group.within(self.curvatures), self.damping, self.lm)
-            self._gradients(rows, moments, 1, named, layers=group.layers)
+            self._gradients(rows, asked, moments, 1, named, layers=group.layers)
             if moments.begin_again():
-                self._gradients(rows, moments, 1, f"{named}, once more", layers=group.layers)
+                self._gradients(rows, asked, moments, 1, f"{named}, once more", layers=group.layers)
             with self.progress.stage("Eigenvectors of the bases", len(group.layers), "layers") as stage:
                 for i in range(len(group.layers)):
                     found.append(moments.sides(i))
                     stage.advance()
         return found
 
-    def numbers(self, sides: Sequence[Sides], rows: Rows, own: Rows, row_bytes: int) -> KeptNumbers:
+    def numbers(
+        self, sides: Sequence[Sides], rows: Rows, own: Rows, row_bytes: int, asked: Directions = AT_RANDOM
+    ) -> KeptNumbers:
         """Which numbers between the sides are kept, and in how many bits.
 
         Args:
-            rows: a random concept is drawn on each; rows may come more than once.
+            rows: a concept is drawn on each; rows may come more than once.
             own: rows whose own gradients tell how large each number is.
             row_bytes: of each row, all layers together.
+            asked: concepts that are not drawn at random.
         """
         ends = np.cumsum([0, *(s.left.shape[1] * s.right.shape[1] for s in sides)])
-        asked = self._concept_squares(sides, rows, ends)
+        wanted = self._concept_squares(sides, rows, asked, ends)
         squares = self._mean_squares(sides, own, ends)
-        bits = allocate(squares * asked, 8 * row_bytes)
+        bits = allocate(squares * wanted, 8 * row_bytes)
         kept = bits > 0
         order, packing = order_and_packing(bits[kept])
         places = [kept[a:b].nonzero()[:, 0] for a, b in zip(ends[:-1], ends[1:], strict=True)]
-        return KeptNumbers(places, squares[kept].sqrt(), (squares * asked)[kept], order, packing)
+        return KeptNumbers(places, squares[kept].sqrt(), (squares * wanted)[kept], order, packing)
 
-    def _concept_squares(self, sides: Sequence[Sides], rows: Rows, ends: np.ndarray) -> torch.Tensor:
+    def _concept_squares(self, sides: Sequence[Sides], rows: Rows, asked: Directions, ends: np.ndarray) -> torch.Tensor:
         """E[y²] of drawn concepts' gradients between the sides, each of unit length over all layers.
 
         Returns:
@@ -113,7 +125,7 @@ class Learner:
                 batch.clear()
 
         collector = TwoSided([(left.to(dtype), right.to(dtype)) for left, right in maps], put)
-        self._gradients(rows, collector, 2, "Concepts drawn to learn the projection", add)
+        self._gradients(rows, asked, collector, 2, "Concepts drawn to learn the projection", add)
         add()
         return squares / max(len(rows), 1)
 
@@ -136,8 +148,8 @@ class Learner:
                 stage.advance(len(chosen))
         return squares / max(counted, 1)
 
-    def _concepts(self, rows: Rows, salt: int) -> Iterator[tuple[list[int], RandomConcepts | None]]:
-        """Batches of rows, each with random concepts at one of the layers, or with their loss (one in eight)."""
+    def _concepts(self, rows: Rows, asked: Directions, salt: int) -> Iterator[tuple[list[int], RowConcepts | None]]:
+        """Batches of rows, each with concepts at one of the layers, or with their loss (one in eight)."""
         generator = torch.Generator().manual_seed(self.seed * 1000 + salt)
         layers = self.concept_layers
         kinds = [None if i % 8 == 7 else layers[(i - i // 8) % len(layers)] for i in range(len(rows))]
@@ -147,22 +159,27 @@ class Learner:
             for places in batches_by_length([spans[i] for i in mine], budget):
                 chosen = [mine[place] for place in places]
                 directions = torch.randn(len(chosen), self.lm.d_model, generator=generator)
+                if kind in asked:
+                    given = torch.from_numpy(asked[kind][chosen])
+                    known = given.isfinite().all(1)
+                    directions[known] = given[known]
                 unit = torch.nn.functional.normalize(directions, dim=1).to(self.lm.device)
-                yield chosen, None if kind is None else RandomConcepts(kind, unit)
+                yield chosen, None if kind is None else RowConcepts(kind, unit)
 
     def _gradients(
         self,
         rows: Rows,
+        asked: Directions,
         collector: Any,
         salt: int,
         name: str,
         began: Callable[[list[int]], None] = lambda chosen: None,
         layers: Sequence[LinearLayer] | None = None,
     ) -> None:
-        """Show a collector the gradients of random concepts on rows, in all layers or in some."""
+        """Show a collector the gradients of concepts on rows, in all layers or in some."""
         tracked = self.layers if layers is None else layers
         with self.progress.stage(name, len(rows), "rows") as stage, GradientPass(self.lm, tracked) as run:
-            for chosen, concept in self._concepts(rows, salt):
+            for chosen, concept in self._concepts(rows, asked, salt):
                 batch = rows.batch(chosen, self.lm)
                 began(chosen)
                 if concept is None:

@@ -90,8 +90,8 @@ class CompressedRow:
 
 
 @dataclass(frozen=True)
-class RandomConcepts:
-    """One random direction a row, of unit length, at one layer: what projections are learned from.
+class RowConcepts:
+    """One direction a row, of unit length, at one layer: what projections are learned from.
 
     Attributes:
         layer: how many blocks have run where the directions live.

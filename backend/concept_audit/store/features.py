@@ -46,6 +46,15 @@ def firings_in(cursor: Cursor, example_ids: Sequence[int]) -> dict[int, list[int
     return found
 
 
+def decoder_directions(cursor: Cursor, features: Sequence[int]) -> dict[int, tuple[int, np.ndarray]]:
+    """Feature id → the layer that the SAE reads, and the feature's unit decoder direction, float32 [d_model]."""
+    found = cursor.execute(
+        "SELECT concept_id, layer, direction FROM main.concepts WHERE list_contains(?::VARCHAR[], concept_id)",
+        [[f"sae:{feature}" for feature in features]],
+    ).fetchall()
+    return {int(name[4:]): (layer, np.asarray(direction, np.float32)) for name, layer, direction in found}
+
+
 def rows_by_quantile(cursor: Cursor, feature: int, each: int) -> pd.DataFrame:
     """Rows in which a feature fires, in quantile groups of its highest activation there; copies left out.
 

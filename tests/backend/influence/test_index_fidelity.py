@@ -38,13 +38,14 @@ def watched_build(root, patch) -> SimpleNamespace:
     solved, score = index_query.OpenIndex.solved, stage.score_rows_for_many
     activations = getattr(stage, "response_activations", None)
 
-    def learning(self, rows):
+    def learning(self, rows, asked):
         seen.learned |= same_tokens(rows)
-        return sides(self, rows)
+        return sides(self, rows, asked)
 
-    def learning_more(self, bases, rows, own, numbers):
+    def learning_more(self, bases, rows, own, numbers, asked):
         seen.learned |= same_tokens(rows) | same_tokens(own)
-        return components(self, bases, rows, own, numbers)
+        seen.asked = asked
+        return components(self, bases, rows, own, numbers, asked)
 
     def asking(self, target, damping, group):
         seen.targets.append(target)
@@ -100,6 +101,23 @@ def test_concepts_are_of_the_kinds_that_people_ask_for(watched):
     assert len({v.tobytes() for v in directions}) == 6
     for v in directions:
         assert np.linalg.norm(v) == pytest.approx(1, abs=1e-5)
+
+
+def test_the_projection_learns_from_the_kinds_that_are_asked_and_from_none_that_measures(watched):
+    features = watched.audit.concepts.features()["feature_id"]
+    decoders = np.stack([watched.audit.concept(f"sae:{f}").direction for f in features])
+    sae_layer = watched.audit.manifest.configuration["sae_layer"]
+    measured = [target.quantity.target.direction for target in watched.targets]
+    assert set(watched.asked) == set(watched.audit.index.describe()["layers"])
+    for layer, directions in watched.asked.items():
+        drawn = np.isnan(directions).all(1)
+        given = directions[~drawn]
+        assert np.isfinite(given).all() and np.linalg.norm(given, axis=1) == pytest.approx(1, abs=1e-5)
+        assert drawn.sum() >= SMALL.samples / 3 and len(given) >= SMALL.samples / 4
+        of_features = np.abs(given @ decoders.T).max(1) > 1 - 1e-5
+        assert of_features.any() == (layer == sae_layer) and not of_features.all()
+        for v in measured:
+            assert (given @ v).max() < 1 - 1e-5
 
 
 def test_exact_scores_are_of_float32_whatever_the_index_is_of(watched):

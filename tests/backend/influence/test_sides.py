@@ -8,7 +8,7 @@ import torch
 from concept_audit import ModelError
 from concept_audit.influence import curvature, learning, moments, projection
 from concept_audit.influence.fitting import Fisher
-from concept_audit.influence.learning import Learner
+from concept_audit.influence.learning import AT_RANDOM, Learner
 from concept_audit.influence.moments import Moments, SketchedMoment, WholeMoment
 from concept_audit.influence.sides import SecondMoments, moment_bytes
 from concept_audit.model.block_groups import block_groups
@@ -40,9 +40,9 @@ def learner(case) -> Learner:
 def summed(case) -> SecondMoments:
     lm, data, layers, factors = case
     found = SecondMoments(layers, factors.__getitem__, 10.0, lm)
-    learner(case)._gradients(data, found, 1, "moments")
+    learner(case)._gradients(data, AT_RANDOM, found, 1, "moments")
     if found.begin_again():
-        learner(case)._gradients(data, found, 1, "moments")
+        learner(case)._gradients(data, AT_RANDOM, found, 1, "moments")
     return found
 
 

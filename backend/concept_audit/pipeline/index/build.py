@@ -11,6 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -32,7 +33,8 @@ from concept_audit.model.precision import resolve_precision
 from concept_audit.pipeline.curvature import CurvatureFit, curvature_of, fit_curvature
 from concept_audit.pipeline.engine import Worker
 from concept_audit.pipeline.index.codes import CODING, Codes, tensors_of
-from concept_audit.pipeline.index.fidelity import SCORED_ROWS, HeldOut, hold_out, measure_fidelity
+from concept_audit.pipeline.index.drawing import asked_directions
+from concept_audit.pipeline.index.fidelity import SCORED_ROWS, HeldOut, checked_features, hold_out, measure_fidelity
 from concept_audit.pipeline.index.query import NORMS, projection_reader
 from concept_audit.pipeline.options import key
 from concept_audit.pipeline.place import making
@@ -44,14 +46,15 @@ from concept_audit.store.examples import read_tokens
 from concept_audit.store.index import INDEX, IndexFiles, index_files, present_indexes
 from concept_audit.store.shard_store import RowShards, intact, read_tensors
 
-SIDE_ROWS, OWN_ROWS = 48, 96
+SIDE_ROWS, OWN_ROWS = 96, 96
 COST = {"curvature": 3.5, "sides": 2.5, "samples": 0.7, "rows": 1.0, "exact": 5.0}
 """What a token of each step takes, in gradient passes over a token: measured with SmolLM2 on a CPU.
 
 Exact scores are of float32, where the other steps are of bfloat16.
 """
-LEARNING = "held out rows apart"
-"""What the projection learns from; an index of a version that learned from all rows is another one."""
+LEARNING = "asked concepts, held out rows apart"
+"""What the projection learns from; an index of a version that learned from all rows, or from directions drawn at random
+alone, is another one."""
 
 
 def build_index(
@@ -267,11 +270,14 @@ class _Building:
             self._progress,
         )
         apart = held.content_hashes
-        sides = learner.sides(as_rows(drawn_rows(self._tokens, SIDE_ROWS, "sides", seed, apart)))
+        besides = [feature for feature, _ in checked_features(self._sources, self._made_of, held)]
+        draw = partial(asked_directions, self._sources, layers=self._made_of["layers"], seed=seed, besides=besides)
+        rows = drawn_rows(self._tokens, SIDE_ROWS, "sides", seed, apart)
+        sides = learner.sides(as_rows(rows), draw(rows))
         rows = drawn_rows(self._tokens, wanted, "samples", seed, apart)
         own = as_rows(rows[:OWN_ROWS])
         rows = (rows * -(-wanted // max(len(rows), 1)))[:wanted]
-        self._keep(sides, learner.numbers(sides, as_rows(rows), own, self._options.row_bytes))
+        self._keep(sides, learner.numbers(sides, as_rows(rows), own, self._options.row_bytes, draw(rows)))
 
     def _keep(self, sides: Sequence[Sides], kept: KeptNumbers) -> None:
         write = self._files.rows.store.write_tensors

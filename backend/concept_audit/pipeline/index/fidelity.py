@@ -2,8 +2,8 @@
 
 Some rows are held out: the projection learns from none of them, nor from a copy of one.
 Half of them are scored; the other half are what the concepts come from, so that no row
-is scored on a concept of its own. The concepts are of the kinds that people ask for,
-where the projection learns from directions drawn at random. The curvature, which exact
+is scored on a concept of its own. The concepts are of the kinds that people ask for; the
+projection learns from such kinds as well, but from none of these. The curvature, which exact
 scores and the index share, may have been fitted on any row.
 """
 
@@ -97,7 +97,7 @@ def measure_fidelity(sources: Sources, about: Mapping[str, Any], held: HeldOut, 
     if not held.scored:
         return {"rows": 0, "concepts": 0, "top": 0, **nothing, **measured}
     with _exact_model(sources, about, progress) as exact:
-        of_features = _sae_directions(sources, about, held, SAE_CONCEPTS)
+        of_features = _sae_directions(sources, about, held)
         of_means = list(_row_mean_differences(exact, about, held, ALL_CONCEPTS - len(of_features)))
         targets = of_features + of_means
         truth = _exact_scores(sources, about, targets, as_rows([*held.scored]), exact, progress)
@@ -176,20 +176,30 @@ def _exact_scores(
     return found
 
 
-def _sae_directions(sources: Sources, about: Mapping[str, Any], held: HeldOut, count: int) -> list[Target]:
+def _sae_directions(sources: Sources, about: Mapping[str, Any], held: HeldOut) -> list[Target]:
     """Decoder directions of SAE features drawn at random, each on the held-out rows in which it fires highest."""
     rows = {row.example_id: row for row in held.sources}
-    firings = sources.read(lambda cursor: store_features.firings_in(cursor, list(rows)))
-    firing = [feature for feature, where in firings.items() if len(where) >= LEAST_FIRING]
     targets: list[Target] = []
-    for place in shuffled([f"feature {feature}" for feature in firing], about["seed"]):
-        feature = firing[place]
+    for feature, where in checked_features(sources, about, held):
         concept = sources.read(partial(store_queries.concept, wanted=f"sae:{feature}"))
-        if len(targets) == count or concept.layer > about["blocks"][1]:
-            break
-        queries = [rows[i] for i in firings[feature][:QUERY_ROWS]]
-        targets.append(_target(concept.layer, concept.direction, queries))
+        targets.append(_target(concept.layer, concept.direction, [rows[i] for i in where]))
     return targets
+
+
+def checked_features(sources: Sources, about: Mapping[str, Any], held: HeldOut) -> list[tuple[int, list[int]]]:
+    """SAE features that the index is checked with, and the held-out rows that they are asked for on.
+
+    The projection learns from none of them.
+    """
+    rows = [row.example_id for row in held.sources]
+    firings = sources.read(lambda cursor: store_features.firings_in(cursor, rows))
+    firing = [feature for feature, where in firings.items() if len(where) >= LEAST_FIRING]
+    order = shuffled([f"feature {feature}" for feature in firing], about["seed"])
+    chosen = [firing[place] for place in order[:SAE_CONCEPTS]]
+    layers = {layer for layer, _ in sources.read(partial(store_features.decoder_directions, features=chosen)).values()}
+    if any(layer > about["blocks"][1] for layer in layers):
+        return []
+    return [(feature, firings[feature][:QUERY_ROWS]) for feature in chosen]
 
 
 def _row_mean_differences(lm: LanguageModel, about: Mapping[str, Any], held: HeldOut, count: int) -> Iterator[Target]:
