@@ -11,8 +11,10 @@ import argparse
 import resource
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,7 +29,8 @@ from concept_audit.influence.queries import DenseQueries, Rows
 from concept_audit.influence.scoring import score_rows, score_rows_for_many
 from concept_audit.model.batches import batches_by_length
 from concept_audit.model.gradients import GradientPass, gradient_tokens_per_batch
-from concept_audit.model.linear import linear_layers
+from concept_audit.model.linear import LinearLayer, linear_layers
+from concept_audit.model.load import LanguageModel
 from concept_audit.pipeline.index.codes import Codes
 from concept_audit.pipeline.index.query import OpenIndex, Target, index_scores, projection_reader
 from concept_audit.pipeline.rank import _target, request
@@ -73,61 +76,84 @@ def shared(guess: np.ndarray, truth: np.ndarray, first: int) -> float:
     return len({*np.argsort(-guess)[:first]} & {*np.argsort(-truth)[:TOP]}) / TOP
 
 
+@dataclass(frozen=True)
+class Question:
+    """Two probes and ten SAE features drawn at random, none of them used to choose a setting, and what they are put to."""
+
+    names: Sequence[str]
+    sources: Sources
+    about: Mapping[str, Any]
+    lm: LanguageModel
+    layers: Sequence[LinearLayer]
+    opened: OpenIndex
+    targets: Sequence[Target]
+    damping: float
+
+    @classmethod
+    def of(cls, root: Path) -> Question:
+        audit = Audit(root)
+        about, lm, sources = audit.index.describe(), audit.model(), audit.opened.sources()
+        live = audit.concepts.features()["feature_id"].to_numpy()
+        names = [p.name for p in audit.probes.list()][:2]
+        names += [f"sae:{f}" for f in sorted(np.random.default_rng(2026).choice(live, 10, replace=False))]
+        # Exact scores here are those of all queries together, so the index's are to be the same.
+        options = InfluenceOptions.of(engine="index", leave_out_own=False)
+        wanted = [request(sources, audit.concept(n), "concept_influence", options) for n in names]
+        targets = [_target(sources, each, lm, Progress()) for each in wanted]
+        layers = linear_layers(lm, *about["blocks"], about["weights"])
+        damping = wanted[0].options.curvature.damping
+        return cls(names, sources, about, lm, layers, OpenIndex(sources, about, Progress()), targets, damping)
+
+    def solved(self) -> list[torch.Tensor]:
+        """(H + λI)⁻¹ of the targets' gradients: of each layer [targets, out, in], zero where one does not reach."""
+        found: list[list[torch.Tensor]] = [[] for _ in self.layers]
+        for target in self.targets:
+            solved = self.opened.solved(target, self.damping)
+            for i, layer in enumerate(self.layers):
+                found[i].append(solved[i] if i < len(solved) else torch.zeros(layer.d_out, layer.d_in))
+        return [torch.stack(same) for same in found]
+
+
 def fidelity(root: Path, random: bool, kept: Path | None) -> None:
-    """Two probes and ten SAE features drawn at random, none of them used to choose a setting.
+    """An index against exact scores.
 
     Args:
         random: compare with random projections too.
         kept: where exact scores are kept, to be met by other indexes of the same rows and factors.
     """
-    audit = Audit(root)
-    about, lm = audit.index.describe(), audit.model()
-    live = audit.concepts.features()["feature_id"].to_numpy()
-    names = [p.name for p in audit.probes.list()][:2]
-    names += [f"sae:{f}" for f in sorted(np.random.default_rng(2026).choice(live, 10, replace=False))]
-    sources = audit.opened.sources()
-    # Exact scores here are those of all queries together, so the index's are to be the same.
-    options = InfluenceOptions.of(engine="index", leave_out_own=False)
-    wanted = [request(sources, audit.concept(n), "concept_influence", options) for n in names]
-    targets = [_target(sources, each, lm, Progress()) for each in wanted]
-    opened = OpenIndex(sources, about, Progress())
-    layers = linear_layers(lm, *about["blocks"], about["weights"])
-    damping = wanted[0].options.curvature.damping
-    dense: list[list[torch.Tensor]] = [[] for _ in layers]
-    for target in targets:
-        solved = opened.solved(target, damping)
-        for i, layer in enumerate(layers):
-            dense[i].append(solved[i] if i < len(solved) else torch.zeros(layer.d_out, layer.d_in))
-    queries = [torch.stack(same) for same in dense]
-    rows = data_of(sources)
-    progress = LineProgress(sys.stdout)
+    question = Question.of(root)
+    sources, about, lm = question.sources, question.about, question.lm
+    rows, queries = data_of(sources), None
     if kept is not None and kept.exists():
         truth = np.load(kept)
     else:
-        with progress.stage("Exact scores, float32", len(rows)) as bar:
-            truth = score_rows_for_many(lm, layers, queries, rows, advance=bar.advance)
+        queries = question.solved()
+        with LineProgress(sys.stdout).stage("Exact scores, float32", len(rows)) as bar:
+            truth = score_rows_for_many(lm, question.layers, queries, rows, advance=bar.advance)
         if kept is not None:
             np.save(kept, truth)
-    guess = index_scores(sources, about, targets, damping, Progress())
+    guess = index_scores(sources, about, question.targets, question.damping, Progress())
     told(f"the index: {about['row_bytes'] / 1024:.3g} KiB a row", guess, truth)
-    for name, g, t in zip(names, guess.T, truth.T, strict=True):
-        print(f"    {name:20} layer {audit.concept(name).layer:3}  {spearmanr(g, t).statistic:.3f}")
-    recoded(opened, targets, damping, truth)
+    for name, target, g, t in zip(question.names, question.targets, guess.T, truth.T, strict=True):
+        print(f"    {name:20} layer {target.reach:3}  {spearmanr(g, t).statistic:.3f}")
+    recoded(question, truth)
     if random:
-        random_projection(lm.in_dtype(getattr(torch, about["precision"])), layers, queries, rows, truth)
+        narrow = lm.in_dtype(getattr(torch, about["precision"]))
+        random_projection(narrow, question.layers, queries or question.solved(), rows, truth)
 
 
-def recoded(opened: OpenIndex, targets: Sequence[Target], damping: float, truth: np.ndarray) -> None:
+def recoded(question: Question, truth: np.ndarray) -> None:
     """Smaller indexes: the numbers of this one shared out and coded anew for fewer bytes a row, as a build does it.
 
     They differ from indexes that were built so by what this one's own coding has lost.
     """
+    opened, targets = question.opened, question.targets
     codes = Codes.read(opened.files)
     importance = read_tensors(opened.files.sides)["importance"][codes.order]
     spread = codes.spread[codes.order]
     asked = np.zeros((len(codes.spread), len(targets)), np.float32)
     for place, target in enumerate(targets):
-        column = opened.compressed(target, damping).whole
+        column = opened.compressed(target, question.damping).whole
         asked[: len(column), place] = column
     asked = asked[codes.order]
     sizes = [kib for kib in SIZES if kib * 1024 < codes.packing.row_bytes]
