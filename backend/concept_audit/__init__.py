@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from concept_audit.store.flags import FlagChange
     from concept_audit.store.listing import audit_names
     from concept_audit.store.workspace import SavedProbe
-    from concept_audit.types import METHODS, Concept, Example, LabelledExample, Message
+    from concept_audit.types import METHODS, Concept, Example, LabelledExample, Message, methods_of, usual_method
 
 # Loaded when first used: torch and transformers take seconds, and `--help` needs neither.
 _HOME = {
@@ -96,10 +96,12 @@ _HOME = {
     "build": "pipeline.build",
     "is_allowed": "addresses",
     "messages_from_json": "store.examples",
+    "methods_of": "types",
     "precision_recall": "metrics",
     "read_labelled": "data.read",
     "read_prompts": "data.read",
     "read_queries": "data.read",
+    "usual_method": "types",
 }
 __all__ = [
     "FORMATS",
@@ -146,10 +148,12 @@ __all__ = [
     "build",
     "is_allowed",
     "messages_from_json",
+    "methods_of",
     "precision_recall",
     "read_labelled",
     "read_prompts",
     "read_queries",
+    "usual_method",
 ]
 
 

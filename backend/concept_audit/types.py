@@ -19,6 +19,7 @@ ConceptKind = Literal["sae_feature", "probe"]
 ProbeFit = Literal["difference_of_means", "logistic_regression"]
 """How a probe's direction is found from labelled examples."""
 Method = Literal[
+    "feature_activation",
     "vector_filter",
     "projection_difference",
     "concept_influence",
@@ -28,6 +29,10 @@ Method = Literal[
     "bm25",
 ]
 METHODS: tuple[Method, ...] = get_args(Method)
+OF_FEATURES: tuple[Method, ...] = ("feature_activation",)
+"""Methods that SAE features have and probes have not."""
+NOT_OF_PAIRS: tuple[Method, ...] = ("feature_activation", "projection_difference")
+"""Methods that preference pairs, which have two responses, do not have."""
 REJECTED = "rejected"
 """The role of what stands between the two sides of a preference pair: the chosen conversation, and the rejected."""
 SEPARATOR = -1
@@ -203,3 +208,14 @@ class Concept:
 
 
 PROBE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 _.\-]{0,63}")
+
+
+def methods_of(kind: ConceptKind, pairs: bool = False) -> tuple[Method, ...]:
+    """The methods that rank rows by a concept of a kind, or preference pairs."""
+    besides = set(NOT_OF_PAIRS if pairs else ()) | set(() if kind == "sae_feature" else OF_FEATURES)
+    return tuple(name for name in METHODS if name not in besides)
+
+
+def usual_method(kind: ConceptKind, pairs: bool = False) -> Method:
+    """What rows are ranked by unless something else is asked for; it needs no gradients and no queries."""
+    return methods_of(kind, pairs)[0]

@@ -30,12 +30,12 @@ with st.container(horizontal=True, vertical_alignment="bottom"):
         st.info("There is no concept yet. Draw a probe first.", icon=":material/science:")
         st.page_link("app_pages/probe_lab.py", label="Probe lab", icon=":material/science:")
         st.stop()
-    method = method_picker()
     try:
         concept = audit.concept(concept_id)
     except AuditError as error:
         st.error(str(error), icon=":material/error:")
         st.stop()
+    method = method_picker(audit, concept)
     options = influence_options(audit, concept, method)
     by = select_by_id("Group by", ways, lambda way: titles.get(way, way), "by", width=220)
     others = [name for name in BESIDE if name != method]

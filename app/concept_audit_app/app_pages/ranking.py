@@ -32,7 +32,7 @@ style_sheet()
 st.title("Audit")
 with st.container(horizontal=True, vertical_alignment="bottom"):
     concept = chosen_concept(audit)
-    method = method_picker()
+    method = method_picker(audit, concept)
     options = influence_options(audit, concept, method)
     size = st.segmented_control(
         "Rows a page",

@@ -50,7 +50,9 @@ def choose_sides(audit: Audit) -> tuple[Side, Side]:
             method = select_method(
                 f"method{place}",
                 "Second method" if place else "First method",
-                "activation_similarity" if place else "vector_filter",
+                audit,
+                concept,
+                "activation_similarity" if place else None,
             )
             # The options of the first are in the URL; those of the second are the defaults.
             options = InfluenceOptions() if place else influence_options(audit, concept, method)

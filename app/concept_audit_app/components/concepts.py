@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pandas as pd
+import streamlit as st
 
 from concept_audit import Audit
 from concept_audit_app.components.session import first_page
@@ -23,6 +24,8 @@ def concept_picker(audit: Audit, key: str = "concept", label: str = "Concept") -
             key=lambda row: row[0],
         )
     }
+    # Where a link names the concept, the method that it names beside it is meant too.
+    st.session_state[f"{key}-linked"] = st.query_params.get(key) not in (None, st.session_state.get(f"{key}-seen"))
     return select_by_id(
         label,
         list(names),

@@ -32,7 +32,7 @@ class Chosen:
     exact: bool
     where: RowFilter
     concept: str | None
-    method: str
+    method: str | None
     options: InfluenceOptions
     swap: bool = False
 
@@ -87,12 +87,12 @@ def choose(audit: Audit) -> Chosen:
                 help="Safe: a cell that a spreadsheet would take for a formula begins with an apostrophe. Exact: "
                 "every cell is as it was; do not open hostile text in a spreadsheet.",
             )
-    concept, method, options = None, "vector_filter", InfluenceOptions()
+    concept, method, options = None, None, InfluenceOptions()
     if what == "view":
         with st.container(horizontal=True, vertical_alignment="bottom"):
             concept = concept_picker(audit)
             if concept is not None:
-                method = method_picker()
+                method = method_picker(audit, audit.concept(concept))
                 options = influence_options(audit, audit.concept(concept), method)
                 ready(audit, audit.concept(concept), method, options)
     where = row_filter(audit, flag=what == "view")

@@ -6,13 +6,14 @@ from typing import Any
 
 import streamlit as st
 
-from concept_audit import METHODS, Audit, AuditError, Concept, InfluenceOptions
+from concept_audit import Audit, AuditError, Concept, InfluenceOptions, methods_of, usual_method
 from concept_audit_app.components.index import index_state
 from concept_audit_app.components.progress import PageProgress
 from concept_audit_app.components.session import first_page
 from concept_audit_app.components.url import select_by_id
 
 NAMES = {
+    "feature_activation": "Feature activation",
     "vector_filter": "Vector filter",
     "projection_difference": "Projection difference",
     "concept_influence": "Concept influence",
@@ -22,6 +23,7 @@ NAMES = {
     "bm25": "BM25",
 }
 MEANINGS = {
+    "feature_activation": "How strongly the feature fires, on average over the tokens of the row's response.",
     "vector_filter": "How far the row's response points along the concept.",
     "projection_difference": "How much further the row's response points along the concept than the answer that "
     "the model itself would give. The model answers every prompt once; the answers are kept.",
@@ -38,23 +40,41 @@ CURVATURES = {"ekfac": "EK-FAC", "kfac": "K-FAC", "identity": "Identity"}
 ENGINES = {"auto": "Index", "exact": "Exact"}
 
 
-def method_picker() -> str:
-    """A select box of methods, bound to the URL."""
-    return select_method("method", "Method", "vector_filter")
+def method_picker(audit: Audit, concept: Concept) -> str:
+    """A select box of the methods that a concept has, bound to the URL; its usual one until another is chosen."""
+    return select_method("method", "Method", audit, concept)
 
 
-def select_method(key: str, label: str, default: str) -> str:
-    """A select box of methods, bound to the URL as `key`."""
+def select_method(key: str, label: str, audit: Audit, concept: Concept, default: str | None = None) -> str:
+    """A select box of the methods that a concept has, bound to the URL as `key`.
+
+    Args:
+        default: None for the usual one.
+    """
+    pairs = audit.manifest.pair is not None
+    offered, usual = methods_of(concept.kind, pairs), usual_method(concept.kind, pairs)
+    _follow(key, usual)
     return select_by_id(
         label,
-        METHODS,
+        offered,
         NAMES.__getitem__,
         key,
-        default=default,
+        default=default or usual,
         on_change=first_page,
-        help="\n".join(f"* **{NAMES[m]}**: {MEANINGS[m]}" for m in METHODS),
+        help="\n".join(f"* **{NAMES[m]}**: {MEANINGS[m]}" for m in offered),
         width=230,
     )
+
+
+def _follow(key: str, usual: str) -> None:
+    """Where the method was the usual one of the concept before, take this one's, unless a link asks for the method."""
+    before = st.session_state.get(f"{key}-usual")
+    st.session_state[f"{key}-usual"] = usual
+    asked = st.session_state.get(f"{key.replace('method', 'concept')}-linked") and key in st.query_params
+    if before is not None and not asked:
+        for part in ("box", "latest"):
+            if st.session_state.get(f"{key}-{part}") == before:
+                st.session_state[f"{key}-{part}"] = usual
 
 
 def influence_options(audit: Audit, concept: Concept, method: str) -> InfluenceOptions:

@@ -8,9 +8,9 @@ import pandas as pd
 import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 
-from concept_audit import Audit, AuditError, Concept, Heatmap, InfluenceOptions
+from concept_audit import Audit, AuditError, Concept, InfluenceOptions
 from concept_audit_app.components.concepts import concept_picker, probe_quality
-from concept_audit_app.components.heatmap import Ramp, legend_html, ramp
+from concept_audit_app.components.heatmap import legend_html, ramp
 from concept_audit_app.components.methods import NAMES, SLOW, WITH_GRADIENTS, offer
 from concept_audit_app.components.progress import PageProgress
 from concept_audit_app.components.rows import RowCard, answers_asked
@@ -19,6 +19,8 @@ from concept_audit_app.components.tables import records
 
 QUERY_NOTE = "This row is one of the examples that influence is measured on."
 OWN_LEFT_OUT = " It is scored by the others alone, so that it does not rank high by its likeness to itself."
+PROJECTIONS = ("vector_filter", "projection_difference")
+"""Methods whose scores are projections on the concept's direction, also of an SAE feature."""
 COLOURS = {"influence": "Influence", "activation": "Activation"}
 
 
@@ -100,6 +102,8 @@ def cards(
         for number, row in zip(ids, records(rows), strict=True)
     ]
     exact: dict[int, float] = {}
+    # A heatmap tells what the score does.
+    projected = concept.kind == "probe" or method in PROJECTIONS
     try:
         with waiting, st.spinner("Computing the token values of these rows …"):
             if colour_by == "influence":
@@ -107,28 +111,27 @@ def cards(
                 estimated = [int(i) for i in rows["example_id"][~rows["exact"].astype(bool)]]
                 exact = audit.rows.exact_scores(concept.concept_id, method, estimated, options) if indexed else {}
             else:
-                heatmaps = audit.rows.heatmaps(concept.concept_id, ids)
+                heatmaps = audit.rows.heatmaps(concept.concept_id, ids, projected)
     except AuditError as error:
         waiting.warning(f"No heatmaps: {error}", icon=":material/warning:")
         return
-    colours = _ramp(audit, concept, colour_by, heatmaps)
+    centred = projected and colour_by == "activation"
+    centre = audit.rankings.summary(concept.concept_id, "vector_filter")["mean"] if centred else 0.0
+    colours = ramp(heatmaps.values(), centre)
     with legend:
         st.html(legend_html(colours), width="content")
-        st.caption(_legend_words(audit, concept, colour_by))
+        st.caption(_legend_words(audit, concept, colour_by, projected))
     for number, card in zip(ids, drawn, strict=True):
         card.fill(heatmaps.get(number), colours, exact.get(number))
 
 
-def _ramp(audit: Audit, concept: Concept, colour_by: str, heatmaps: dict[int, Heatmap]) -> Ramp:
-    projected = concept.kind == "probe" and colour_by == "activation"
-    return ramp(heatmaps.values(), audit.rankings.summary(concept.concept_id)["mean"] if projected else 0.0)
-
-
-def _legend_words(audit: Audit, concept: Concept, colour_by: str) -> str:
+def _legend_words(audit: Audit, concept: Concept, colour_by: str, projected: bool) -> str:
     """What the colours of the tokens are."""
     if colour_by == "influence":
         return "what each token adds to the row's score; prompt tokens add the rest, which the card names"
     if concept.kind == "sae_feature":
+        if projected:
+            return f"each token's projection on the feature's decoder (layer {concept.layer}), about the data's mean"
         return f"activation of the feature at each token (layer {concept.layer})"
     quality = next((dict(probe.details) for probe in audit.probes.list() if probe.name == concept.name), {})
     return (

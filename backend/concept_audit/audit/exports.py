@@ -75,7 +75,7 @@ class Exports:
         where: RowFilter = EVERY_ROW,
         schema: Schema = "audit",
         concept: str | None = None,
-        method: str = "vector_filter",
+        method: str | None = None,
         options: InfluenceOptions = DEFAULTS,
         exact: bool = False,
         by: str = "",
@@ -138,7 +138,7 @@ class Exports:
         self,
         out: Path | None,
         concept: str,
-        method: str = "vector_filter",
+        method: str | None = None,
         format: Format = "csv",
         top: int | None = None,
         options: InfluenceOptions = DEFAULTS,
@@ -279,7 +279,7 @@ class Exports:
         format: str,
         schema: str,
         concept: str | None,
-        method: str,
+        method: str | None,
         options: InfluenceOptions,
         exact: bool,
         by: str,
@@ -305,8 +305,8 @@ class Exports:
                 "version": found.version,
                 "layer": found.layer,
             }
-            about["method"] = method
-            about["parameters"] = self._rankings.find(concept, method, options).request.parameters
+            ranking = self._rankings.find(concept, method, options).request
+            about["method"], about["parameters"] = ranking.method, ranking.parameters
             saved = self._probes.find(found.name)
             if saved is not None and "threshold" in saved.details:
                 about["concept"]["threshold"] = saved.details["threshold"]

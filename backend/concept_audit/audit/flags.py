@@ -58,7 +58,7 @@ class Flags:
         where: RowFilter,
         flag: str | None,
         concept: str | None = None,
-        method: str = "vector_filter",
+        method: str | None = None,
         note: str = "",
         by: str = "",
         options: InfluenceOptions = DEFAULTS,

@@ -23,12 +23,13 @@ from concept_audit.store.cursor import Cursor
 from concept_audit.store.derived import RankingGoneError, refinement, require_rankings, save_ranking
 from concept_audit.store.filters import RowFilter
 from concept_audit.store.rankings import RankingIdentity, identify, ranked
+from concept_audit.types import usual_method
 
 ATTEMPTS = 3
 SCORES_AT_ONCE = 500_000
 """Rows times rankings that are saved in one lease: others wait for as long as that takes."""
-Asked = tuple[str, str, InfluenceOptions]
-"""A ranking, by concept, method and options."""
+Asked = tuple[str, str | None, InfluenceOptions]
+"""A ranking, by concept, method (None for the usual one of its kind) and options."""
 Found = TypeVar("Found")
 RANK_COLUMNS = ["rank", "example_id", "score", "percentile", "prompt", "response"]
 LAST_COLUMNS = ["is_query", "exact"]
@@ -64,7 +65,7 @@ class Rankings:
     def rank(
         self,
         concept: str,
-        method: str = "vector_filter",
+        method: str | None = None,
         top: int | None = None,
         where: RowFilter = EVERY_ROW,
         offset: int = 0,
@@ -78,7 +79,7 @@ class Rankings:
         a one the answer is the index's alone, at once, until `Audit.refine` has scored its first rows exactly.
 
         Args:
-            method: one of `METHODS`.
+            method: one of `METHODS`; None for `usual_method` of the concept.
             options: how influence is computed, for the methods that need to know.
         """
         where = self._opened.searched(where)
@@ -92,7 +93,7 @@ class Rankings:
     def table(
         self,
         concept: str,
-        method: str = "vector_filter",
+        method: str | None = None,
         top: int | None = None,
         where: RowFilter = EVERY_ROW,
         options: InfluenceOptions = DEFAULTS,
@@ -105,7 +106,7 @@ class Rankings:
     def ensure(
         self,
         concept: str,
-        method: str = "vector_filter",
+        method: str | None = None,
         options: InfluenceOptions = DEFAULTS,
         progress: Progress | None = None,
         keep: Collection[int] = (),
@@ -129,7 +130,7 @@ class Rankings:
             return found.id
         if self._opened.read_only:
             raise StoreError(
-                f"{concept} by {method}: not computed yet, and the audit is opened read-only, so nothing is; ask for it "
+                f"{concept} by {found.identity.method}: not computed yet, and the audit is opened read-only, so nothing is; ask for it "
                 "once without --read-only, and it is there"
             )
         sources, reported = self._opened.sources(), progress or self._opened.progress
@@ -203,23 +204,24 @@ class Rankings:
             if found.request.index is None:
                 self.ensure(found.identity.concept_id, method, options, progress, list(missing))
 
-    def find(self, concept: str, method: str, options: InfluenceOptions = DEFAULTS) -> Ranking:
+    def find(self, concept: str, method: str | None, options: InfluenceOptions = DEFAULTS) -> Ranking:
         """A ranking's id, what it depends on, and whether it is in the store; nothing is computed.
 
         Raises:
             ConceptError: as `ensure`.
         """
         found = self._concepts.get(concept)
+        chosen = method or usual_method(found.kind, self._opened.manifest.pair is not None)
 
         def resolve() -> Ranking:
-            wanted = request(self._opened.sources(), found, method, options)
-            identity = identify(self._opened.build_id, found, method, wanted.parameters, wanted.concept)
+            wanted = request(self._opened.sources(), found, chosen, options)
+            identity = identify(self._opened.build_id, found, chosen, wanted.parameters, wanted.concept)
             stored = self._opened.read(lambda cursor: queries.ranking_stored(cursor, identity.ranking_id))
             return Ranking(identity, wanted, stored)
 
-        return self._opened.remembered(("asked", found.concept_id, method, repr(options)), resolve)
+        return self._opened.remembered(("asked", found.concept_id, chosen, repr(options)), resolve)
 
-    def has(self, concept: str, method: str, options: InfluenceOptions = DEFAULTS) -> bool:
+    def has(self, concept: str, method: str | None, options: InfluenceOptions = DEFAULTS) -> bool:
         """Whether a ranking is in the store, so that asking for it costs nothing.
 
         Raises:
@@ -235,7 +237,9 @@ class Rankings:
         """
         return self.find(concept, method, options).request.index is not None
 
-    def refinement(self, concept: str, method: str, options: InfluenceOptions = DEFAULTS) -> dict[str, Any] | None:
+    def refinement(
+        self, concept: str, method: str | None, options: InfluenceOptions = DEFAULTS
+    ) -> dict[str, Any] | None:
         """How far the exact scores of a ranking from the gradient index are, and what they say of it.
 
         Returns:
@@ -251,7 +255,7 @@ class Rankings:
     def histogram(
         self,
         concept: str,
-        method: str = "vector_filter",
+        method: str | None = None,
         where: RowFilter = EVERY_ROW,
         bins: int = 60,
         options: InfluenceOptions = DEFAULTS,
@@ -266,7 +270,7 @@ class Rankings:
         return self.using([(concept, method, options)], counts)
 
     def summary(
-        self, concept: str, method: str = "vector_filter", options: InfluenceOptions = DEFAULTS
+        self, concept: str, method: str | None = None, options: InfluenceOptions = DEFAULTS
     ) -> dict[str, float]:
         """Mean, deviation and count of a ranking's scores."""
 

@@ -36,7 +36,7 @@ class Refinements:
     def refine(
         self,
         concept: str,
-        method: str = "concept_influence",
+        method: str | None = "concept_influence",
         options: InfluenceOptions = DEFAULTS,
         progress: Progress | None = None,
     ) -> dict[str, Any] | None:
@@ -81,7 +81,7 @@ class Refinements:
         return known
 
     def in_words(
-        self, concept: str, method: str = "concept_influence", options: InfluenceOptions = DEFAULTS
+        self, concept: str, method: str | None = "concept_influence", options: InfluenceOptions = DEFAULTS
     ) -> str | None:
         """What is exact of a ranking, and what may have been missed; None where all of it is exact anyway.
 

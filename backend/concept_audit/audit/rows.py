@@ -59,7 +59,7 @@ class Rows:
         self,
         where: RowFilter,
         concept: str | None = None,
-        method: str = "vector_filter",
+        method: str | None = None,
         options: InfluenceOptions = DEFAULTS,
     ) -> int:
         """How many rows pass a filter; with a concept, of those that it ranks."""
@@ -92,14 +92,19 @@ class Rows:
         """Tokens of the longest row; 0 if there are no rows."""
         return self._opened.cached_read("longest", store_features.longest, of_build=True)
 
-    def heatmaps(self, concept: str, example_ids: Sequence[int]) -> dict[int, Heatmap]:
-        """Token heatmaps of rows, by example id; a probe's take a forward pass the first time."""
+    def heatmaps(self, concept: str, example_ids: Sequence[int], projected: bool = False) -> dict[int, Heatmap]:
+        """Token heatmaps of rows, by example id: a feature's activation, a probe's projection.
+
+        Args:
+            projected: of a feature too, the projection on its direction. Projections take a forward pass the first
+                time.
+        """
         found = self._concepts.get(concept)
         ids = [int(i) for i in example_ids]
         if not ids:
             return {}
         feature = found.feature_id
-        if feature is None:
+        if feature is None or projected:
             return self.probe_heatmaps(found, ids)
         key = ("heatmaps", concept, tuple(ids))
         return self._opened.remembered(key, lambda: self._feature_heatmaps(feature, ids), of_build=True)

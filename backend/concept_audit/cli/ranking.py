@@ -17,7 +17,7 @@ from concept_audit.cli.opening import JSON, Running, print_json
 from concept_audit.errors import AuditError
 from concept_audit.influence.options import InfluenceOptions
 from concept_audit.progress import Progress, for_this_terminal
-from concept_audit.types import METHODS, Method
+from concept_audit.types import METHODS, Method, usual_method
 
 if TYPE_CHECKING:
     from concept_audit.audit.audit import Audit
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     InfluenceFlags = Any
 else:
     InfluenceFlags = flags(InfluenceOptions, types={"query.queries": FILE}, without=("scoring.engine",))
+USUAL = f"{usual_method('sae_feature')} of SAE features, {usual_method('probe')} of probes and pairs"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +46,7 @@ class Rank(Running):
     concept: CONCEPT
     influence: InfluenceFlags
     engine: EngineFlags
-    method: Annotated[str, arg(help=f"how to score rows: {', '.join(METHODS)}")] = "vector_filter"
+    method: Annotated[str | None, option(f"how to score rows: {', '.join(METHODS)} (None: {USUAL})", "METHOD")] = None
     top: Annotated[int | None, option(f"only the first so many rows (None: {FIRST_ROWS:,})", "N")] = None
     all: Annotated[bool, switch("every row, not the first alone")] = False
     format: FORMAT = "csv"
@@ -112,7 +113,7 @@ class Export(Running):
         arg(help="columns: audit (prompt, response, flag, metadata) or own (those of the input, as they were)"),
     ] = "audit"
     concept: Annotated[str | None, option("put the scores of this concept beside each row", "NAME")] = None
-    method: Annotated[Method, arg(help="of these scores")] = "vector_filter"
+    method: Annotated[Method | None, arg(help=f"of these scores (None: {USUAL})")] = None
     exact_csv: Annotated[
         bool,
         switch(
@@ -149,7 +150,7 @@ class Flag(Running):
     """flag rows by score, percentile, rank or filter; or undo it"""
 
     concept: Annotated[str | None, option("rows by their influence on this concept", "NAME")] = None
-    method: Annotated[Method, arg(help="of its ranking")] = "vector_filter"
+    method: Annotated[Method | None, arg(help=f"of its ranking (None: {USUAL})")] = None
     top: Annotated[int | None, option("the first so many rows", "N")] = None
     above: Annotated[float | None, option("rows with at least this score", "SCORE")] = None
     percentile: Annotated[float | None, option("rows of at least this percentile, 0 to 100", "P")] = None
@@ -190,7 +191,8 @@ class Flag(Running):
             rows = audit.rows.count(where, concept, self.method)
             self._tell({"rows": rows if self.top is None else min(rows, self.top)}, "would be flagged")
             return
-        how = " ".join([self.method, self.concept or "", *(f"{name[2:]} {ranked[name]:g}" for name in given)]).strip()
+        method = audit.rankings.find(concept, self.method).identity.method if concept else ""
+        how = " ".join([method, self.concept or "", *(f"{name[2:]} {ranked[name]:g}" for name in given)]).strip()
         found = audit.flags.set_matching(
             where,
             None if self.clear else self.as_,

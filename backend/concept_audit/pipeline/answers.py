@@ -16,6 +16,7 @@ from concept_audit.model.load import LanguageModel
 from concept_audit.model.options import ModelSource
 from concept_audit.model.pairs import separator
 from concept_audit.pipeline.engine import Worker
+from concept_audit.pipeline.sources import Sources
 from concept_audit.progress import Progress
 from concept_audit.store.activations import write_answers, write_means
 from concept_audit.store.examples import TokenizedExample, TokenizedText, read_tokens
@@ -128,3 +129,17 @@ def last_response(row: TokenizedExample | TokenizedText) -> int | None:
     breaks = np.flatnonzero(np.diff(response) > 1)
     start = int(response[breaks[-1] + 1] if len(breaks) else response[0])
     return start or None
+
+
+def own_answers(sources: Sources, progress: Progress) -> RowShards:
+    """Mean response activations of the rows with the model's own answers, which are generated where they are missing."""
+    work = Answering(
+        sources.shards("tokens"),
+        sources.shards("answers"),
+        sources.shards("answer_activations"),
+        sources.model_source,
+        sources.layers,
+    )
+    if any(output.missing() for output in work.outputs):
+        sources.driver(progress).finish(work, "The model's own answers", work.tokens.partition.sizes())
+    return work.means

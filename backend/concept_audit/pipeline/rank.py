@@ -11,7 +11,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -31,7 +31,7 @@ from concept_audit.model.linear import resolve_weights
 from concept_audit.model.load import LanguageModel, find_device
 from concept_audit.model.pairs import separator
 from concept_audit.model.precision import resolve_precision
-from concept_audit.pipeline.answers import ANSWER_TOKENS, Answering, answered
+from concept_audit.pipeline.answers import ANSWER_TOKENS, answered, own_answers
 from concept_audit.pipeline.attribution import Attribution, attribute, finish, own_turn, prepare
 from concept_audit.pipeline.examples import example_activations
 from concept_audit.pipeline.index.query import Target, index_scores, open_index, solved_query
@@ -44,9 +44,10 @@ from concept_audit.store import queries as store_queries
 from concept_audit.store import workspace
 from concept_audit.store.activations import read_means
 from concept_audit.store.examples import messages_from_json, read_row_texts
+from concept_audit.store.features import feature_activation
 from concept_audit.store.index import present_index
 from concept_audit.store.rankings import QUERY_ROWS
-from concept_audit.types import METHODS, Concept, LabelledExample, Method
+from concept_audit.types import METHODS, NOT_OF_PAIRS, OF_FEATURES, Concept, LabelledExample, Method
 
 STRONGEST_ROWS = 8
 """Queries of an SAE feature: this many rows in which it fires highest."""
@@ -84,6 +85,8 @@ def request(sources: Sources, concept: Concept, method: str, options: InfluenceO
     if method not in known:
         raise ConceptError(f"--method {method}: unknown; choose from {', '.join(METHODS)}")
     _check(options)
+    if method in OF_FEATURES and concept.kind != "sae_feature":
+        raise ConceptError(f"{method}: of SAE features alone, and {concept.name} is a probe; use vector_filter")
     if sources.pairs:
         _check_pairs(method, options)
     parameters: dict[str, Any] = {}
@@ -136,8 +139,8 @@ def request(sources: Sources, concept: Concept, method: str, options: InfluenceO
 
 def _check_pairs(method: str, options: InfluenceOptions) -> None:
     """Raise ConceptError for what preference pairs have no meaning for."""
-    if method == "projection_difference":
-        raise ConceptError("projection_difference: a preference pair has two responses already; use vector_filter")
+    if method in NOT_OF_PAIRS:
+        raise ConceptError(f"{method}: a preference pair has two responses already; use vector_filter")
     if method in NEED_GRADIENTS and options.scoring.unit_normalised:
         raise ConceptError("--unit-normalised: not of preference pairs, whose gradients are differences of two")
 
@@ -152,19 +155,12 @@ def scores_of(sources: Sources, wanted: Request, ranking: int, progress: Progres
     direction = concept.direction[:, None]
     means = sources.shards("activations")
     match wanted.method:
+        case "feature_activation":
+            return sources.read(partial(feature_activation, feature=concept.feature_id))
         case "vector_filter":
             return vector_filter(read_means(means, concept.layer), direction)[:, 0]
         case "projection_difference":
-            answers = Answering(
-                sources.shards("tokens"),
-                sources.shards("answers"),
-                sources.shards("answer_activations"),
-                sources.model_source,
-                sources.layers,
-            )
-            if any(output.missing() for output in answers.outputs):
-                sources.driver(progress).finish(answers, "The model's own answers", means.partition.sizes())
-            own = vector_filter(read_means(answers.means, concept.layer), direction)
+            own = vector_filter(read_means(own_answers(sources, progress), concept.layer), direction)
             return projection_difference(vector_filter(read_means(means, concept.layer), direction), own)[:, 0]
         case "activation_similarity":
             positive = [example for example in wanted.queries if example.label]

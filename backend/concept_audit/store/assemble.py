@@ -25,10 +25,12 @@ from concept_audit.store.activations import read_means
 from concept_audit.store.cursor import Cursor, only_row
 from concept_audit.store.database_files import quoted
 from concept_audit.store.examples import read_skipped
+from concept_audit.store.features import feature_activation
 from concept_audit.store.layout import Layout
 from concept_audit.store.manifest import Manifest
 from concept_audit.store.rankings import insert_scores, ranking_id
 from concept_audit.store.shard_store import RowShards
+from concept_audit.types import Method, methods_of
 
 LEAST_MEMORY = 384 << 20
 THREAD_MEMORY = 192 << 20
@@ -103,8 +105,10 @@ def assemble(
                 features = manifest.shards(layout, "features")
                 with progress.stage("Writing SAE features to the store", len(rows.partition), "shards") as stage:
                     _insert_features(con, features, tokens, sae, partial.with_name(f"{partial.name}.unsorted"), stage)
-                _insert_rankings(con, build_id, sae, progress)
             con.execute(schema.AUDIT_VIEWS)
+            if sae is not None:
+                of_pairs = manifest.pair is not None
+                _insert_rankings(con, build_id, sae, methods_of("sae_feature", of_pairs), progress)
             con.execute("CHECKPOINT")
         finally:
             con.close()
@@ -303,7 +307,9 @@ def _distinct_texts(texts: Sequence[str]) -> list[str]:
     return list(kept.values())[:TOP_TOKENS]
 
 
-def _insert_rankings(con: Cursor, build_id: str, sae: SaeDirections, progress: Progress) -> None:
+def _insert_rankings(
+    con: Cursor, build_id: str, sae: SaeDirections, methods: Sequence[Method], progress: Progress
+) -> None:
     n_rows = only_row(con.execute("SELECT count(*) FROM base.examples"))[0]
     live = [
         f for (f,) in con.execute("SELECT feature_id FROM base.sae_features WHERE density > 0 ORDER BY 1").fetchall()
@@ -315,11 +321,16 @@ def _insert_rankings(con: Cursor, build_id: str, sae: SaeDirections, progress: P
     with progress.stage("Ranking rows by SAE feature", len(live), "features") as stage:
         for start in range(0, len(live), group):
             chosen = live[start : start + group]
-            ids = [ranking_id(build_id, f"sae:{f}", 1, "vector_filter", {}) for f in chosen]
-            named = pa.table({"ranking_id": ids, "feature_id": chosen})  # noqa: F841 - as above
-            con.execute(
-                """INSERT INTO base.rankings
-                   SELECT ranking_id, 'sae:' || feature_id, 1, 'vector_filter', '{}' FROM named"""
-            )
-            insert_scores(con, np.array(ids, np.int64), sae.score(sae.directions[chosen].T))
+            _insert_ranking(con, build_id, "vector_filter", chosen, sae.score(sae.directions[chosen].T))
+            if "feature_activation" in methods:
+                activations = np.stack([feature_activation(con, feature) for feature in chosen], axis=1)
+                _insert_ranking(con, build_id, "feature_activation", chosen, activations)
             stage.advance(len(chosen))
+
+
+def _insert_ranking(con: Cursor, build_id: str, method: Method, features: Sequence[int], scores: np.ndarray) -> None:
+    """Rank the rows by a method of several features: scores float64 [rows, features]."""
+    ids = [ranking_id(build_id, f"sae:{feature}", 1, method, {}) for feature in features]
+    named = pa.table({"ranking_id": ids, "feature_id": features})  # noqa: F841 - DuckDB finds it by its name
+    con.execute("INSERT INTO base.rankings SELECT ranking_id, 'sae:' || feature_id, 1, ?, '{}' FROM named", [method])
+    insert_scores(con, np.array(ids, np.int64), scores)

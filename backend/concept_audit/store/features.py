@@ -34,6 +34,22 @@ def similar_features(cursor: Cursor, direction: np.ndarray, limit: int, besides:
     ).df()
 
 
+def feature_activation(cursor: Cursor, feature: int) -> np.ndarray:
+    """An SAE feature's mean activation over the tokens of each row's responses, those that close a turn left out.
+
+    Returns:
+        float64 [rows]; 0 where it does not fire, NaN where a row has no response.
+    """
+    found = cursor.execute(
+        """SELECT CASE WHEN n_response_tokens > 0 THEN coalesce(mean_activation, 0) END AS score
+           FROM main.examples LEFT JOIN (
+               SELECT example_id, mean_activation FROM main.feature_activations WHERE feature_id = ?
+           ) USING (example_id) ORDER BY example_id""",
+        [feature],
+    ).fetchnumpy()["score"]
+    return np.ma.filled(np.ma.asarray(found, np.float64), np.nan)
+
+
 def firings_in(cursor: Cursor, example_ids: Sequence[int]) -> dict[int, list[int]]:
     """SAE features that fire in chosen rows: feature id → of these rows, those in which it fires, highest first."""
     found: dict[int, list[int]] = {}

@@ -48,13 +48,13 @@ def test_rankings_are_held_against_a_group_as_scikit_learn_does(audit):
     audit.rank("sae:3")
     audit.rank("sae:3", "bm25")
     table = audit.comparisons.against_group("sae:3", "metadata", "topic", "money", k=25).set_index("method")
-    assert set(table.index) == {"vector_filter", "bm25"}
+    assert set(table.index) == {"feature_activation", "vector_filter", "bm25"}
     rows = audit.rank("sae:3", "bm25")
     labels = rows["metadata"].str.contains("money").astype(int).to_numpy()
     assert table.n_positive["bm25"] == labels.sum()
     assert table.auroc["bm25"] == pytest.approx(roc_auc_score(labels, rows["score"]))
     assert table.precision_at_k["bm25"] == pytest.approx(labels[:25].mean())
-    vector = audit.rank("sae:3")
+    vector = audit.rank("sae:3", "vector_filter")
     truth = vector["metadata"].str.contains("money").astype(int)
     assert table.average_precision["vector_filter"] == pytest.approx(average_precision_score(truth, vector["score"]))
     # Without ties, a point for each row of the group; tied rows share one.
@@ -76,7 +76,7 @@ def test_the_matrix_of_methods_is_symmetric(audit):
     audit.rank("sae:3", "bm25")
     audit.rank("sae:3", "activation_similarity")
     names, matrix = audit.comparisons.correlations("sae:3")
-    assert len(names) == 3 and np.allclose(matrix, matrix.T) and np.allclose(np.diag(matrix), 1)
+    assert len(names) == 4 and np.allclose(matrix, matrix.T) and np.allclose(np.diag(matrix), 1)
 
 
 def test_other_rankings_of_the_rows_on_screen(audit):

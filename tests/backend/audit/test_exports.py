@@ -67,7 +67,9 @@ def test_the_manifest_says_how_it_came_about(audit, tmp_path):
         "layer": audit.concept("sae:3").layer,
     }
     assert (
-        told["method"] == "vector_filter" and told["exported_by"] == "Grace" and told["rows"] == len(pd.read_csv(out))
+        told["method"] == "feature_activation"
+        and told["exported_by"] == "Grace"
+        and told["rows"] == len(pd.read_csv(out))
     )
     assert told["flags"][0]["flagged_by"] == "Ada" and told["fingerprints"] == audit.manifest.fingerprints
 

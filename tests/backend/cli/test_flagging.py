@@ -30,7 +30,7 @@ def test_the_first_rows_of_a_ranking_are_flagged_and_it_can_be_undone(audit_dire
     assert found["rows"] == first["content_hash"].nunique()
     assert set(first["example_id"]) <= set(flagged(audit_directory))
     log = Audit(audit_directory).flags.log()
-    assert (log["action"][0], log["note"][0], log["how"][0]) == ("review", "odd", "vector_filter sae:3 top 5")
+    assert (log["action"][0], log["note"][0], log["how"][0]) == ("review", "odd", "feature_activation sae:3 top 5")
     assert f"put back as before change {found['event']}" in said(capsys, "flag", audit_directory, "--undo", "last")
     assert flagged(audit_directory) == []
     assert main(["flag", str(audit_directory), "--undo", "last"]) == 1
@@ -95,7 +95,8 @@ def test_features_are_searched_and_concepts_listed(audit_directory, capsys):
 def test_a_query_sees_the_contract_views_and_changes_nothing(audit_directory, capsys, tmp_path):
     out = said(capsys, "sql", audit_directory, "SELECT count(*) AS n FROM examples", "--format", "csv")
     assert out == "n\n300\n"
-    query = "SELECT example_id FROM scores WHERE concept_id = 'sae:3' AND rank <= 3 ORDER BY rank"
+    wanted = "concept_id = 'sae:3' AND method = 'feature_activation' AND rank <= 3"
+    query = f"SELECT example_id FROM scores WHERE {wanted} ORDER BY rank"
     ids = [
         json.loads(line)["example_id"]
         for line in said(capsys, "sql", audit_directory, query, "--format", "jsonl").splitlines()

@@ -22,7 +22,7 @@ from concept_audit.model.load import as_language_model, load_model
 from concept_audit.model.options import ModelOptions
 from concept_audit.pipeline import curvature
 from concept_audit.progress import Progress
-from concept_audit.types import METHODS
+from concept_audit.types import methods_of
 from tests.conftest import chat_rows, shards, small_model, small_tokenizer
 
 EXACT = InfluenceOptions.of(precision="float32", curvature_tokens=4_000)
@@ -86,7 +86,7 @@ def scores(lm, query, data, budget=None, **options) -> np.ndarray:
 
 
 def test_every_method_ranks_every_row_through_the_store(audit):
-    for method in METHODS:
+    for method in methods_of("probe"):
         table = audit.rank("tone", method, options=EXACT)
         assert len(table) == 300 and np.isfinite(table["score"]).all(), method
         assert table["score"].is_monotonic_decreasing and table["rank"].tolist() == list(range(1, 301))
@@ -100,7 +100,7 @@ def test_every_method_ranks_every_row_through_the_store(audit):
             "SELECT method, parameters FROM main.scores WHERE concept_id = 'probe:tone' AND rank = 1"
         ).fetchall()
     parameters = {method: json.loads(text) for method, text in kept}
-    assert set(parameters) == set(METHODS)
+    assert set(parameters) == set(methods_of("probe"))
     assert parameters["concept_influence"]["curvature"] == "ekfac"
     assert parameters["concept_influence"]["precision"] == "float32"
     assert "damping" not in parameters["gradient_dot"]

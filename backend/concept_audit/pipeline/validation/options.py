@@ -8,7 +8,7 @@ from typing import Any
 from concept_audit.errors import ConceptError
 from concept_audit.evidence.options import Recipe
 from concept_audit.influence.options import InfluenceOptions
-from concept_audit.types import METHODS, LabelledExample
+from concept_audit.types import METHODS, OF_FEATURES, LabelledExample
 
 VERSION = 2
 """Counted up when units of an earlier version would not be the same."""
@@ -114,7 +114,7 @@ class ResolvedOptions(ValidateOptions):
 
 
 FULL: dict[str, Any] = {
-    "methods": METHODS,
+    "methods": tuple(method for method in METHODS if method not in OF_FEATURES),
     "retention": True,
     "seeds": 3,
     "subsets": 30,
