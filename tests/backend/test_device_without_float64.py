@@ -36,7 +36,7 @@ from concept_audit.model.generate import answers
 from concept_audit.model.linear import linear_layers
 from concept_audit.model.load import LanguageModel, as_language_model
 from concept_audit.progress import Progress
-from concept_audit.store import shard_store
+from concept_audit.store import shard_files
 from tests.conftest import chat_rows, small_model, small_tokenizer
 from tests.emulated import DEVICE, There, device_without_float64, put_there
 
@@ -251,12 +251,12 @@ def test_the_quality_of_an_sae(monkeypatch):
 
 def test_an_audit_is_indexed_and_ranked(built, tmp_path, monkeypatch):
     """All stages on demand, on the model of an audit that was built on the CPU."""
-    read = shard_store.load_file
+    read = shard_files.load_file
 
     def load_there(path, device="cpu"):
         return {name: tensor.to(device) for name, tensor in read(path).items()}
 
-    monkeypatch.setattr(shard_store, "load_file", load_there)
+    monkeypatch.setattr(shard_files, "load_file", load_there)
     made = chat_rows(8, seed=5)
     examples = [
         LabelledExample(tuple(Message(**turn) for turn in row["messages"]), i % 2) for i, row in enumerate(made)

@@ -21,6 +21,7 @@ from concept_audit.errors import AuditError, FinishedIndexError
 from concept_audit.influence.options import IndexOptions
 from concept_audit.pipeline.options import BuildOptions
 from concept_audit.progress import for_this_terminal
+from concept_audit.store.remote import is_address
 
 SAE_FLAGS = {"epochs": "sae-epochs", "expansion": "sae-features", "k": "sae-k"}
 NICENESS = 15
@@ -40,7 +41,7 @@ else:
             "score_cells",
             *(f"sae_training.{n}" for n in ("batch", "min_steps", "max_steps", "lr", "seed")),
         ),
-        types={"out": Path | None},
+        types={"out": str | None},
     )
 
 
@@ -82,6 +83,7 @@ class Build:
         """
         typed: Any = self.build
         out = typed.out or typed.cache / Path(typed.data).name.split(".")[0]
+        out = out if is_address(str(out)) else Path(out)
         options = made(BuildOptions, typed, out=out)
         numbers = {flag: getattr(options.sae_training, name) for name, flag in SAE_FLAGS.items()}
         numbers["max-tokens"] = options.max_tokens

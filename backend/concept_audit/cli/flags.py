@@ -62,8 +62,9 @@ def switch(text: str) -> Any:
 
 
 FILE = Path | None
-AUDIT = Annotated[str, Positional, arg(metavar="AUDIT", help="directory of the audit, or its name within the cache")]
-ANY_AUDIT = Annotated[str | None, Positional, option("directory of the audit, or its name within the cache", "AUDIT")]
+AUDIT_HELP = "directory of the audit, its name within the cache, or its address in object storage"
+AUDIT = Annotated[str, Positional, arg(metavar="AUDIT", help=AUDIT_HELP)]
+ANY_AUDIT = Annotated[str | None, Positional, option(AUDIT_HELP, "AUDIT")]
 REPEATED = UseAppendAction
 
 

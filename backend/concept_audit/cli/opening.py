@@ -13,6 +13,7 @@ from concept_audit.cli.flags import AUDIT, option, switch
 from concept_audit.errors import StoreError
 from concept_audit.progress import Progress, for_this_terminal
 from concept_audit.store.listing import audit_names
+from concept_audit.store.remote import is_address
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -69,11 +70,18 @@ class Running(Opening):
 
 
 def existing(audit: str, cache: Path) -> Path:
-    """The directory of an audit that is given by path or by name.
+    """The directory of an audit that is given by path, by name, or by its address in object storage.
 
     Raises:
         StoreError: there is no audit; those that there are are named.
     """
+    if is_address(audit):
+        from concept_audit.store.published import opened
+
+        layout = opened(audit.rstrip("/"), cache)
+        if layout.manifest.exists():
+            return layout.root
+        raise StoreError(f"{audit}: no audit there; make one with `concept-audit build --out {audit}`")
     for path in (Path(audit).expanduser(), cache / audit):
         if (path / "manifest.json").exists():
             return path

@@ -144,8 +144,11 @@ class Delete(Opening):
             audit.probes.delete(self.probe)
             return
         confirmed(f"delete {root} with its labels, probes and flags", self.yes)
+        from concept_audit.store.objects import objects_of
         from concept_audit.store.removal import remove_audit
 
+        if (objects := objects_of(root)) is not None:
+            print(f"concept-audit: what is in {objects.url} stays; your storage's own tool deletes it", file=sys.stderr)
         for path in remove_audit(root):
             print(f"concept-audit: {path} is not the audit's own and stays", file=sys.stderr)
 

@@ -21,7 +21,7 @@ from concept_audit.model.pairs import Sequences, sequences
 from concept_audit.pipeline.engine import Worker
 from concept_audit.store.activations import read_token_activations, write_firings, write_means, write_token_activations
 from concept_audit.store.examples import TokenizedExample, read_tokens
-from concept_audit.store.shard_store import RowShards
+from concept_audit.store.shard_store import RowShards, is_there
 from concept_audit.types import CONTENT, PROMPT
 
 Firings = dict[str, np.ndarray]
@@ -168,7 +168,7 @@ class FindingFeatures:
     def _units(self, lm: LanguageModel, sae: SparseAutoencoder, worker: Worker, number: int) -> Iterator[Firings]:
         rows, layer = read_tokens(self.tokens, number), self.sae.layer
         activations, owners = np.empty((0, 0), np.float32), np.empty(0, np.int64)
-        if self.token_activations is not None and self.token_activations.path(number).exists():
+        if self.token_activations is not None and is_there(self.token_activations.path(number)):
             activations, owners = read_token_activations(self.token_activations.path(number))
         for unit in self.tokens.partition.units(number):
             fired: dict[int, Firings] = {}

@@ -43,8 +43,8 @@ from concept_audit.pipeline.kept_queries import (
     GRAPH_SHARE,
     OWN,
     Opened,
-    influence_directory,
     influence_shards,
+    kept_scores,
     lock_of,
     open_query,
     query_file,
@@ -56,7 +56,7 @@ from concept_audit.pipeline.sources import Sources
 from concept_audit.progress import Progress
 from concept_audit.store.examples import has_loss, read_tokens
 from concept_audit.store.layout import Layout
-from concept_audit.store.shard_store import RowShards, intact, read_about, read_tensors
+from concept_audit.store.shard_store import RowShards, intact, is_there, read_about, read_tensors
 
 
 @dataclass(frozen=True)
@@ -190,7 +190,7 @@ def attribute(sources: Sources, run: Attribution, progress: Progress) -> Scores:
         progress.say(f"{len(unscored)} rows left unscored, their loss or gradient is not finite: {shown}")
     scores = [read_tensors(shards.path(number))["scores"].numpy() for number in shards.numbers()]
     rows = np.concatenate(scores) if scores else np.empty(0)
-    if shards.file(OWN).exists():
+    if is_there(shards.file(OWN)):
         own = read_tensors(shards.file(OWN))
         rows[own["ids"].numpy()] = own["scores"].numpy()
     return Scores(rows, unscored, float(read_about(query_file(shards))["retained"]))
@@ -218,8 +218,7 @@ def own_turn(sources: Sources, ranking: int, progress: Progress) -> Iterator[Non
 def finish(layout: Layout, ranking: int, keep_tokens: bool) -> None:
     """Delete what was kept to go on with; the query stays, and token influences that were asked for."""
     if not keep_tokens:
-        for path in influence_directory(layout, ranking).glob("[0-9]*.safetensors"):
-            path.unlink(missing_ok=True)
+        layout.shards.delete(kept_scores(layout, ranking))
 
 
 def _blocks(run: Attribution) -> tuple[int, int]:

@@ -16,7 +16,7 @@ from concept_audit.concepts.sae import SaeSource, SparseAutoencoder, is_readable
 from concept_audit.concepts.sae_training import HELD_OUT, TokenFeed, remove_checkpoints, train_sae
 from concept_audit.data.read import DataSet
 from concept_audit.data.read import fingerprint as data_fingerprint
-from concept_audit.errors import AuditError, ConceptError
+from concept_audit.errors import AuditError, ConceptError, StoreError
 from concept_audit.files import as_store_error, digest, remove_leftovers, remove_leftovers_of
 from concept_audit.influence.vector_filter import vector_filter
 from concept_audit.model.chat import ChatRenderer
@@ -31,7 +31,7 @@ from concept_audit.pipeline.activations import FindingFeatures, RunningModel, To
 from concept_audit.pipeline.engine import Driver, Engine, LocalEngine, missing_of
 from concept_audit.pipeline.loaded_sae import loaded_sae
 from concept_audit.pipeline.options import LONGEST_ROW, BuildOptions, key
-from concept_audit.pipeline.place import building, idle, refuse_foreign
+from concept_audit.pipeline.place import building, idle, layout_at, refuse_foreign
 from concept_audit.pipeline.preview import described, show_rows
 from concept_audit.pipeline.read import Tokenizing, read_rows
 from concept_audit.pipeline.reconciling import reconciled
@@ -43,6 +43,7 @@ from concept_audit.store.database_files import opens
 from concept_audit.store.examples import token_counts
 from concept_audit.store.layout import Layout
 from concept_audit.store.manifest import BESIDE, STAGE_OF, Manifest, beside
+from concept_audit.store.published import publish, withdraw
 from concept_audit.store.removal import own_files, remove_made
 from concept_audit.store.schema import FORMAT as STORE_FORMAT
 from concept_audit.store.shard_store import RowShards
@@ -72,9 +73,9 @@ def build(options: BuildOptions, progress: Progress | None = None, engine: Engin
             that had not begun before leaves nothing behind.
     """
     progress = progress or Progress()
-    layout = Layout(options.out)
     # Cheap checks first: a wrong path should not cost a model download.
     data = described(options, progress)
+    layout = layout_at(options.out, options.cache, progress)
     refuse_foreign(layout)
     lm = load_model(options.model, options.cache, progress)
     lm.check_layers((*(options.layers or ()), *((options.sae_layer,) if options.sae_layer else ())))
@@ -97,8 +98,11 @@ def _run(made: _Build, data: DataSet, layout: Layout, before: frozenset[Path] | 
     fresh = not layout.manifest.exists()
     try:
         made.run(data)
-    except AuditError:
+    except AuditError as error:
         if fresh and not (layout.shards.root / "activations").exists():
+            # Where storage failed, what it has may be gone on with.
+            if not isinstance(error, StoreError):
+                withdraw(layout)
             remove_made(layout, before)
         raise
     except Exception as error:
@@ -322,10 +326,14 @@ class _Build:
         _remove_leftovers(self._layout)
         if manifest.stages and not manifest.complete:
             with idle(self._layout, "what it reads is to be made anew"):
-                manifest.write(self._layout)
+                self._write(manifest)
         else:
-            manifest.write(self._layout)
+            self._write(manifest)
         return manifest
+
+    def _write(self, manifest: Manifest) -> None:
+        manifest.write(self._layout)
+        publish(self._layout, manifest)
 
     def _begin(self, stage: str, *depends: object) -> bool:
         """Whether a stage has work left; what is left of earlier configurations goes."""
@@ -351,11 +359,11 @@ class _Build:
         # Until this stage is done the store speaks of shards that are not there any more.
         self._manifest.stages.get("store", {})["done"] = False
         self._manifest.stages[stage] = entry
-        self._manifest.write(self._layout)
+        self._write(self._manifest)
 
     def _end(self, stage: str, report: dict) -> None:
         self._manifest.stages[stage].update(done=True, report=report)
-        self._manifest.write(self._layout)
+        self._write(self._manifest)
 
     def _shards(self, kind: str) -> RowShards:
         return self._manifest.shards(self._layout, kind)

@@ -28,7 +28,15 @@ from concept_audit.store.examples import TokenizedExample
 from concept_audit.store.layout import Layout
 from concept_audit.store.locks import held
 from concept_audit.store.partition import RowPartition, by_shard
-from concept_audit.store.shard_store import RowShards, ShardStore, intact, open_tensors, read_about, read_tensors
+from concept_audit.store.shard_store import (
+    RowShards,
+    ShardStore,
+    intact,
+    is_there,
+    open_tensors,
+    read_about,
+    read_tensors,
+)
 
 QUERY = "query.safetensors"
 """The query as rows are scored with it."""
@@ -63,7 +71,7 @@ def token_influence(sources: Sources, ranking: int, rows: Sequence[TokenizedExam
     found = _kept_tokens(shards.file(OWN), [row.example_id for row in rows])
     for number, ids in by_shard([row.example_id for row in rows if row.example_id not in found]).items():
         found |= _kept_tokens(shards.path(number), ids)
-    for piece in sorted(shards.file(EXACT).glob("[0-9]*.safetensors")):
+    for piece in shards.store.glob(shards.kind, f"{shards.key}/{EXACT}", "[0-9]*.safetensors"):
         found |= _kept_tokens(piece, [row.example_id for row in rows if row.example_id not in found])
     rest = [row for row in rows if row.example_id not in found]
     if not rest:
@@ -85,7 +93,7 @@ def token_influence(sources: Sources, ranking: int, rows: Sequence[TokenizedExam
 
 def forget_influence(layout: Layout, concept_id: str) -> None:
     """Delete the queries and token influences of a concept that is no more."""
-    for query in (layout.shards.root / "influence").glob("*/query.safetensors"):
+    for query in layout.shards.glob("influence", "", f"*/{QUERY}"):
         if not intact(query) or read_about(query).get("concept_id") != concept_id:
             continue
         # One that is being computed is left to whoever does so.
@@ -152,9 +160,9 @@ def influence_shards(store: ShardStore, ranking: int, partition: RowPartition) -
     return RowShards(store, "influence", _key(ranking), partition)
 
 
-def influence_directory(layout: Layout, ranking: int) -> Path:
-    """Where `influence_shards` lie."""
-    return layout.shards.path("influence", _key(ranking), "")
+def kept_scores(layout: Layout, ranking: int) -> Sequence[Path]:
+    """The files of `influence_shards` that hold rows' scores."""
+    return layout.shards.glob("influence", _key(ranking), "[0-9]*.safetensors")
 
 
 def query_file(shards: RowShards) -> Path:
@@ -164,7 +172,7 @@ def query_file(shards: RowShards) -> Path:
 
 def _kept_tokens(path: Path, example_ids: Sequence[int]) -> dict[int, np.ndarray]:
     """Token influences kept in one shard, of those of the rows that have them: float32 [tokens]."""
-    if not path.exists():
+    if not is_there(path):
         return {}
     with open_tensors(path, "numpy") as file:
         names = set(file.keys())

@@ -23,7 +23,8 @@ class BuildOptions:
     Attributes:
         data: a JSONL, JSON, CSV, TSV or Parquet file, a directory saved by `datasets`, or a data set's name on the
             Hugging Face hub.
-        out: directory of the audit (on the command line by default CACHE/DATA's name).
+        out: directory of the audit, or an address in object storage such as ``s3://bucket/audit`` (on the command line
+            by default CACHE/DATA's name).
         model: which model, and how it runs.
         cache: where audits and built-in models are kept.
         columns: which columns hold the conversation.
@@ -47,7 +48,7 @@ class BuildOptions:
     """
 
     data: str
-    out: Path
+    out: Path | str
     model: ModelOptions
     cache: Path = Path("cache")
     columns: Columns = BY_NAME

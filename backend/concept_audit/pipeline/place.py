@@ -4,12 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from concept_audit.errors import StoreError
+from concept_audit.progress import Progress
 from concept_audit.store.layout import Layout
 from concept_audit.store.locks import all_held, awaited, held
 from concept_audit.store.manifest import Manifest, read_manifest
+from concept_audit.store.published import opened
+from concept_audit.store.remote import is_address
 from concept_audit.store.removal import strangers
+
+
+def layout_at(out: Path | str, cache: Path, progress: Progress) -> Layout:
+    """Where an audit is built: a directory, or an address of object storage, of which a directory is the working copy.
+
+    Raises:
+        StoreError: storage does not answer, or something else lies there.
+    """
+    if not is_address(str(out)):
+        return Layout(Path(out))
+    layout = opened(str(out).rstrip("/"), cache)
+    progress.say(f"{out}: its databases are in {layout.root}, and so are the shards that were used last")
+    return layout
 
 
 def refuse_foreign(layout: Layout) -> None:

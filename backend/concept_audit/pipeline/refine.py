@@ -38,7 +38,7 @@ from concept_audit.sampling import first_shuffled
 from concept_audit.store.examples import has_loss, read_examples
 from concept_audit.store.partition import ListedPartition
 from concept_audit.store.queries import content_hashes
-from concept_audit.store.shard_store import RowShards, ShardSet, intact, read_tensors
+from concept_audit.store.shard_store import RowShards, ShardSet, intact, is_there, read_tensors
 
 SELECTED_SHARE, LEAST_SELECTED = 0.03, 100
 """Of the rows, those that are scored exactly for their place in the index's ranking; and how many at least."""
@@ -187,7 +187,7 @@ def exact_scores(sources: Sources, ranking: int, planned: Plan, progress: Progre
             exact[kept["ids"].numpy()] = kept["scores"].numpy()
             done += len(kept["ids"])
         before = step
-        if shards.file(OWN).exists():
+        if is_there(shards.file(OWN)):
             # Rows that are queries are scored by the others, whoever selected them.
             own = read_tensors(shards.file(OWN))
             exact[own["ids"].numpy()] = own["scores"].numpy()

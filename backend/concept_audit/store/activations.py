@@ -11,7 +11,7 @@ import pyarrow as pa
 import torch
 
 from concept_audit.store.partition import by_shard, first_row
-from concept_audit.store.shard_store import RowShards, open_tensors, read_columns, table_rows
+from concept_audit.store.shard_store import RowShards, is_there, open_tensors, read_columns, table_rows
 
 FIRINGS = pa.schema(
     [
@@ -75,7 +75,7 @@ def read_answers(answers: RowShards, example_ids: Sequence[int]) -> dict[int, st
     """The model's own answers to chosen rows' prompts, of those that have one: example id → text."""
     found: dict[int, str] = {}
     for number, wanted in by_shard(example_ids).items():
-        if answers.path(number).exists():
+        if is_there(answers.path(number)):
             table = read_columns(answers.path(number), ["example_id", "answer"], [("example_id", "in", wanted)])
             found |= dict(zip(table["example_id"].to_pylist(), table["answer"].to_pylist(), strict=True))
     return found
@@ -83,8 +83,7 @@ def read_answers(answers: RowShards, example_ids: Sequence[int]) -> dict[int, st
 
 def answered_rows(answers: RowShards) -> int:
     """How many rows' prompts the model has answered itself."""
-    shards = [answers.path(number) for number in range(len(answers.partition))]
-    return sum(table_rows(shard) for shard in shards if shard.exists())
+    return sum(map(table_rows, answers.there()))
 
 
 def write_token_activations(shards: RowShards, number: int, activations: np.ndarray, owners: np.ndarray) -> None:

@@ -127,13 +127,13 @@ def _insert_examples(con: Cursor, rows: RowShards, tokens: RowShards, stage: Sta
     fields: dict[str, Counter[str]] = {}
     rows_with: Counter[str] = Counter()
     for number in rows.numbers():
-        shard = str(rows.path(number))
+        shard = str(rows.complete(number))
         con.execute(
             """INSERT INTO base.examples
                SELECT example_id, r.content_hash, source, source_row, prompt, response, n_tokens, metadata,
                       messages, n_response_tokens, truncated, NULL
                FROM read_parquet(?) r JOIN read_parquet(?) t USING (example_id) ORDER BY example_id""",
-            [shard, str(tokens.path(number))],
+            [shard, str(tokens.complete(number))],
         )
         for (text,) in con.execute("SELECT metadata FROM read_parquet(?)", [shard]).fetchall():
             _count_values(json.loads(text), fields, rows_with)
@@ -194,7 +194,7 @@ def _insert_features(
     con.execute("CREATE TEMP TABLE levels (feature_id INTEGER, level BIGINT, firings BIGINT)")
     con.execute("CREATE TEMP TABLE tokens (token_id INTEGER, occurrences BIGINT)")
     for number in features.numbers():
-        shard, rows = str(features.path(number)), str(tokens.path(number))
+        shard, rows = str(features.complete(number)), str(tokens.complete(number))
         con.execute(
             """INSERT INTO scratch.unsorted
                SELECT feature_id, f.example_id, max(activation), sum(activation) / any_value(n.content),

@@ -2,7 +2,8 @@
 
 A unit is one fine-tuning run with its measurements, or a list of scores, whole or absent::
 
-    shards/evidence/units/<key>.json    what was measured, with all that the key is a hash of
+    shards/evidence/units/<key>.json          what was measured, with all that the key is a hash of
+    shards/evidence/shared/<key>.safetensors  what the runs of a validation under way train and measure on
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from concept_audit.errors import ConceptError
 from concept_audit.store.cursor import Cursor, only_row
 from concept_audit.store.filters import json_pointer
 from concept_audit.store.layout import Layout
+from concept_audit.store.partition import ListedPartition
+from concept_audit.store.shard_store import ShardSet
 
 EVIDENCE_TABLES = """
 CREATE TABLE base.evidence (
@@ -83,6 +86,41 @@ class Evidence:
 def unit_path(layout: Layout, key: str) -> Path:
     """Where a unit of work is kept."""
     return layout.shards.path("evidence", "units", f"{key}.json")
+
+
+@dataclass(frozen=True)
+class Units(ShardSet):
+    """Units of work that any process may do, as the shards of a stage: one file each, whole or absent.
+
+    Attributes:
+        names: of the units, in the order of their numbers.
+    """
+
+    names: tuple[str, ...] = ()
+
+    def path(self, number: int) -> Path:
+        return self.file(f"{self.names[number]}.json")
+
+    def missing(self) -> list[int]:
+        """Those that have not been done.
+
+        Raises:
+            StoreError: one is damaged.
+        """
+        return [n for n in range(len(self.names)) if self.store.read_json(self.path(n)) is None]
+
+    def confirm(self, number: int) -> None:
+        if self.store.read_json(self.path(number)) is None:
+            raise self._lost([number])
+
+    def write(self, number: int, values: Mapping[str, Any]) -> None:
+        """Keep a finished unit."""
+        self.store.write_json(self.path(number), values)
+
+
+def units_of(layout: Layout, names: tuple[str, ...]) -> Units:
+    """Units by their names, which tell what they depend on."""
+    return Units(layout.shards, "evidence", "units", ListedPartition((1,) * len(names)), names=names)
 
 
 def write_unit(layout: Layout, key: str, values: Mapping[str, Any]) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -16,6 +15,7 @@ from concept_audit.store.index import INDEX, present_index
 from concept_audit.store.layout import Layout
 from concept_audit.store.manifest import ON_REQUEST, STAGE_OF, Manifest, read_manifest
 from concept_audit.store.partition import RowPartition
+from concept_audit.store.shard_files import lies_in_storage
 from concept_audit.store.shard_store import COMMITTED, TENSORS, RowShards, is_as_written, open_tensors, read_about
 
 State = Literal["right", "damaged", "absent", "unfinished"]
@@ -99,7 +99,9 @@ def damage(path: Path) -> str | None:
     except FileNotFoundError:
         return "absent"
     except StoreError:
-        return "cut off, or its description is damaged" if path.exists() else "absent"
+        if path.exists():
+            return "cut off, or its description is damaged"
+        return "its content in object storage is not what was put there" if lies_in_storage(path) else "absent"
     except (OSError, ValueError) as error:
         return first_line(error)
     return None
@@ -234,6 +236,6 @@ def delete_damaged(layout: Layout, findings: Sequence[Finding]) -> None:
         if finding.part == "manifest" and finding.wrong:
             read_manifest(layout.manifest_copy).write(layout)
         if finding.maker != "nobody":
+            layout.shards.delete(path for path in finding.files if layout.shards.root in path.parents)
             for path in finding.files:
-                with suppress(FileNotFoundError):
-                    path.unlink()
+                path.unlink(missing_ok=True)

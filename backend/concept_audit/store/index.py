@@ -95,8 +95,7 @@ class IndexFiles:
 
     def remove_rows(self) -> None:
         """Delete the codes of all rows."""
-        for number in range(len(self.rows.partition)):
-            self.rows.path(number).unlink(missing_ok=True)
+        self.rows.store.delete(self.rows.there())
 
     def complete(self, blocks: Sequence[int]) -> bool:
         """Whether the projection of these blocks and all rows' codes are there."""

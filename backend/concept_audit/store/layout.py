@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from concept_audit.store.objects import SHARDS, objects_of
 from concept_audit.store.shard_store import ShardStore
 
 
@@ -90,4 +91,4 @@ class Layout:
     @property
     def shards(self) -> ShardStore:
         """What stages have made."""
-        return ShardStore(self.root / "shards")
+        return ShardStore(self.root / SHARDS, objects_of(self.root))

@@ -12,7 +12,7 @@ import importlib.util
 import os
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
@@ -74,27 +74,105 @@ class Remote:
 
         return self._ask(below or "the list of objects", listed)
 
-    def put(self, name: str, path: Path, once: bool = False) -> None:
+    def size(self, name: str) -> int | None:
+        """Bytes of an object; None if there is none. Raises as `sizes`."""
+        store = self._store
+        import obstore
+
+        def asked() -> int | None:
+            try:
+                return obstore.head(store, name)["size"]
+            except FileNotFoundError:
+                return None
+
+        return self._ask(name, asked)
+
+    def tag(self, name: str) -> str | None:
+        """What changes with an object's content; None if there is none. Raises as `sizes`."""
+        store = self._store
+        import obstore
+
+        def asked() -> str | None:
+            try:
+                return obstore.head(store, name)["e_tag"]
+            except FileNotFoundError:
+                return None
+
+        return self._ask(name, asked)
+
+    def put(self, name: str, path: Path, once: bool = False) -> bool:
         """Put a file, whole or not at all.
 
         Args:
             once: it never changes under its name: one that is there stays.
 
+        Returns:
+            whether it was put; if not, the one that is there may be of somebody else.
+
         Raises:
             StoreError: as `sizes`.
         """
+        store = self._store
         import obstore
         from obstore.exceptions import AlreadyExistsError
 
-        def put() -> None:
+        def put() -> bool:
             if not once or path.stat().st_size > AT_ONCE:
-                obstore.put(self._store, name, path)
-                return
+                obstore.put(store, name, path)
+                return True
             # Also where an earlier try came through, and its answer did not.
-            with suppress(AlreadyExistsError):
-                obstore.put(self._store, name, path, mode="create")
+            try:
+                obstore.put(store, name, path, mode="create")
+            except AlreadyExistsError:
+                return False
+            return True
 
-        self._ask(name, put)
+        return self._ask(name, put)
+
+    def replace(self, name: str, path: Path, tag: str | None) -> str | None:
+        """Put a file in the place of the object that was seen last, where storage can tell; its tag.
+
+        Args:
+            tag: of the object that was seen last; None if there was none.
+
+        Raises:
+            StoreError: another one is there, or as `sizes`.
+        """
+        store = self._store
+        import obstore
+        from obstore.exceptions import AlreadyExistsError, NotSupportedError, PreconditionError
+
+        def put() -> str | None:
+            try:
+                made = obstore.put(store, name, path, mode={"e_tag": tag} if tag else "create", use_multipart=False)
+            except (NotSupportedError, NotImplementedError):
+                made = obstore.put(store, name, path, use_multipart=False)
+            except (AlreadyExistsError, PreconditionError, FileNotFoundError) as error:
+                # An earlier try may have come through, and its answer not.
+                found = self._bytes(name)
+                if found is None or found[0] != path.read_bytes():
+                    raise StoreError(
+                        f"{self.url}: {name} is not the one that was seen here last: another machine works on this audit; "
+                        "wait for it, and run the same command again"
+                    ) from error
+                return found[1]
+            return made["e_tag"]
+
+        return self._ask(name, put)
+
+    def delete(self, names: Iterable[str]) -> None:
+        """Delete objects; those that are not there are no error. Raises as `sizes`."""
+        listed, store = list(names), self._store
+        import obstore
+
+        for start in range(0, len(listed), 1000):
+            part = listed[start : start + 1000]
+
+            def delete(part: list[str] = part) -> None:
+                with suppress(FileNotFoundError):
+                    obstore.delete(store, part)
+
+            self._ask(f"{part[0]} and {len(part) - 1} more" if len(part) > 1 else part[0], delete)
 
     def get(self, name: str, path: Path) -> bool:
         """Fetch an object into a file that is complete or absent; whether there is one.
@@ -117,6 +195,15 @@ class Remote:
             return True
 
         return self._ask(name, get)
+
+    def _bytes(self, name: str) -> tuple[bytes, str | None] | None:
+        import obstore
+
+        try:
+            found = obstore.get(self._store, name)
+        except FileNotFoundError:
+            return None
+        return bytes(found.bytes()), found.meta["e_tag"]
 
     def copy(self, name: str, other: str) -> None:
         """Have storage copy an object to another name; raises as `sizes`."""

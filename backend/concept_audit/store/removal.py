@@ -24,7 +24,7 @@ DIRECTORIES = {
     "backups": lambda name: BACKUP.fullmatch(name) is not None,
 }
 """The directories of an audit → whether a file in it, by its name, is one of those that are written there."""
-FILES = re.compile(r"manifest(\.copy)?\.json|build\.(lock|pid|json)|turn\.lock|index\.log")
+FILES = re.compile(r"manifest(\.copy)?\.json|build\.(lock|pid|json)|turn\.lock|index\.log|objects\.json")
 """The files beside these directories and the databases."""
 
 

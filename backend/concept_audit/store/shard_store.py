@@ -11,9 +11,8 @@ from __future__ import annotations
 
 import json
 import os
-import shlex
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,19 +20,48 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
-from concept_audit.errors import StoreError, first_line
+from concept_audit.errors import StoreError
 from concept_audit.files import atomic_write, is_leftover
 from concept_audit.store import checksum
+from concept_audit.store.objects import Objects
 from concept_audit.store.partition import Partition, RowPartition
+from concept_audit.store.shard_files import (
+    COMMITTED,
+    TABLE,
+    TENSORS,
+    check_command,
+    damaged,
+    described,
+    intact,
+    is_as_written,
+    is_there,
+    open_tensors,
+    read_about,
+    read_columns,
+    read_tensors,
+    rows_of,
+    table_rows,
+)
 
-TABLE, TENSORS = "parquet", "safetensors"
-COMMITTED = {f".{TABLE}", f".{TENSORS}", ".json"}
-"""Endings of the names of all files that are committed here."""
-_SEALED = "sealed"
-_SEAL = (checksum.NAME, _SEALED)
+__all__ = [
+    "COMMITTED",
+    "TABLE",
+    "TENSORS",
+    "RowShards",
+    "ShardSet",
+    "ShardStore",
+    "check_command",
+    "intact",
+    "is_as_written",
+    "is_there",
+    "open_tensors",
+    "read_about",
+    "read_columns",
+    "read_tensors",
+    "table_rows",
+]
 
 
 @dataclass(frozen=True)
@@ -42,9 +70,11 @@ class ShardStore:
 
     Attributes:
         root: their directory.
+        objects: object storage that they lie in; the directory then keeps those used last. None for the directory alone.
     """
 
     root: Path
+    objects: Objects | None = None
 
     def path(self, kind: str, key: str, name: str) -> Path:
         """Where a file lies, or would lie."""
@@ -52,12 +82,32 @@ class ShardStore:
 
     def list(self, kind: str, key: str) -> dict[int, int]:
         """The numbered shards that are complete: number → rows, in order."""
-        directory = self.root / kind / key
         found = {}
-        for path in directory.iterdir() if directory.is_dir() else ():
-            if path.stem.isdigit() and (rows := _rows(path)) is not None:
+        for path in self.glob(kind, key, "*"):
+            if path.stem.isdigit() and (rows := rows_of(path)) is not None:
                 found[int(path.stem)] = rows
         return dict(sorted(found.items()))
+
+    def glob(self, kind: str, key: str, pattern: str) -> Sequence[Path]:
+        """The files of a kind under a key whose names, below it, match a pattern such as ``[0-9]*.safetensors``.
+
+        Those that are in object storage alone are named, and fetched when they are read.
+        """
+        directory = self.root / kind / key
+        found = {path for path in directory.glob(pattern) if path.is_file()}
+        if self.objects is not None:
+            deep = pattern.count("/") + 1
+            names = [Path(name) for name in self.objects.names(directory)]
+            found |= {directory / name for name in names if len(name.parts) == deep and name.match(pattern)}
+        return sorted(path for path in found if not is_leftover(path.name))
+
+    def delete(self, paths: Iterable[Path]) -> None:
+        """Delete files of these shards, wherever they lie."""
+        if self.objects is not None:
+            self.objects.delete(paths)
+            return
+        for path in paths:
+            path.unlink(missing_ok=True)
 
     def write_tensors(
         self, path: Path, tensors: Mapping[str, torch.Tensor], about: Mapping[str, Any] | None = None
@@ -65,8 +115,10 @@ class ShardStore:
         """Commit named tensors, and a few JSON values about them."""
         contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
         with atomic_write(path) as partial:
-            save_file(contiguous, partial, _metadata(about))
+            save_file(contiguous, partial, described(about))
             checksum.seal(partial)
+            self._put(partial, path, once=path.stem.isdigit())
+        self._make_room(path)
 
     def write_table(
         self,
@@ -88,26 +140,36 @@ class ShardStore:
                 for part in parts:
                     writer.write_table(part, row_group_size=group)
                 # Last, so that it may tell sums over the parts.
-                writer.add_key_value_metadata(_metadata(about))
+                writer.add_key_value_metadata(described(about))
             checksum.seal(partial)
+            self._put(partial, path, once=path.stem.isdigit())
+        self._make_room(path)
 
-    def write_json(self, path: Path, values: Mapping[str, Any]) -> None:
-        """Commit JSON values."""
+    def write_json(self, path: Path, values: Mapping[str, Any], passing: bool = False) -> None:
+        """Commit JSON values.
+
+        Args:
+            passing: of this machine and this moment, and so not for object storage.
+        """
         with atomic_write(path) as partial:
             partial.write_text(json.dumps(dict(values), ensure_ascii=False) + "\n", "utf-8")
+            if not passing:
+                self._put(partial, path, once=False)
 
-    def read_json(self, path: Path) -> dict[str, Any] | None:
+    def read_json(self, path: Path, passing: bool = False) -> dict[str, Any] | None:
         """What `write_json` wrote; None if there is no such file.
 
         Raises:
             StoreError: the file is damaged.
         """
+        if self.objects is not None and not passing and not path.exists():
+            self.objects.fetch(path)
         try:
             return json.loads(path.read_text("utf-8"))
         except FileNotFoundError:
             return None
         except (OSError, ValueError) as error:
-            raise _damaged(path, error) from error
+            raise damaged(path, error) from error
 
     def claim(self, path: Path, made_of: Mapping[str, Any], what: str, purpose: str) -> None:
         """Say in a description beside files what they are of.
@@ -135,12 +197,18 @@ class ShardStore:
     def rename(self, kind: str, key: str, new: str) -> None:
         """Keep what lies under a key under another one, where nothing does yet."""
         place, wanted = self.root / kind / key, self.root / kind / new
+        if self.objects is not None and not self.objects.names(wanted):
+            for name in self.objects.names(place):
+                self.objects.remote.copy(self.objects.name(place / name), self.objects.name(wanted / name))
+            self.objects.delete(place / name for name in self.objects.names(place))
         if place.is_dir() and not wanted.exists():
             place.rename(wanted)
 
     def remove(self, kind: str, key: str | None = None) -> None:
         """Delete the shards of a kind, under one key or all. Links are not followed, and other files stay."""
         directory = self.root / kind / key if key else self.root / kind
+        if self.objects is not None:
+            self.objects.delete(directory / name for name in self.objects.names(directory))
         if directory.resolve() != self.root.parent.resolve() / directory.relative_to(self.root.parent):
             return  # behind a link, and so not ours to delete; nothing reads what lies under an older key
         if directory.is_file() and directory.suffix in COMMITTED:
@@ -154,15 +222,28 @@ class ShardStore:
 
     def remove_all(self) -> None:
         """Delete the shards of every kind, as `remove`."""
-        for directory in list(self.root.iterdir()) if self.root.is_dir() else ():
-            self.remove(directory.name)
+        for kind in self._names(self.root):
+            self.remove(kind)
 
     def remove_others(self, kind: str, key: str) -> None:
         """Delete what is left of a kind under other keys, as `remove`."""
-        directory = self.root / kind
-        for path in directory.iterdir() if directory.is_dir() else ():
-            if path.name != key:
-                self.remove(kind, path.name)
+        for other in self._names(self.root / kind):
+            if other != key:
+                self.remove(kind, other)
+
+    def _names(self, directory: Path) -> set[str]:
+        """What a directory holds, wherever it lies."""
+        away = self.objects.names(directory) if self.objects is not None else ()
+        here = directory.iterdir() if directory.is_dir() else ()
+        return {path.name for path in here} | {name.partition("/")[0] for name in away}
+
+    def _put(self, partial: Path, path: Path, once: bool) -> None:
+        if self.objects is not None:
+            self.objects.put(partial, path, once)
+
+    def _make_room(self, new: Path) -> None:
+        if self.objects is not None:
+            self.objects.make_room(new)
 
 
 @dataclass(frozen=True)
@@ -192,9 +273,19 @@ class ShardSet:
         return self.store.path(self.kind, self.key, name)
 
     def missing(self) -> list[int]:
-        """Shards that are absent, damaged, or not of the size that they are to have."""
+        """Shards that are absent, damaged, or not of the size that they are to have.
+
+        What is in object storage is whole, for it is put so, and under a key there is but one partition.
+        """
+        if self.store.objects is not None:
+            away = {int(path.stem) for path in self.there()}
+            return [n for n in range(len(self.partition)) if n not in away]
         there = self.store.list(self.kind, self.key)
         return [n for n in range(len(self.partition)) if there.get(n) != self.partition.size(n)]
+
+    def there(self) -> Sequence[Path]:
+        """The shards of which there is a file, in order, whatever it holds."""
+        return [path for path in self.store.glob(self.kind, self.key, f"[0-9]*.{self.suffix}") if path.stem.isdigit()]
 
     def numbers(self) -> range:
         """Every shard's number.
@@ -213,9 +304,16 @@ class ShardSet:
             StoreError: it is absent, damaged or short.
         """
         path = self.path(number)
-        if _rows(path) != self.partition.size(number):
+        if rows_of(path) != self.partition.size(number):
             raise self._lost([number])
         return path
+
+    def confirm(self, number: int) -> None:
+        """Raise as `complete`; what is in object storage is not fetched for it."""
+        if self.store.objects is None or self.path(number).exists():
+            self.complete(number)
+        elif not self.store.objects.there(self.path(number)):
+            raise self._lost([number])
 
     def _lost(self, missing: Sequence[int]) -> StoreError:
         many = f", and so {len(missing)} of {len(self.partition)} shards" if len(missing) > 1 else ""
@@ -250,102 +348,3 @@ class RowShards(ShardSet):
     """Shards of the data's rows, in the order of the data."""
 
     partition: RowPartition
-
-
-def read_tensors(path: Path, device: torch.device | str = "cpu") -> dict[str, torch.Tensor]:
-    """Named tensors of a file.
-
-    Raises:
-        StoreError: it is absent or damaged.
-    """
-    with _readable(path):
-        return load_file(path, device=str(device))
-
-
-@contextmanager
-def open_tensors(path: Path, framework: str) -> Iterator[Any]:
-    """A file of tensors, to read some of; raises as `read_tensors`.
-
-    Args:
-        framework: ``pt`` or ``numpy``.
-    """
-    with _readable(path), safe_open(path, framework) as file:
-        yield file
-
-
-def read_about(path: Path) -> dict[str, Any]:
-    """The JSON values that were written with a file; raises as `read_tensors`."""
-    return {name: value for name, value in _description(path).items() if name not in _SEAL}
-
-
-def is_as_written(path: Path) -> bool:
-    """Whether every byte of a file is the one that was written; true of files that have no checksum yet.
-
-    Raises:
-        StoreError: it is absent, or so damaged that it does not tell its checksum.
-    """
-    described = _description(path)
-    written = described.get(checksum.NAME)
-    # Two names say that there is a checksum: that one is damaged does not make it a file of an earlier version.
-    return _SEALED not in described if written is None else checksum.matches(path, written)
-
-
-def read_columns(path: Path, columns: Sequence[str], filters: Any = None) -> pa.Table:
-    """Some columns of a table; raises as `read_tensors`."""
-    with _readable(path):
-        return pq.read_table(path, columns=list(columns), filters=filters)
-
-
-def table_rows(path: Path) -> int:
-    """How many rows a table has, whatever they are of; raises as `read_tensors`."""
-    with _readable(path):
-        return pq.read_metadata(path).num_rows
-
-
-def intact(path: Path) -> bool:
-    """Whether a file is there, of its full length, with a description that can be read."""
-    try:
-        read_about(path)
-    except StoreError:
-        return False
-    return True
-
-
-def check_command(root: Path) -> str:
-    """The command that finds what is damaged in an audit, and has it made again."""
-    return shlex.join(["concept-audit", "check", str(root), "--repair"])
-
-
-def _description(path: Path) -> dict[str, Any]:
-    with _readable(path):
-        if path.suffix == f".{TABLE}":
-            return json.loads(pq.read_metadata(path).metadata[b"about"])
-        with safe_open(path, "pt") as file:
-            return json.loads(file.metadata()["about"])
-
-
-def _metadata(about: Mapping[str, Any] | None) -> dict[str, str]:
-    # A single entry: several come in another order in each process, and equal shards are equal byte by byte.
-    return {"about": json.dumps({**(about or {}), checksum.NAME: checksum.ROOM, _SEALED: True})}
-
-
-def _damaged(path: Path, error: Exception) -> StoreError:
-    # shards/<kind>/<key>/<file>; some lie deeper.
-    root = next((above.parent for above in path.parents if above.name == "shards"), path.parent)
-    return StoreError(f"{path}: absent or damaged ({first_line(error)}); `{check_command(root)}` has it made again")
-
-
-@contextmanager
-def _readable(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except (OSError, ValueError, KeyError, TypeError, pa.ArrowException, SafetensorError) as error:
-        raise _damaged(path, error) from error
-
-
-def _rows(path: Path) -> int | None:
-    """Rows that a shard records; None if it cannot be read."""
-    try:
-        return read_about(path).get("rows")
-    except StoreError:
-        return None

@@ -21,6 +21,8 @@ from concept_audit.store.database_files import log_of
 from concept_audit.store.layout import Layout
 from concept_audit.store.locks import all_held, held
 from concept_audit.store.manifest import Manifest, read_manifest
+from concept_audit.store.objects import MARKER, is_plain
+from concept_audit.store.published import recorded_files, refuse_kept_elsewhere
 from concept_audit.store.remote import Remote
 from concept_audit.store.removal import is_own, own_files, strangers
 from concept_audit.store.shard_store import TABLE, TENSORS, is_as_written
@@ -55,6 +57,7 @@ def push(layout: Layout, remote: Remote, progress: Progress) -> Moved:
     Raises:
         StoreError: the audit is not finished, or is being worked on; another one lies there; storage does not answer.
     """
+    refuse_kept_elsewhere(layout, remote)
     with _alone(layout):
         manifest = read_manifest(layout.manifest)
         if not manifest.complete:
@@ -64,14 +67,16 @@ def push(layout: Layout, remote: Remote, progress: Progress) -> Moved:
         there = remote.sizes()
         earlier = _manifest_there(layout, remote) if layout.manifest.name in there else None
         _refuse_other(manifest, earlier, remote.url)
-        same = _digests(manifest).items() & _digests(earlier).items()
+        same = recorded_files(manifest).items() & recorded_files(earlier).items()
         names = [name for name in _names(layout) if name not in _ends(layout)]
         moved, bytes_, skipped = 0, 0, 0
         with progress.stage(f"Putting {layout.root.name} into {remote.url}", len(names) + 1, "files") as stage:
             for name in names:
                 path, size = layout.root / name, (layout.root / name).stat().st_size
                 settled = path.suffix in SHARD and name.startswith("shards/")
-                unchanged = settled or (name in _digests(manifest) and (name, _digests(manifest)[name]) in same)
+                unchanged = settled or (
+                    name in recorded_files(manifest) and (name, recorded_files(manifest)[name]) in same
+                )
                 if unchanged and there.get(name) == size:
                     skipped += 1
                 else:
@@ -102,7 +107,7 @@ def pull(layout: Layout, remote: Remote, progress: Progress) -> Moved:
         manifest = _manifest_there(layout, remote)
         if layout.manifest.exists():
             _refuse_other(manifest, read_manifest(layout.manifest), str(layout.root))
-        known, moved, bytes_, skipped = _digests(manifest), 0, 0, 0
+        known, moved, bytes_, skipped = recorded_files(manifest), 0, 0, 0
         kept = layout.workspace.exists()
         ends = _ends(layout)
         names = sorted(name for name in there if _wanted(layout, name) and name not in ends)
@@ -150,10 +155,9 @@ def _names(layout: Layout) -> Iterator[str]:
 
 def _wanted(layout: Layout, name: str) -> bool:
     """Whether a name is one of an audit's files that are moved: it comes from storage, which anybody may have filled."""
-    parts = PurePosixPath(name).parts
-    fine = bool(parts) and name == "/".join(parts) and not {"..", "."} & set(parts) and not name.startswith("/")
-    beside = BESIDE & set(PurePosixPath(name).suffixes) or any(map(is_leftover, parts))
-    return fine and not beside and name != layout.derived.name and is_own(layout, name)
+    path = PurePosixPath(name)
+    beside = BESIDE & set(path.suffixes) or any(map(is_leftover, path.parts))
+    return is_plain(name) and not beside and name not in (layout.derived.name, MARKER) and is_own(layout, name)
 
 
 def _push_workspace(layout: Layout, remote: Remote, there: bool) -> int:
@@ -187,14 +191,6 @@ def _refuse_other(one: Manifest, other: Manifest | None, where: str) -> None:
             if one.fingerprints.get(n) != other.fingerprints.get(n)
         )
         raise StoreError(f"{where}: an audit of another {' and '.join(differ)} lies there; choose another place")
-
-
-def _digests(manifest: Manifest | None) -> dict[str, str]:
-    """Files whose digests the manifest tells, by their names below the audit."""
-    if manifest is None:
-        return {}
-    sae = {f"sae/{name}": told for name, told in manifest.report("sae").get("files", {}).items()}
-    return sae | dict(manifest.report("store").get("files", {}))
 
 
 def _is_whole(path: Path, name: str, known: Mapping[str, str]) -> bool:

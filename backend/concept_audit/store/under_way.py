@@ -30,13 +30,13 @@ def report(store: ShardStore, path: Path, stage: Stage) -> None:
         "at": time.time(),
     }
     with suppress(StoreError, OSError):
-        store.write_json(path, state)
+        store.write_json(path, state, passing=True)
 
 
 def reported(store: ShardStore, path: Path) -> dict[str, Any] | None:
     """What the last report said, where it is of now; None if nothing is at work."""
     try:
-        found = store.read_json(path)
+        found = store.read_json(path, passing=True)
     except StoreError:
         return None
     return found if found and time.time() - found["at"] < STALE_SECONDS else None

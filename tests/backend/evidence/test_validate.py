@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import pickle
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,10 +19,12 @@ from concept_audit.evidence.options import Recipe
 from concept_audit.evidence.report import report, table, write_report
 from concept_audit.model.load import fingerprint
 from concept_audit.pipeline import validate as stage
+from concept_audit.pipeline.engine import Work
+from concept_audit.pipeline.engines.worker import Receipt, WorkerProcess
 from concept_audit.pipeline.validation import runs
 from concept_audit.pipeline.validation.options import Candidate, ValidateOptions, resolved
 from concept_audit.pipeline.validation.setting import setting_of, split
-from concept_audit.progress import Progress
+from concept_audit.progress import Progress, Stage
 from tests.conftest import chat_rows
 
 EXACT = InfluenceOptions.of(curvature="identity", precision="float32")
@@ -152,6 +156,30 @@ def test_killed_between_runs_it_goes_on_where_it_was(audit, done, monkeypatch):
     audit.validate("tone", SMALL)
     assert len(trained) == RUNS
     assert len(audit.evidence.list()) == 1
+
+
+class InOtherProcesses:
+    """Has each shard made by a process that is sent nothing but the work; notes what is done."""
+
+    def __init__(self):
+        self.worker, self.made = WorkerProcess(None, 1), []
+
+    def run(self, work: Work, missing: Sequence[int], stage: Stage, progress: Progress) -> None:
+        sent = pickle.loads(pickle.dumps(work))
+        for number in reversed(missing):
+            assert isinstance(outcome := self.worker.do(sent, number), Receipt), outcome
+            self.made.append((type(work).__name__, number))
+            work.outputs[0].confirm(number)
+
+
+def test_every_training_run_is_work_of_the_engine_with_the_same_findings(audit, done):
+    engine = InOtherProcesses()
+    elsewhere = Audit(audit.root, engine=engine)
+    evidence = elsewhere.validate("tone", SMALL)
+    assert [number for name, number in engine.made if name == "TrainingRuns"] == list(reversed(range(RUNS)))
+    assert evidence.evidence_id == done[1].evidence_id
+    assert same(evidence.runs, done[1].runs) and same(evidence.results, done[1].results)
+    assert not list((audit.root / "shards" / "evidence").rglob("*.safetensors"))
 
 
 def test_another_setting_is_another_unit(audit, done):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 import shutil
-from datetime import timedelta
 
 import duckdb
 import pytest
@@ -16,30 +15,10 @@ from concept_audit.store import remote as remote_module
 from concept_audit.store.layout import Layout
 from concept_audit.store.remote import Remote, is_address
 from concept_audit.store.transfer import _names, _wanted, pull, push
-from tests.backend.store.objects import BUCKET, serving
+from tests.backend.store.objects import BUCKET
 
 pytest.importorskip("obstore", reason="object storage is an extra: pip install 'concept-audit[objects]'")
 pytest.importorskip("moto", reason="the local S3 server is moto's")
-
-
-@pytest.fixture
-def storage(monkeypatch):
-    monkeypatch.setattr(remote_module, "PATIENCE", timedelta(seconds=20))
-    monkeypatch.setattr(remote_module, "QUIET", timedelta(seconds=1))
-    remote_module._opened.cache_clear()
-    with serving() as (storage, address):
-        monkeypatch.setenv("AWS_ENDPOINT_URL", address)
-        monkeypatch.setenv("AWS_ALLOW_HTTP", "true")
-        monkeypatch.setenv("AWS_REGION", "us-east-1")
-        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-            monkeypatch.setenv(name, "testing")
-        yield storage
-    remote_module._opened.cache_clear()
-
-
-@pytest.fixture
-def remote(storage) -> Remote:
-    return Remote(f"s3://{BUCKET}/some/where")
 
 
 def labelled(root) -> Audit:
@@ -105,9 +84,9 @@ def test_storage_that_fails_now_and_then_is_asked_again(audit_directory, remote,
 @pytest.mark.parametrize("wrong", ["busy", "cut"])
 @pytest.mark.parametrize("seed", range(2))
 def test_a_push_that_storage_ends_is_no_audit_yet_and_goes_on(
-    audit_directory, remote, storage, tmp_path, wrong, seed, monkeypatch
+    audit_directory, remote, storage, tmp_path, wrong, seed, impatient
 ):
-    monkeypatch.setattr(remote_module, "PATIENCE", timedelta(seconds=0.2))
+    impatient()
     here, back = Layout(audit_directory), Layout(tmp_path / "back")
     labelled(here.root)
     last = random.Random(f"{wrong} {seed}").randrange(2, 14)
@@ -121,6 +100,7 @@ def test_a_push_that_storage_ends_is_no_audit_yet_and_goes_on(
     with pytest.raises(StoreError, match="cannot be reached .*run the same command again"):
         push(here, remote, Progress())
     storage.answer = lambda *asked: None
+    impatient(False)
     for name, size in remote.sizes().items():
         assert size == (here.root / name).stat().st_size, "no object is half of one"
     with pytest.raises(StoreError, match="no audit there"):
@@ -131,8 +111,8 @@ def test_a_push_that_storage_ends_is_no_audit_yet_and_goes_on(
     same(here, back)
 
 
-def test_half_of_a_file_in_parts_is_never_seen(remote, storage, tmp_path, monkeypatch):
-    monkeypatch.setattr(remote_module, "PATIENCE", timedelta(seconds=0.2))
+def test_half_of_a_file_in_parts_is_never_seen(remote, storage, tmp_path, monkeypatch, impatient):
+    impatient()
     monkeypatch.setattr(remote_module, "AT_ONCE", 1 << 20)
     large = tmp_path / "large"
     large.write_bytes(random.Random(0).randbytes(12 << 20))
@@ -146,23 +126,24 @@ def test_half_of_a_file_in_parts_is_never_seen(remote, storage, tmp_path, monkey
     with pytest.raises(StoreError, match="cannot be reached"):
         remote.put("large", large, once=True)
     storage.answer = lambda *asked: None
+    impatient(False)
     assert remote.sizes() == {}
     remote.put("large", large, once=True)
     assert remote.get("large", tmp_path / "back") and (tmp_path / "back").read_bytes() == large.read_bytes()
 
 
-def test_a_pull_that_storage_ends_goes_on(audit_directory, remote, storage, tmp_path, monkeypatch):
+def test_a_pull_that_storage_ends_goes_on(audit_directory, remote, storage, tmp_path, impatient):
     here, back = Layout(audit_directory), Layout(tmp_path / "back")
     labelled(here.root)
     push(here, remote, Progress())
-    monkeypatch.setattr(remote_module, "PATIENCE", timedelta(seconds=0.2))
-    remote_module._opened.cache_clear()
+    impatient()
     storage.asked.clear()
     storage.answer = lambda method, path, number: "busy" if number > 8 else None
     with pytest.raises(StoreError, match="run the same command again"):
         pull(back, remote, Progress())
     assert not back.manifest.exists()
     storage.answer = lambda *asked: None
+    impatient(False)
     assert pull(back, remote, Progress()).there > 0
     same(here, back)
 

@@ -203,7 +203,7 @@ class _Dispatch:
         while True:
             try:
                 for output in self._work.outputs:
-                    output.complete(receipt.number)
+                    output.confirm(receipt.number)
                 break
             except StoreError as error:
                 if time.monotonic() >= patience:

@@ -134,6 +134,8 @@ class WorkerProcess:
     def _open(self, work: Work[Any]) -> Any:
         if self._opened is None or self._opened[0] != work:
             self._opened = None  # its room is needed for what follows
+            for objects in {out.store.objects for out in work.outputs if out.store.objects is not None}:
+                objects.settle()
             self._opened = work, work.open(Worker(self._loaded, self._advance, self._say))
         return self._opened[1]
 

@@ -257,7 +257,7 @@ class _Building:
         if all(intact(path) for path in (self._files.sides, *map(self._files.projection, self._blocks))):
             return
         # Rows that an earlier projection has coded are not read with this one.
-        self._files.sides.unlink(missing_ok=True)
+        self._files.rows.store.delete([self._files.sides])
         self._files.remove_rows()
         seed, wanted = self._made_of["seed"], self._options.samples
         learner = Learner(

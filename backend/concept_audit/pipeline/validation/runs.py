@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,15 +18,19 @@ from concept_audit.influence.queries import Rows
 from concept_audit.model.chat import ChatRenderer
 from concept_audit.model.linear import resolve_weights
 from concept_audit.model.load import LanguageModel
+from concept_audit.model.options import ModelSource
 from concept_audit.model.precision import resolve_precision
 from concept_audit.model.trainable import private_copy
+from concept_audit.pipeline.engine import Worker, missing_of
 from concept_audit.pipeline.options import key
 from concept_audit.pipeline.sources import Sources
 from concept_audit.pipeline.validation.options import RANDOM, VERSION, ResolvedOptions
 from concept_audit.pipeline.validation.setting import Setting, digest
+from concept_audit.pipeline.validation.shared import Shared, read_shared, write_shared
 from concept_audit.progress import Progress
 from concept_audit.sampling import shuffled
-from concept_audit.store.evidence import read_unit, write_unit
+from concept_audit.store.evidence import Units, read_unit, units_of, write_unit
+from concept_audit.store.shard_store import ShardSet
 
 
 @dataclass(frozen=True)
@@ -91,31 +96,78 @@ def done_runs(
     lm: LanguageModel,
     progress: Progress,
 ) -> list[dict[str, Any]]:
-    """What each run measured; runs that are done already are read."""
+    """What each run measured; runs that are done already are read.
+
+    The others are work of the audit's engine, a run a shard.
+    """
     dtype = precision_of(lm, options.recipe)
     common = shared_by_runs(sources, setting, options, lm, dtype)
     units = [key(common, run.seed, run.rows) for run in runs]
-    found: dict[Any, dict[str, Any]] = {}
-    copy: LanguageModel | None = None
-    with progress.stage("Counterfactual runs", len(runs), "runs") as stage:
-        for run, name in zip(runs, units, strict=True):
-            unit = found.get(name) or read_unit(sources.layout, name)
-            if unit is None:
-                copy = copy or private_copy(lm, dtype)
-                stage.detail = f"{run.kind} {run.method}".strip()
-                unit = {"seed": run.seed, "n_rows": len(run.rows), **one_run(copy, setting, run, options)}
-                write_unit(sources.layout, name, unit)
-                stage.advance()
-            else:
-                stage.skip(1)
-            found[name] = unit
+    # Runs of two methods that chose the same rows are one.
+    distinct = dict(zip(reversed(units), reversed(runs), strict=True))
+    names = tuple(dict.fromkeys(units))
+    shared = sources.layout.shards.path("evidence", "shared", f"{key(common)}.safetensors")
+    work = TrainingRuns(
+        units_of(sources.layout, names),
+        sources.model_source,
+        shared,
+        tuple(distinct[name] for name in names),
+        options.recipe,
+        str(dtype).removeprefix("torch."),
+        options.answer_tokens,
+        options.draws,
+    )
+    if missing := missing_of(work):
+        trained = {place for number in missing for place in work.runs[number].rows}
+        write_shared(sources.layout.shards, shared, setting, trained)
+    sources.driver(progress).finish(work, "Counterfactual runs", dict.fromkeys(range(len(names)), 1), "runs")
+    sources.layout.shards.delete([shared])
+    found = {name: read_unit(sources.layout, name) or {} for name in names}
     if options.judge_url and options.judge_model:
         judge = Judge(options.judge_url, options.judge_model, options.judge_behaviour or setting.concept.name)
         _judge(sources, setting, units, found, judge, options.draws, progress)
     return [found[name] for name in units]
 
 
-def one_run(lm: LanguageModel, setting: Setting, run: Run, options: ResolvedOptions) -> dict[str, Any]:
+@dataclass(frozen=True)
+class TrainingRuns:
+    """Trains and measures; each run is a shard of its own, and any process may do it.
+
+    Attributes:
+        units: what comes out, one file a run.
+        shared: the file of what all runs train and measure on.
+        runs: in the order of the units.
+        precision: of the weights that are trained on.
+        answer_tokens, draws: of the answers that are measured.
+    """
+
+    units: Units
+    model: ModelSource
+    shared: Path
+    runs: tuple[Run, ...]
+    recipe: Recipe
+    precision: str
+    answer_tokens: int
+    draws: int
+
+    @property
+    def outputs(self) -> tuple[ShardSet, ...]:
+        return (self.units,)
+
+    def open(self, worker: Worker) -> tuple[Worker, LanguageModel, Shared]:
+        copy = private_copy(worker.model(self.model), getattr(torch, self.precision))
+        return worker, copy, read_shared(self.shared)
+
+    def run(self, opened: tuple[Worker, LanguageModel, Shared], number: int) -> None:
+        worker, lm, shared = opened
+        run = self.runs[number]
+        worker.advance(0, f"{run.kind} {run.method}".strip())
+        made = one_run(lm, shared, run, self)
+        self.units.write(number, {"seed": run.seed, "n_rows": len(run.rows), **made})
+        worker.advance(1)
+
+
+def one_run(lm: LanguageModel, setting: Shared, run: Run, options: TrainingRuns) -> dict[str, Any]:
     """Train on a run's rows, measure, and put the model back."""
     if not run.rows:
         training, measured = None, measure(lm, setting.held_out, options.answer_tokens, options.draws)

@@ -1,0 +1,78 @@
+"""What every training run of a validation shares, in one file that workers read: a work itself stays small."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from concept_audit.evidence.measures import HeldOut
+from concept_audit.influence.queries import Rows
+from concept_audit.pipeline.validation.setting import Setting
+from concept_audit.store.shard_store import ShardStore, read_about, read_tensors
+
+READ = ("shown", "plain", "natural")
+
+
+@dataclass(frozen=True)
+class Shared:
+    """What a run trains and measures on.
+
+    Attributes:
+        rows: every row of the audit by its place, as tokens; empty where no run trains on it.
+        held_out: what is measured on.
+    """
+
+    rows: Rows
+    held_out: HeldOut
+
+
+def write_shared(store: ShardStore, path: Path, setting: Setting, wanted: Collection[int]) -> None:
+    """Commit it.
+
+    Args:
+        wanted: places of the rows that runs train on.
+    """
+    held, nothing = setting.held_out, np.zeros(0)
+    rows = Rows(
+        [ids if i in wanted else nothing.astype(ids.dtype) for i, ids in enumerate(setting.rows.ids)],
+        [mask if i in wanted else nothing.astype(bool) for i, mask in enumerate(setting.rows.response)],
+    )
+    tensors = _joined("prompts", held.prompts) | {"direction": torch.from_numpy(np.asarray(held.direction))}
+    for name, part in {"rows": rows, **{name: getattr(held, name) for name in READ}}.items():
+        tensors |= _joined(f"{name}.ids", part.ids) | _joined(f"{name}.response", part.response)
+    store.write_tensors(path, tensors, {"layer": held.layer})
+
+
+def read_shared(path: Path) -> Shared:
+    """What `write_shared` wrote.
+
+    Raises:
+        StoreError: it is absent or damaged.
+    """
+    tensors, layer = read_tensors(path), int(read_about(path)["layer"])
+    parts = {
+        name: Rows(_parted(tensors, f"{name}.ids"), _parted(tensors, f"{name}.response")) for name in ("rows", *READ)
+    }
+    held = HeldOut(
+        layer=layer,
+        direction=tensors["direction"].numpy(),
+        prompts=_parted(tensors, "prompts"),
+        **{name: parts[name] for name in READ},
+    )
+    return Shared(parts["rows"], held)
+
+
+def _joined(name: str, arrays: Sequence[np.ndarray]) -> dict[str, torch.Tensor]:
+    """Arrays one after the other, and how long each is."""
+    lengths = torch.tensor([len(array) for array in arrays], dtype=torch.int64)
+    joined = np.concatenate([np.asarray(array) for array in arrays]) if arrays else np.zeros(0, np.int64)
+    return {name: torch.from_numpy(joined), f"{name}.lengths": lengths}
+
+
+def _parted(tensors: dict[str, torch.Tensor], name: str) -> list[np.ndarray]:
+    parts = torch.split(tensors[name], tensors[f"{name}.lengths"].tolist())
+    return [part.numpy() for part in parts][: len(tensors[f"{name}.lengths"])]
