@@ -38,12 +38,12 @@ CURVATURES = {"ekfac": "EK-FAC", "kfac": "K-FAC", "identity": "Identity"}
 ENGINES = {"auto": "Index", "exact": "Exact"}
 
 
-def method_picker() -> str:
-    """A select box of methods, bound to the URL."""
-    return select_method("method", "Method", "vector_filter")
+def method_picker(bare: bool = False) -> str:
+    """A select box of methods, bound to the URL; a bare one shows no label."""
+    return select_method("method", "Method", "vector_filter", bare)
 
 
-def select_method(key: str, label: str, default: str) -> str:
+def select_method(key: str, label: str, default: str, bare: bool = False) -> str:
     """A select box of methods, bound to the URL as `key`."""
     return select_by_id(
         label,
@@ -54,6 +54,7 @@ def select_method(key: str, label: str, default: str) -> str:
         on_change=first_page,
         help="\n".join(f"* **{NAMES[m]}**: {MEANINGS[m]}" for m in METHODS),
         width=230,
+        bare=bare,
     )
 
 
