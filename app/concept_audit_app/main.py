@@ -65,18 +65,23 @@ PAGES = [
 
 st.set_page_config(page_title="Concept audit", page_icon=str(Path(__file__).with_name("icon.png")), layout="wide")
 # Where Streamlit's own colours fall short of WCAG's contrast of 4.5 to 1: captions, and primary buttons in the dark.
-style = '[data-testid="stCaptionContainer"]{opacity:.82}[data-testid="stCaptionContainer"],[data-testid="stCaptionContainer"] *{color:inherit}'
+style = (Path(__file__).parent / "style.css").read_text("utf-8")
+style += '[data-testid="stCaptionContainer"]{opacity:.82}[data-testid="stCaptionContainer"],[data-testid="stCaptionContainer"] *{color:inherit}'
 if st.context.theme.type == "dark":
     style += 'button[kind^="primary"] *{color:#10171a}'
 st.html(f"<style>{style}</style>")
-page = st.navigation(PAGES)
+page = st.navigation(PAGES, position="top")
 sign_in()
-choose_audit()
+# Its place is in the header, beside the pages.
+frame = st.container(
+    key="frame", horizontal=True, horizontal_alignment="right", vertical_alignment="center", gap="small"
+)
+choose_audit(frame)
 flags_drawn()
-with st.sidebar:
+with frame:
     named_views({each.url_path: each for each in PAGES}, page.url_path)
-    who_box()
     if read_only():
-        st.caption("Read-only: look at everything, change nothing.")
+        st.badge("read-only", color="gray", help="Look at everything, change nothing.")
+    who_box()
     watch_others()
 page.run()

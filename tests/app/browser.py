@@ -82,8 +82,7 @@ def cards(page):
 
 def row_of(card) -> int:
     """The number of a card's row."""
-    card.get_by_text(re.compile(r"row \d")).first.wait_for()
-    return int(re.search(r"row ([\d,]+)", card.inner_text())[1].replace(",", ""))
+    return int(re.search(r"st-key-row-(\d+)", card.get_attribute("class"))[1])
 
 
 def coloured_tokens(page):

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from concept_audit import Audit, CurvatureOptions, IndexOptions, LabelledExample, Message
-from tests.app.browser import PATIENCE, cards, coloured_tokens, settle, type_probe
+from tests.app.browser import PATIENCE, cards, coloured_tokens, row_of, settle, type_probe
 from tests.app.conftest import FORMULA
 
 
@@ -25,8 +25,7 @@ def search(page, text: str) -> None:
 def flag_first(page) -> int:
     """Flag the first row of the page; returns its number."""
     card = cards(page).first
-    card.get_by_text(re.compile(r"row \d")).first.wait_for()
-    number = int(re.search(r"row ([\d,]+)", card.inner_text())[1].replace(",", ""))
+    number = row_of(card)
     card.get_by_role("button", name="Remove").click()
     page.wait_for_selector(f'[class*="-{number}"] >> text="flagged: remove"')
     settle(page)
@@ -165,13 +164,18 @@ def test_a_new_probe_is_ranked_by_influence_at_once(page, address, cache_copy):
     page.get_by_role("link", name="Rank by influence").click()
     cards(page).first.wait_for()
     settle(page)
-    assert "method=concept_influence" in page.url and "Against exact scores" in page.inner_text("body")
+    page.get_by_role("button", name="Fidelity").click()
+    page.get_by_text("Against exact scores").wait_for()
+    page.keyboard.press("Escape")
+    assert "method=concept_influence" in page.url
     assert page.get_by_text("has not been computed yet").count() == 0
     assert cards(page).first.inner_text().startswith("#1")
     page.get_by_role("radio", name="Influence").click()
     page.get_by_text("of which the prompt").first.wait_for()
     # Nobody asks for exact scores: they take the place of the index's by themselves.
+    page.get_by_role("button", name="Fidelity").click()
     page.get_by_text("All 83 scores are exact.").wait_for()
+    page.keyboard.press("Escape")
     settle(page)
     assert "(exact)" in cards(page).first.inner_text() and coloured_tokens(page).count() > 0
 

@@ -10,7 +10,7 @@ import pytest
 
 from concept_audit import Audit, BuildOptions, LabelledExample, Message, ModelOptions, RowFilter, build
 from concept_audit.concepts.options import SaeTraining
-from tests.app.browser import dashboard, settle, words
+from tests.app.browser import CARDS, dashboard, settle
 from tests.conftest import chat_rows
 
 FETCHED = "![i](http://127.0.0.1:9/seen.png) **b** $x$ <img src=x onerror='window.harmed=5'> [l](javascript:1)"
@@ -108,7 +108,8 @@ def test_hostile_text_shows_as_itself(page, hostile_url, path):
     width = page.evaluate("document.documentElement.scrollWidth - window.innerWidth")
     assert width <= 0, f"the page is {width} px too wide"
     if "audit?concept=probe" in path:
-        said = words(page)
+        # One row shows at a time; the others are there, and what the list shows of them.
+        said = page.locator(CARDS).evaluate_all("all => all.map(one => one.textContent).join(' ')")
         for name in ("script", "handler", "markdown", "latex", "emoji"):
             assert HOSTILE[name] in said, name
         for sign in ("before␀after", "שלום", "characters more", "bell"):

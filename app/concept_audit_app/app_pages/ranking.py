@@ -1,4 +1,4 @@
-"""Audit: the rows by their influence on a concept."""
+"""Audit: the rows by their influence on a concept; a list, the row that the cursor rests on, and keys."""
 
 from __future__ import annotations
 
@@ -9,18 +9,19 @@ import streamlit as st
 
 from concept_audit import RowFilter
 from concept_audit_app.components.charts import QUIET, score_histogram
+from concept_audit_app.components.desk import desk, do_acts, list_rows
 from concept_audit_app.components.exporting import WHAT
-from concept_audit_app.components.filters import brush, brush_chip, brushed, row_filter
-from concept_audit_app.components.flags import View, bulk_flags, undo_button
+from concept_audit_app.components.filters import brush, brush_chip, brushed, desk_filter
+from concept_audit_app.components.flags import View, bulk_flags, undo_button, verdicts_in_words
 from concept_audit_app.components.heatmap import style_sheet
 from concept_audit_app.components.index import index_in_words
 from concept_audit_app.components.methods import influence_options, method_picker
 from concept_audit_app.components.plain import counted
 from concept_audit_app.components.ranked import cards, chosen_concept, colour_choice, ready
 from concept_audit_app.components.refining import refinement_state
-from concept_audit_app.components.row_keys import do_acts, row_keys
 from concept_audit_app.components.rows import page_problem
-from concept_audit_app.components.session import current_audit, first_page
+from concept_audit_app.components.scale import scale_of
+from concept_audit_app.components.session import current_audit
 
 PAGE_SIZES = [10, 25, 50]
 # Pixels, enough for seven numbers: as wide as its content, it hides page 2 of 3.
@@ -29,37 +30,36 @@ PAGES_WIDTH = 340
 audit = current_audit()
 do_acts()
 style_sheet()
-st.title("Audit")
-with st.container(horizontal=True, vertical_alignment="bottom"):
-    concept = chosen_concept(audit)
-    method = method_picker(audit, concept)
+bar = st.container(key="bar", horizontal=True, vertical_alignment="center", gap="small")
+with bar:
+    st.html("<h1>Audit</h1>", width="content")
+    concept = chosen_concept(audit, bare=True)
+    method = method_picker(audit, concept, bare=True)
     options = influence_options(audit, concept, method)
-    size = st.segmented_control(
-        "Rows a page",
-        PAGE_SIZES,
-        default=PAGE_SIZES[0],
-        required=True,
-        key="size",
-        bind="query-params",
-        on_change=first_page,
-    )
-where = brushed(row_filter(audit))
+strip = st.container(key="strip")
+desk_place = st.container(key="workplace")
+with desk_place:
+    left, right = st.columns([9, 11], gap="small")
+with left:
+    where, size = desk_filter(audit, PAGE_SIZES)
+where = brushed(where)
 indexed = ready(audit, concept, method, options)
 ranked = (concept.concept_id, method)
+scale = scale_of(method, audit.rankings.summary(*ranked, options))
 total = audit.rows.count(where, *ranked, options)
 pages = max(1, math.ceil(total / size))
 if st.session_state.get("page", 1) > pages:
     st.session_state["page"] = pages
-histogram_place = st.container()
 saved = audit.probes.find(concept.name) if concept.kind == "probe" else None
 threshold = saved.details.get("threshold") if saved and method == "vector_filter" else None
-
-with st.container(horizontal=True, vertical_alignment="center"):
-    page = st.pagination(pages, key="page", bind="query-params", width=PAGES_WIDTH)
-    st.markdown(counted(total, "row"), width="content")
-    brush_chip(where)
+view = View(*ranked, options, where, total, threshold)
+with bar:
+    if indexed and (index := audit.index.describe()):
+        with st.popover("Fidelity", icon=":material/verified:", key="fidelity"):
+            refinement_state(audit, *ranked, options)
+            st.caption(index_in_words(audit, index))
     st.space("stretch")
-    bulk_flags(View(*ranked, options, where, total, threshold))
+    bulk_flags(view)
     undo_button(audit)
     st.page_link(
         "app_pages/export.py",
@@ -67,31 +67,40 @@ with st.container(horizontal=True, vertical_alignment="center"):
         icon=":material/download:",
         query_params=[*((k, v) for k in st.query_params for v in st.query_params.get_all(k)), ("rows", WHAT["view"])],
     )
-page_problem()
+    with st.popover("Scores", icon=":material/help:", type="tertiary"):
+        st.markdown(scale.help())
+with left:
+    with st.container(horizontal=True, vertical_alignment="center", gap="small"):
+        st.markdown(verdicts_in_words(view, audit.overview().n_rows), width="content")
+        brush_chip(where, hint=False)
+        st.space("stretch")
+        page = st.pagination(pages, key="page", bind="query-params", width=PAGES_WIDTH)
+    page_problem()
 
 rows = audit.rank(*ranked, size, where, (page - 1) * size, options)
-with histogram_place:
-    edges, everything, passing = audit.rankings.histogram(*ranked, where, options=options)
+edges, everything, passing = audit.rankings.histogram(*ranked, where, options=options)
+with strip:
     span = (rows["score"].min(), rows["score"].max()) if len(rows) else None
     st.plotly_chart(
-        score_histogram(edges, everything, passing, where != RowFilter(), span, where.scores, threshold),
+        score_histogram(edges, everything, passing, where != RowFilter(), span, where.scores, threshold, scale),
         key="histogram",
         config=QUIET,
         on_select=brush,
         selection_mode="box",
-        alt=f"Histogram of the scores of all rows, from {edges[0]:.3g} to {edges[-1]:.3g}; {counted(total, 'row')} within the filter",
+        alt=f"Histogram of the scores of all rows, from {edges[0]:.3g} to {edges[-1]:.3g}; {counted(total, 'row')} within "
+        "the filter. Drag across it to keep rows of those scores",
     )
-if indexed and (index := audit.index.describe()):
-    refinement_state(audit, *ranked, options)
-    st.caption(index_in_words(audit, index))
 if rows.empty:
     narrowed = where.flag and audit.rows.count(replace(where, flag=""), *ranked, options)
     hint = "Choose “Flagged or not” above." if narrowed else "Widen the filters above."
-    st.info(f"No row passes the filters. {hint}", icon=":material/filter_alt_off:")
+    left.info(f"No row passes the filters. {hint}", icon=":material/filter_alt_off:")
     st.stop()
 
-legend = st.container(horizontal=True, vertical_alignment="center")
-with legend:
-    row_keys([(int(number), str(text)) for number, text in zip(rows["example_id"], rows["content_hash"], strict=True)])
-    colour_by = colour_choice(method, indexed)
-cards(audit, rows, concept, method, options, colour_by, indexed, legend)
+with left:
+    desk(list_rows(rows, scale), max(abs(scale.of(edges[0])), abs(scale.of(edges[-1]))), pages)
+with right:
+    legend = st.container(key="legend", horizontal=True, vertical_alignment="center", gap="small")
+    with legend:
+        colour_by = colour_choice(method, indexed)
+    with st.container(key="desk-row", gap=None):
+        cards(audit, rows, concept, method, options, colour_by, indexed, legend, scale)

@@ -38,6 +38,7 @@ function mount(kept, component, KEYS, draw) {
     if (!KEYS[key] || event.ctrlKey || event.metaKey || event.altKey || event.isComposing) return
     if (event.repeat && !"jk".includes(key)) return
     if (event.composedPath()[0].closest?.(WORDS) || document.querySelector(OPEN)) return
+    if (key !== "?" && kept.place?.querySelector("dialog[open]")) return
     event.preventDefault()
     event.stopPropagation()
     KEYS[key]()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -9,12 +10,17 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
+from concept_audit_app.components.scale import Scale
 from concept_audit_app.components.tables import records
 
 ALL, PASSING, HERE = "#7d9ba0", "#2b8a94", "#d66014"
 QUIET = {"displayModeBar": False}
 """Configuration of charts without buttons."""
 NAME_LENGTH = 44
+STRIP = 84
+"""Pixels that the histogram over the rows is high."""
+STEPS, MOST_TICKS = (0.5, 1, 2, 5, 10, 20, 50, 100), 14
+"""Standard deviations between two marks of its axis, and how many marks there may be."""
 
 
 def _figure(height: int, **layout: Any) -> go.Figure:
@@ -31,13 +37,18 @@ def score_histogram(
     shown: tuple[float, float] | None,
     brushed: tuple[float, float] | None = None,
     threshold: float | None = None,
+    scale: Scale | None = None,
 ) -> go.Figure:
-    """Histogram of scores: all rows, those that pass the filter, and the span of the rows on the page."""
+    """Histogram of scores as a strip: all rows, those that pass the filter, and the span of the rows on the page.
+
+    Args:
+        scale: says the scores in standard deviations along the axis.
+    """
     middles, width = (edges[:-1] + edges[1:]) / 2, edges[1] - edges[0]
     hover = "%{customdata[0]:.3g} to %{customdata[1]:.3g}: %{y:,} rows<extra></extra>"
     spans = np.stack([edges[:-1], edges[1:]], axis=1)
-    figure = _figure(230, barmode="overlay", dragmode="select", selectdirection="h")
-    figure.update_layout(showlegend=filtered, legend=dict(orientation="h", y=1.12, x=0))
+    figure = _figure(STRIP, barmode="overlay", dragmode="select", selectdirection="h")
+    figure.update_layout(margin=dict(l=4, r=4, t=2, b=20))
     figure.add_bar(
         x=middles,
         y=everything,
@@ -75,8 +86,13 @@ def score_histogram(
     figure.update_layout(shapes=shapes, annotations=notes)
     # Selected or not, bars look the same: the filter colours them.
     figure.update_traces(selected=dict(marker=dict(opacity=1)), unselected=dict(marker=dict(opacity=1)))
-    figure.update_xaxes(title="score (further right pushes more towards the concept)")
-    figure.update_yaxes(title="rows", rangemode="tozero")
+    if scale is not None and scale.unit:
+        ends = sorted(scale.of(edge) for edge in (edges[0], edges[-1]))
+        step = next((step for step in STEPS if (ends[1] - ends[0]) / step <= MOST_TICKS), STEPS[-1])
+        values = np.arange(math.ceil(ends[0] / step), math.floor(ends[1] / step) + 1) * step
+        words = [f"{value:+g}{' SD' if place == len(values) - 1 else ''}" for place, value in enumerate(values)]
+        figure.update_xaxes(tickvals=[scale.raw(value) for value in values], ticktext=words)
+    figure.update_yaxes(visible=False, rangemode="tozero")
     return figure
 
 

@@ -12,7 +12,7 @@ from concept_audit_app.components.session import first_page
 from concept_audit_app.components.url import select_by_id
 
 
-def concept_picker(audit: Audit, key: str = "concept", label: str = "Concept") -> str | None:
+def concept_picker(audit: Audit, key: str = "concept", label: str = "Concept", bare: bool = False) -> str | None:
     """A select box of probes and SAE features, bound to the URL as `key`; None if there are none."""
     concepts = audit.concepts.list(live_only=True)
     if concepts.empty:
@@ -33,6 +33,7 @@ def concept_picker(audit: Audit, key: str = "concept", label: str = "Concept") -
         key=key,
         on_change=first_page,
         help="A probe, or an SAE feature: type a few letters of a feature's tokens to find it",
+        bare=bare,
     )
 
 

@@ -48,8 +48,8 @@ def choose(audit: Audit) -> Chosen:
             required=True,
             key="rows",
             bind="query-params",
-            help="Cleaned data: all rows but those flagged remove. Rows flagged review, or with a flag of your own, "
-            "stay.",
+            help="Cleaned data: all rows but those flagged remove. Rows flagged review, keep, or with a flag of "
+            "your own, stay.",
         )
         format = st.segmented_control(
             "Format", FORMATS, format_func=str.upper, default="csv", required=True, key="format", bind="query-params"

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import pandas as pd
 import streamlit as st
 
 from concept_audit import Audit, RowFilter
@@ -20,6 +21,8 @@ FLAG_CHOICES = {
     "none": "Not flagged",
     "remove": "To remove",
     "review": "To review",
+    "keep": "Kept",
+    "unseen": "Not seen yet",
 }
 
 
@@ -28,51 +31,105 @@ PAIR_FLAG_CHOICES = {**FLAG_CHOICES, "swap": "To swap"}
 
 
 def row_filter(audit: Audit, flag: bool = True) -> RowFilter:
-    """Text, flag, length, source and metadata filters; what they let through."""
-    fields = audit.rows.metadata_fields()
-    few = fields[(fields.n_values > 1) & (fields.n_values <= FEW_VALUES)]
+    """Text, flag, length, source and metadata filters above a list; what they let through."""
+    fields = _fields(audit)
     with st.container(horizontal=True, vertical_alignment="bottom"):
-        text = st.text_input(
-            "Text",
-            key="find",
-            bind="query-params",
-            type="search",
-            placeholder='words, or "a phrase"',
-            icon=":material/search:",
-            on_change=first_page,
-            help="Rows in which all these words occur, in the prompt or the response, whatever their case; what "
-            "stands in double quotes occurs as it is.",
-        )
-        chosen = ""
-        choices = PAIR_FLAG_CHOICES if audit.manifest.pair else FLAG_CHOICES
-        if flag:
-            chosen = st.selectbox(
-                "Flags",
-                list(choices),
-                format_func=choices.__getitem__,
-                key="flag",
-                bind="query-params",
-                on_change=first_page,
-                width=180,
-            )
-        kept = {field["field"]: _values(field) for field in records(few.head(2))}
+        text = _text()
+        chosen = _flag(audit) if flag else ""
+        kept = {field["field"]: _values(field) for field in records(fields.head(2))}
         with st.popover("More filters", icon=":material/filter_alt:"):
-            kept |= {field["field"]: _values(field) for field in records(few.iloc[2:])}
-            sources = audit.rows.sources()["source"].tolist()
-            source: tuple[str, ...] = ()
-            if len(sources) > 1:
-                source = tuple(
-                    st.multiselect(
-                        "Source", sources, key="source", bind="query-params", placeholder="any", on_change=first_page
-                    )
-                )
-            longest = max(int(audit.rows.longest()), 2)
-            tokens = st.slider(
-                "Tokens", 1, longest, (1, longest), key="tokens", bind="query-params", on_change=first_page
-            )
+            kept |= {field["field"]: _values(field) for field in records(fields.iloc[2:])}
+            source, tokens = _sources(audit), _tokens(audit)
+    return _made(text, chosen, kept, source, tokens)
+
+
+def desk_filter(audit: Audit, sizes: Sequence[int]) -> tuple[RowFilter, int]:
+    """As `row_filter`, in one line: a search box, and the rest in a popover that says how many are in force.
+
+    Args:
+        sizes: rows a page that can be chosen.
+
+    Returns:
+        the filter, and how many rows a page has.
+    """
+    with st.container(horizontal=True, vertical_alignment="center", gap="small"):
+        text = _text(bare=True)
+        place = st.popover("Filters", icon=":material/filter_alt:", key="filters")
+        size = st.segmented_control(
+            "Rows a page",
+            sizes,
+            default=sizes[0],
+            required=True,
+            key="size",
+            bind="query-params",
+            on_change=first_page,
+            label_visibility="collapsed",
+        )
+    with place:
+        chosen = _flag(audit)
+        kept = {field["field"]: _values(field) for field in records(_fields(audit))}
+        source, tokens = _sources(audit), _tokens(audit)
+    return _made(text, chosen, kept, source, tokens), size
+
+
+def _fields(audit: Audit) -> pd.DataFrame:
+    """Metadata fields that have few values."""
+    fields = audit.rows.metadata_fields()
+    return fields[(fields.n_values > 1) & (fields.n_values <= FEW_VALUES)]
+
+
+def _made(
+    text: str, flag: str, kept: Mapping[str, list[str]], sources: tuple[str, ...], tokens: tuple[int, int] | None
+) -> RowFilter:
     metadata = {name: tuple(values) for name, values in kept.items() if values}
-    span = None if tokens == (1, longest) else (int(tokens[0]), int(tokens[1]))
-    return RowFilter(text=text or "", metadata=metadata, flag=chosen or "", sources=source, tokens=span)
+    return RowFilter(text=text, metadata=metadata, flag=flag, sources=sources, tokens=tokens)
+
+
+def _text(bare: bool = False) -> str:
+    found = st.text_input(
+        "Text",
+        key="find",
+        bind="query-params",
+        type="search",
+        placeholder='words, or "a phrase"',
+        icon=":material/search:",
+        on_change=first_page,
+        label_visibility="collapsed" if bare else "visible",
+        help=None
+        if bare
+        else "Rows in which all these words occur, in the prompt or the response, whatever their case; what stands in "
+        "double quotes occurs as it is.",
+    )
+    return found or ""
+
+
+def _flag(audit: Audit) -> str:
+    choices = PAIR_FLAG_CHOICES if audit.manifest.pair else FLAG_CHOICES
+    chosen = st.selectbox(
+        "Flags",
+        list(choices),
+        format_func=choices.__getitem__,
+        key="flag",
+        bind="query-params",
+        on_change=first_page,
+        width=180,
+    )
+    return chosen or ""
+
+
+def _sources(audit: Audit) -> tuple[str, ...]:
+    sources = audit.rows.sources()["source"].tolist()
+    if len(sources) < 2:
+        return ()
+    return tuple(
+        st.multiselect("Source", sources, key="source", bind="query-params", placeholder="any", on_change=first_page)
+    )
+
+
+def _tokens(audit: Audit) -> tuple[int, int] | None:
+    longest = max(int(audit.rows.longest()), 2)
+    tokens = st.slider("Tokens", 1, longest, (1, longest), key="tokens", bind="query-params", on_change=first_page)
+    return None if tokens == (1, longest) else (int(tokens[0]), int(tokens[1]))
 
 
 def _values(field: Mapping[str, Any]) -> list[str]:

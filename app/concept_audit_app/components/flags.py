@@ -18,12 +18,19 @@ SHOWN, SHOWN_CHARACTERS = 5, 90
 """Of the rows that would be flagged: how many are shown, and how much of each."""
 SECONDS_BETWEEN_LOOKS = 3.0
 CHOICES = {"all": "All that pass the filter", "top": "The first", "above": "Scores of at least"}
-ACTIONS = {"remove": "Flag to remove", "review": "Flag to review", None: "Take flags off"}
-PAIR_ACTIONS = {"remove": "Flag to remove", "review": "Flag to review", "swap": "Flag to swap", None: "Take flags off"}
+ACTIONS = {"remove": "Flag to remove", "review": "Flag to review", "keep": "Keep", None: "Take flags off"}
+PAIR_ACTIONS = {
+    "remove": "Flag to remove",
+    "review": "Flag to review",
+    "keep": "Keep",
+    "swap": "Flag to swap",
+    None: "Take flags off",
+}
 """Of preference pairs."""
 DONE = {
     "remove": "flagged to remove",
     "review": "flagged to review",
+    "keep": "kept",
     "swap": "flagged to swap",
     None: "no longer flagged",
 }
@@ -114,6 +121,21 @@ def _flag_many(view: View, where: RowFilter, flag: str | None, top: int | None, 
         if change.event_id
         else "Nothing to change: they are so already"
     )
+
+
+VERDICTS = ("remove", "review", "swap", "keep")
+
+
+def verdicts_in_words(view: View, everything: int) -> str:
+    """How many rows pass, and what has been decided about them: "14 of 439 rows · 3 remove · 10 unseen"."""
+    found = current_audit().flags.verdicts(view.where, view.concept, view.method, view.options)
+    first = (
+        counted(view.total, "row") if view.total == everything else f"{view.total:,} of {counted(everything, 'row')}"
+    )
+    known = [f"{found[flag]:,} {flag}" for flag in VERDICTS if flag in found]
+    others = sum(count for flag, count in found.items() if flag is not None and flag not in VERDICTS)
+    parts = [first, *known, *([f"{others:,} other"] if others else []), f"{found.get(None, 0):,} unseen"]
+    return " · ".join(parts)
 
 
 def undo_button(audit: Audit) -> None:

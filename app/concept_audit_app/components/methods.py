@@ -40,12 +40,17 @@ CURVATURES = {"ekfac": "EK-FAC", "kfac": "K-FAC", "identity": "Identity"}
 ENGINES = {"auto": "Index", "exact": "Exact"}
 
 
-def method_picker(audit: Audit, concept: Concept) -> str:
-    """A select box of the methods that a concept has, bound to the URL; its usual one until another is chosen."""
-    return select_method("method", "Method", audit, concept)
+def method_picker(audit: Audit, concept: Concept, bare: bool = False) -> str:
+    """A select box of the methods that a concept has, bound to the URL; its usual one until another is chosen.
+
+    A bare one shows no label.
+    """
+    return select_method("method", "Method", audit, concept, bare=bare)
 
 
-def select_method(key: str, label: str, audit: Audit, concept: Concept, default: str | None = None) -> str:
+def select_method(
+    key: str, label: str, audit: Audit, concept: Concept, default: str | None = None, bare: bool = False
+) -> str:
     """A select box of the methods that a concept has, bound to the URL as `key`.
 
     Args:
@@ -63,6 +68,7 @@ def select_method(key: str, label: str, audit: Audit, concept: Concept, default:
         on_change=first_page,
         help="\n".join(f"* **{NAMES[m]}**: {MEANINGS[m]}" for m in offered),
         width=230,
+        bare=bare,
     )
 
 

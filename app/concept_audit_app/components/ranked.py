@@ -14,6 +14,7 @@ from concept_audit_app.components.heatmap import legend_html, ramp
 from concept_audit_app.components.methods import NAMES, SLOW, WITH_GRADIENTS, offer
 from concept_audit_app.components.progress import PageProgress
 from concept_audit_app.components.rows import RowCard, answers_asked
+from concept_audit_app.components.scale import Scale
 from concept_audit_app.components.session import read_only
 from concept_audit_app.components.tables import records
 
@@ -24,9 +25,13 @@ PROJECTIONS = ("vector_filter", "projection_difference")
 COLOURS = {"influence": "Influence", "activation": "Activation"}
 
 
-def chosen_concept(audit: Audit, key: str = "concept", label: str = "Concept") -> Concept:
-    """The concept that the visitor picks; says what to do and stops where there is none."""
-    concept_id = concept_picker(audit, key, label)
+def chosen_concept(audit: Audit, key: str = "concept", label: str = "Concept", bare: bool = False) -> Concept:
+    """The concept that the visitor picks; says what to do and stops where there is none.
+
+    Args:
+        bare: show no label above the box.
+    """
+    concept_id = concept_picker(audit, key, label, bare)
     if concept_id is None:
         st.info("There is no concept yet to rank the data by. Draw a probe first.", icon=":material/science:")
         st.page_link("app_pages/probe_lab.py", label="Probe lab", icon=":material/science:")
@@ -64,6 +69,7 @@ def colour_choice(method: str, indexed: bool) -> str:
     return st.segmented_control(
         "Colour tokens by",
         list(COLOURS),
+        label_visibility="collapsed",
         default="activation" if indexed else "influence",
         required=True,
         format_func=COLOURS.__getitem__,
@@ -81,11 +87,13 @@ def cards(
     colour_by: str,
     indexed: bool,
     legend: DeltaGenerator,
+    scale: Scale,
 ) -> None:
     """The rows as cards: at once as text, then with their tokens coloured.
 
     Args:
         legend: the container that takes the legend.
+        scale: of the ranking's scores.
     """
     ids = [int(i) for i in rows["example_id"]]
     own = audit.rows.own_answers(ids) if method == "projection_difference" else {}
@@ -97,7 +105,13 @@ def cards(
     # The order is there before the colours are: people may read on meanwhile.
     drawn = [
         RowCard(
-            row, own.get(number), elsewhere.get(number, ""), ask=not read_only(), query_note=note, says_exact=indexed
+            row,
+            own.get(number),
+            elsewhere.get(number, ""),
+            ask=not read_only(),
+            query_note=note,
+            says_exact=indexed,
+            scale=scale,
         )
         for number, row in zip(ids, records(rows), strict=True)
     ]

@@ -15,9 +15,14 @@ import streamlit as st
 
 from concept_audit import AuditError, Heatmap, Message, Segment, messages_from_json
 from concept_audit_app.components.heatmap import FULL, Look, Ramp, text_html, turn_html
+from concept_audit_app.components.scale import Scale
 from concept_audit_app.components.session import current_audit, person, read_only
 
-FLAGS = {"remove": ("Remove", ":material/delete:"), "review": ("Review", ":material/visibility:")}
+FLAGS = {
+    "remove": ("Remove", ":material/delete:"),
+    "review": ("Review", ":material/visibility:"),
+    "keep": ("Keep", ":material/check:"),
+}
 SWAP = {"swap": ("Swap", ":material/swap_horiz:")}
 """Of preference pairs, besides."""
 SHOWN_METADATA = 6
@@ -152,6 +157,7 @@ class RowCard:
         opens: the query of the Audit page that shows this row alone, for a link to it.
         query_note: what is said of a row that is one of the ranking's query examples.
         says_exact: say whether the score is exact or estimated by the gradient index.
+        scale: shows the score in standard deviations, and as it is on hover.
     """
 
     def __init__(
@@ -163,8 +169,9 @@ class RowCard:
         opens: Mapping[str, str] | None = None,
         query_note: str = "",
         says_exact: bool = False,
+        scale: Scale | None = None,
     ):
-        self._row, self._elsewhere, self._says_exact = row, elsewhere, says_exact
+        self._row, self._elsewhere, self._says_exact, self._scale = row, elsewhere, says_exact, scale
         self._badge = _badge_html("query example", query_note) if row.get("is_query", False) else ""
         self._flag = row["flag"] if isinstance(row["flag"], str) else None
         example_id = int(row["example_id"])
@@ -203,7 +210,7 @@ class RowCard:
         self, heatmap: Heatmap | None = None, colours: Ramp | None = None, exact: float | None = None, look: Look = FULL
     ) -> None:
         """Colour the tokens, and put what they add up to beside an estimated score."""
-        score = _score_words(self._row, self._says_exact, exact) if "rank" in self._row else ""
+        score = _score_words(self._row, self._says_exact, exact, self._scale) if "rank" in self._row else ""
         self._heading.html(_heading(self._row, self._flag, heatmap, score, self._elsewhere, self._badge))
         self._turns.html(conversation_html(self._row["messages"], heatmap, colours, look))
 
@@ -301,14 +308,15 @@ def _badge_html(text: str, note: str) -> str:
     return f'<span title="{text_html(note)}" style="{style}">{text_html(text)}</span>'
 
 
-def _score_words(row: Mapping[str, Any], says_exact: bool, exact: float | None) -> str:
-    """A row's score, and whether it is exact where that is not so of every row."""
-    words = f"score {row['score']:+.4g}"
-    if not says_exact:
-        return words
-    if row["exact"]:
-        return f"{words} (exact)"
-    return f"{words} (estimated" + (f"; exact {exact:+.4g})" if exact is not None else ")")
+def _score_words(row: Mapping[str, Any], says_exact: bool, exact: float | None, scale: Scale | None) -> str:
+    """A row's score as HTML, and whether it is exact where that is not so of every row."""
+    raw = f"score {row['score']:+.4g}"
+    kind = "" if not says_exact else " (exact)" if row["exact"] else " (estimated)"
+    if scale is None:
+        beside = f" (estimated; exact {exact:+.4g})" if kind == " (estimated)" and exact is not None else kind
+        return raw + beside
+    beside = f" (estimated; exact {scale.short(exact)})" if kind == " (estimated)" and exact is not None else kind
+    return f'<span title="{raw}{kind}">{scale.short(row["score"])} SD{beside}</span>'
 
 
 def _heading(

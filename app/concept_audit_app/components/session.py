@@ -8,6 +8,7 @@ from pathlib import Path
 from urllib.parse import quote, unquote
 
 import streamlit as st
+from streamlit.delta_generator import DeltaGenerator
 
 from concept_audit import Audit, AuditError, audit_names, is_allowed
 from concept_audit.serve import (
@@ -86,26 +87,32 @@ def sign_in() -> None:
 def who_box() -> None:
     """Say who is logged in; or, without a login, let visitors say what to call them in the log of flags."""
     if _has_login():
-        st.caption(f"Logged in as {plain(person())}")
-        st.button("Log out", icon=":material/logout:", type="tertiary", on_click=st.logout)
+        with st.popover("Account", icon=":material/person:", type="tertiary"):
+            st.caption(f"Logged in as {plain(person())}")
+            st.button("Log out", icon=":material/logout:", type="tertiary", on_click=st.logout)
     elif not read_only():
-        if "who" not in st.session_state:
-            found = st.context.cookies.to_dict().get(NAME_COOKIE)
-            kept = unquote(found)[:LONGEST_NAME] if isinstance(found, str) else ""
-            st.session_state["who"] = st.session_state["who-kept"] = kept
-        name = st.text_input(
-            "Your name",
-            key="who",
-            max_chars=LONGEST_NAME,
-            persist_state="session",
-            placeholder="for the log of flags",
-            help="Stands beside the flags that you set, and is kept in this browser. Empty: the account that the "
-            "server runs under.",
-        )
-        if name != st.session_state.get("who-kept"):
-            st.session_state["who-kept"] = name
-            cookie = f"{NAME_COOKIE}={quote(name, safe='')}; path=/; max-age={COOKIE_SECONDS}; samesite=strict"
-            st.html(f"<script>document.cookie = {json.dumps(cookie)};</script>", unsafe_allow_javascript=True)
+        with st.popover("You", icon=":material/person:", type="tertiary"):
+            _name_box()
+
+
+def _name_box() -> None:
+    if "who" not in st.session_state:
+        found = st.context.cookies.to_dict().get(NAME_COOKIE)
+        kept = unquote(found)[:LONGEST_NAME] if isinstance(found, str) else ""
+        st.session_state["who"] = st.session_state["who-kept"] = kept
+    name = st.text_input(
+        "Your name",
+        key="who",
+        max_chars=LONGEST_NAME,
+        persist_state="session",
+        placeholder="for the log of flags",
+        help="Stands beside the flags that you set, and is kept in this browser. Empty: the account that the "
+        "server runs under.",
+    )
+    if name != st.session_state.get("who-kept"):
+        st.session_state["who-kept"] = name
+        cookie = f"{NAME_COOKIE}={quote(name, safe='')}; path=/; max-age={COOKIE_SECONDS}; samesite=strict"
+        st.html(f"<script>document.cookie = {json.dumps(cookie)};</script>", unsafe_allow_javascript=True)
 
 
 def person() -> str:
@@ -122,16 +129,15 @@ def _has_login() -> bool:
         return False
 
 
-def choose_audit() -> None:
-    """Let the visitor choose an audit in the sidebar, where there are several; stops if there is none."""
+def choose_audit(place: DeltaGenerator) -> None:
+    """Let the visitor choose an audit, in a box in `place`; stops if there is none."""
     names = served_audits()
     if not names:
         st.title("No audit yet")
         st.write("Build the demo, or an audit of your own data, then reload this page:")
         st.code("concept-audit demo\nconcept-audit build --data train.jsonl --model smollm2-135m-instruct", "bash")
         st.stop()
-    with st.sidebar:
-        st.selectbox("Audit", names, key="audit", bind="query-params", help=f"Audits in {cache_directory()}")
+    place.selectbox("Audit", names, key="audit", bind="query-params", label_visibility="collapsed", width=150)
     if st.session_state["audit"] not in names:
         st.error("There is no audit of this name here.", icon=":material/error:")
         st.stop()

@@ -43,8 +43,13 @@ def select_by_id(
     on_change: Callable[[], None] | None = None,
     help: str | None = None,
     width: int | Literal["stretch"] = "stretch",
+    bare: bool = False,
 ) -> str:
-    """A select box of ids; `key` is the query parameter. An id in the URL that is not offered is ignored."""
+    """A select box of ids; `key` is the query parameter. An id in the URL that is not offered is ignored.
+
+    Args:
+        bare: show no label above the box; its words are there for screen readers.
+    """
     box, seen = f"{key}-box", f"{key}-seen"
     there = st.query_params.get(key)
     if there != st.session_state.get(seen):
@@ -56,7 +61,16 @@ def select_by_id(
         # A box that another page had is forgotten with it; what was chosen there is not.
         before = st.session_state.get(latest)
         st.session_state[box] = next((each for each in (before, default) if each in ids), ids[0])
-    chosen = st.selectbox(label, ids, format_func=format_func, key=box, on_change=on_change, help=help, width=width)
+    chosen = st.selectbox(
+        label,
+        ids,
+        format_func=format_func,
+        key=box,
+        on_change=on_change,
+        help=None if bare else help,
+        width=width,
+        label_visibility="collapsed" if bare else "visible",
+    )
     if on_change is not None and st.session_state.get(latest, chosen) != chosen and "page" not in st.query_params:
         on_change()  # it may have come by a link, or have been chosen on another page
     st.session_state[latest] = chosen

@@ -24,7 +24,7 @@ def named_views(pages: Mapping[str, StreamlitPage], here: str) -> None:
     views = audit.views.list()
     if views.empty and read_only():
         return
-    with st.popover("Named views", icon=":material/bookmark:", width="stretch"):
+    with st.popover("Named views", icon=":material/bookmark:", type="tertiary"):
         if views.empty:
             st.caption(
                 "A view is a page with its filters. Give the present one a name to find it again, and to show it to others."

@@ -44,7 +44,10 @@ class Flags:
         self._rankings = rankings
 
     def set(self, content_hashes: Sequence[str], flag: str = "remove", note: str = "", by: str = "") -> FlagChange:
-        """Flag rows by content; copies of a row share its flag."""
+        """Flag rows by content; copies of a row share its flag.
+
+        The flag ``keep`` says that a row has been seen and stays: it counts as not flagged.
+        """
         who = by or user_name()
         return self._change(lambda cursor: store_flags.set_flags(cursor, content_hashes, flag, note, who))
 
@@ -94,6 +97,21 @@ class Flags:
     def of(self, content_hashes: Sequence[str]) -> dict[str, str]:
         """The flags of texts, by content; those without one are left out."""
         return self._opened.read(lambda cursor: store_flags.flags_of(cursor, content_hashes))
+
+    def verdicts(
+        self,
+        where: RowFilter,
+        concept: str | None = None,
+        method: str = "vector_filter",
+        options: InfluenceOptions = DEFAULTS,
+    ) -> dict[str | None, int]:
+        """How many of the rows that pass a filter have which flag; None stands for those that nobody has judged."""
+        where = self._opened.searched(where)
+
+        def counted(ranking: int | None = None) -> dict[str | None, int]:
+            return self._opened.read(lambda cursor: store_flags.verdicts(cursor, ranking, where))
+
+        return self._rankings.using([(concept, method, options)] if concept else [], counted)
 
     def log(self, limit: int = 100) -> pd.DataFrame:
         """The latest changes, newest first: event_id, action, n_texts, how, note, undoes, undone, made_by, made_at."""

@@ -157,10 +157,19 @@ class Flag(Running):
     text: TEXT = ""
     where: WHERE = ()
     flagged: Annotated[
-        str, arg(metavar="any|none|NAME", help="only rows with any flag, with none, or with the flag of this name")
+        str,
+        arg(
+            metavar="any|none|unseen|NAME",
+            help="only rows with any flag, with none (or keep), without any verdict, or with the flag of this name",
+        ),
     ] = ""
     as_: Annotated[
-        str, arg(name="as", metavar="FLAG", help="remove, review, swap (of a preference pair), or a name of your own")
+        str,
+        arg(
+            name="as",
+            metavar="FLAG",
+            help="remove, review, keep (seen, and to stay), swap (of a preference pair), or a name of your own",
+        ),
     ] = "remove"
     note: Annotated[str, arg(help="why, for the log")] = ""
     clear: Annotated[bool, switch("take the flags off instead")] = False

@@ -10,7 +10,7 @@ import pandas as pd
 
 from concept_audit.metrics import NORMAL_95
 from concept_audit.store.cursor import Cursor, only_row
-from concept_audit.store.filters import json_pointer
+from concept_audit.store.filters import KEEP, json_pointer
 from concept_audit.store.queries import ROW_COLUMNS
 
 QUANTILE_GROUPS = 4
@@ -134,7 +134,7 @@ def separating(cursor: Cursor, group: str, parameters: Sequence[Any], limit: int
     ).df()
 
 
-FLAGGED = "SELECT example_id FROM main.examples JOIN base.flags USING (content_hash)"
+FLAGGED = "SELECT example_id FROM main.examples JOIN base.flags USING (content_hash) WHERE flag <> ?"
 LABELLED = """SELECT example_id FROM main.examples JOIN base.probe_examples USING (content_hash)
               WHERE probe = ? AND label = 1"""
 VALUED = "SELECT example_id FROM main.examples WHERE json_extract_string(metadata, ?) = ?"
@@ -143,7 +143,7 @@ VALUED = "SELECT example_id FROM main.examples WHERE json_extract_string(metadat
 def group_of(kind: str, name: str, value: str = "") -> tuple[str, list[Any]]:
     """A group of rows for `separating`: ``flagged``, ``labelled`` (positive for the probe `name`) or ``metadata``."""
     if kind == "flagged":
-        return FLAGGED, []
+        return FLAGGED, [KEEP]
     if kind == "labelled":
         return LABELLED, [name]
     return VALUED, [json_pointer(name), value]

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+KEEP = "keep"
+"""The verdict of a row that somebody has seen and found nothing wrong with: it counts as not flagged."""
 TERM = re.compile(r'"([^"]+)"|([^\s"]+)')
 
 
@@ -18,7 +20,8 @@ class RowFilter:
         text: words that all occur in the prompt or the response, whatever their case and order;
             what stands in double quotes occurs as it is.
         metadata: field → the values of it to keep, as text.
-        flag: rows with any flag, with none, or with the flag of this name.
+        flag: rows with any flag but `KEEP`, with none or `KEEP`, without any verdict (``unseen``), or with the flag of
+            this name.
         without_flags: only rows that have none of these flags.
         scores: lowest and highest score, both included; for ranked rows only.
         percentile: least percentile of the score, 0 to 100; for ranked rows only.
@@ -31,7 +34,7 @@ class RowFilter:
 
     text: str = ""
     metadata: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    flag: Literal["", "any", "none"] | str = ""
+    flag: Literal["", "any", "none", "unseen"] | str = ""
     scores: tuple[float, float] | None = None
     percentile: float | None = None
     example_ids: tuple[int, ...] | None = None
@@ -73,8 +76,12 @@ class RowFilter:
                 conditions.append("list_contains(?::VARCHAR[], json_extract_string(e.metadata, ?))")
                 parameters += [list(values), json_pointer(name)]
         if self.flag == "any":
-            conditions.append("f.flag IS NOT NULL")
+            conditions.append("f.flag <> ?")
+            parameters.append(KEEP)
         elif self.flag == "none":
+            conditions.append("coalesce(f.flag, ?) = ?")
+            parameters += [KEEP, KEEP]
+        elif self.flag == "unseen":
             conditions.append("f.flag IS NULL")
         elif self.flag:
             conditions.append("f.flag = ?")

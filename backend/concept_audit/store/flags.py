@@ -128,6 +128,27 @@ def flags_of(cursor: Cursor, content_hashes: Sequence[str]) -> dict[str, str]:
     return dict(cursor.execute(chosen, [list(content_hashes)]).fetchall())
 
 
+def verdicts(cursor: Cursor, ranking: int | None, where: RowFilter) -> dict[str | None, int]:
+    """How many of the rows that pass a filter have which flag; None stands for those without any.
+
+    Raises:
+        RankingGoneError: the ranking is not there any more.
+    """
+    if ranking is not None:
+        require_rankings(cursor, [ranking])
+    source, condition, parameters = queries.matching(cursor, ranking, where)
+    one = "s.example_id" if ranking is not None else "e.example_id"
+    return dict(
+        cursor.execute(
+            f"""SELECT g.flag, count(*)
+                FROM (SELECT {one} AS example_id FROM {source} WHERE {condition}) chosen
+                JOIN main.examples r USING (example_id) LEFT JOIN base.flags g USING (content_hash)
+                GROUP BY g.flag""",
+            parameters,
+        ).fetchall()
+    )
+
+
 LOG = """SELECT event_id, action, n_texts, how, note, undoes,
              event_id IN (SELECT undoes FROM base.flag_log WHERE undoes IS NOT NULL) AS undone, made_by, made_at
          FROM base.flag_log"""

@@ -11,7 +11,7 @@ import pandas as pd
 
 from concept_audit.errors import ConceptError
 from concept_audit.store.cursor import Cursor, only_row
-from concept_audit.store.filters import RowFilter
+from concept_audit.store.filters import KEEP, RowFilter
 from concept_audit.store.rankings import scores_table
 from concept_audit.types import Concept
 
@@ -56,8 +56,9 @@ def overview(cursor: Cursor) -> Overview:
                   count(duplicate_of), count(*) FILTER (truncated), count(*) FILTER (n_response_tokens = 0),
                   (SELECT count(*) FROM main.sae_features WHERE density > 0),
                   (SELECT count(*) FROM base.probes),
-                  (SELECT count(*) FROM main.flags WHERE example_id IS NOT NULL)
-           FROM main.examples"""
+                  (SELECT count(*) FROM main.flags WHERE example_id IS NOT NULL AND flag <> ?)
+           FROM main.examples""",
+            [KEEP],
         )
     )
     return Overview(*map(int, counted))

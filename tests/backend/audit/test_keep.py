@@ -1,0 +1,39 @@
+"""A row that somebody has seen and keeps counts as not flagged, and not as unseen."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+
+from concept_audit import Audit, RowFilter
+
+
+@pytest.fixture
+def audit(built, tmp_path) -> Audit:
+    return Audit(shutil.copytree(built, tmp_path / "small"))
+
+
+def test_kept_rows_stay_in_cleaned_data_and_are_not_exported_as_flagged(audit):
+    everything = audit.overview().n_rows
+    first, second = audit.rows.list(limit=2)["content_hash"]
+    audit.flags.set([first], "keep")
+    audit.flags.set([second], "remove")
+    (kept,) = audit.rows.list(RowFilter(flag="keep"))["content_hash"].unique()
+    (flagged,) = audit.rows.list(RowFilter(flag="any"))["content_hash"].unique()
+    assert (kept, flagged) == (first, second)
+    removed = audit.rows.count(RowFilter(flag="any"))
+    assert audit.rows.count(RowFilter(flag="none")) == everything - removed
+    assert audit.rows.count(RowFilter(without_flags=("remove",))) == everything - removed
+    assert audit.overview().n_flagged == removed
+    unseen = audit.rows.count(RowFilter(flag="unseen"))
+    assert audit.flags.verdicts(RowFilter()) == {"keep": everything - removed - unseen, "remove": removed, None: unseen}
+
+
+def test_verdicts_are_counted_within_the_filter_of_a_ranking(audit):
+    first = audit.rank("sae:3", top=1)
+    audit.flags.set(first["content_hash"].tolist(), "keep")
+    top = RowFilter(scores=(float(first["score"][0]), float("inf")))
+    assert audit.flags.verdicts(top, "sae:3") == {"keep": audit.rows.count(top, "sae:3")}
+    audit.flags.undo(audit.flags.latest()[0])
+    assert audit.flags.verdicts(top, "sae:3") == {None: audit.rows.count(top, "sae:3")}
