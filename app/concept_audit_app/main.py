@@ -19,6 +19,12 @@ PAGES = [
         help="The data, the model and the concepts of this audit at a glance.",
     ),
     st.Page(
+        "app_pages/forecast.py",
+        title="Forecast",
+        icon=":material/trending_up:",
+        help="Which concepts training on this data would strengthen or weaken, with intervals.",
+    ),
+    st.Page(
         "app_pages/concepts.py",
         title="Concepts",
         icon=":material/category:",

@@ -11,6 +11,7 @@ from concept_audit.audit.concepts import Concepts
 from concept_audit.audit.evidence import Validations
 from concept_audit.audit.exports import Exports
 from concept_audit.audit.flags import Flags
+from concept_audit.audit.forecast import Forecasts
 from concept_audit.audit.index import Index
 from concept_audit.audit.labels import Labels
 from concept_audit.audit.opened import OpenAudit
@@ -58,6 +59,7 @@ class Audit:
         exports: rows to take away.
         evidence: validations by fine-tuning without the rows that methods flag.
         index: the gradient index.
+        forecasts: which concepts training on the data would strengthen or weaken.
         opened: its files, databases and memory, which the parts work on.
 
     Raises:
@@ -88,6 +90,7 @@ class Audit:
         self.exports = Exports(self.opened, self.concepts, self.probes, self.rankings, self.rows)
         self.evidence = Validations(self.opened, self.concepts)
         self.index = Index(self.opened)
+        self.forecasts = Forecasts(self.opened)
         # What people do most, one step nearer.
         self.concept = self.concepts.get
         self.train_probe = self.probes.train
@@ -96,6 +99,7 @@ class Audit:
         self.rank_many = self.rankings.ensure_many
         self.groups = self.rankings.groups
         self.build_index = self.index.build
+        self.forecast = self.forecasts.forecast
         self.validate = self.evidence.validate
         self.evidence_report = self.evidence.report
 

@@ -132,7 +132,7 @@ class Export(Running):
         if self.drop and (self.all or self.flag):
             raise AuditError("--drop: which rows stay is said already by --all or --flag; give one of them")
         flag = self.flag or ("" if self.all or self.drop else "any")
-        where = replace(_filter(audit, self.text, self.where, flag), without_flags=self.drop or ())
+        where = replace(filtered(audit, self.text, self.where, flag), without_flags=self.drop or ())
         out = Path(self.out) if self.out and self.out != "-" else None
         about = audit.exports.write(
             out, self.format, where, self.schema, self.concept, self.method, exact=self.exact_csv, swap=self.swap
@@ -193,7 +193,7 @@ class Flag(Running):
                 "which rows? Give --concept with --top, --above or --percentile, or --text, --where or --flagged"
             )
         scores = None if self.above is None else (self.above, float("inf"))
-        where = _filter(audit, self.text, self.where, self.flagged)
+        where = filtered(audit, self.text, self.where, self.flagged)
         where = replace(where, scores=scores, percentile=self.percentile)
         concept = self.concept if given else None
         if self.dry_run:
@@ -239,7 +239,7 @@ class Flag(Running):
         )
 
 
-def _filter(audit: Audit, text: str, where: tuple[str, ...], flag: str) -> RowFilter:
+def filtered(audit: Audit, text: str, where: tuple[str, ...], flag: str) -> RowFilter:
     """The rows that filters let through.
 
     Raises:

@@ -208,6 +208,7 @@ def accumulate(
     advance: Callable[[int], None] = lambda rows: None,
     say: Callable[[str], None] = lambda text: None,
     budget: int | None = None,
+    result: str = "the curvature is fitted",
 ) -> None:
     """One pass over rows.
 
@@ -217,6 +218,7 @@ def accumulate(
         advance: told the number of rows as they are done.
         say: told of rows that are left out since their loss is not finite, and of halved batches.
         budget: tokens a batch, padding included; chosen by the device if None.
+        result: what becomes of the pass, for what is said.
     """
     spans = rows.spans
     scorable = rows.scorable
@@ -224,7 +226,7 @@ def accumulate(
     with GradientPass(lm, layers) as gradients:
         for places in batches:
             chosen = [scorable[place] for place in places]
-            _add_batch(gradients, into, rows, keys, fisher, chosen, lm, say)
+            _add_batch(gradients, into, rows, keys, fisher, chosen, lm, say, result)
             advance(len(chosen))
 
 
@@ -237,6 +239,7 @@ def _add_batch(
     chosen: Sequence[int],
     lm: LanguageModel,
     say: Callable[[str], None],
+    result: str,
 ) -> None:
     attempts: list[tuple[set[int], set[int]]] = []
 
@@ -261,7 +264,7 @@ def _add_batch(
         try:
             gradients.losses(batch, once, fisher.draw([keys[i] for i in part], batch), fisher.power, check)
         except _NonFinite as found:
-            say(f"{len(found.places)} rows have a loss that is not finite; the curvature is fitted without them")
+            say(f"{len(found.places)} rows have a loss that is not finite; {result} without them")
             rest = [i for i in part if i not in found.places]
             if rest:
                 attempt(rest)

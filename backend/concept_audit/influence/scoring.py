@@ -265,7 +265,7 @@ def _slopes(
     owners, counts = mask.nonzero()[:, 0], mask.sum(1)
     # While the weights are dual nobody else may run the model.
     with lm.lock, torch.no_grad(), sdpa_kernel(SDPBackend.MATH), forward_ad.dual_level():
-        with _dual_weights(layers, tangents):
+        with dual_weights(layers, tangents):
             nll = head.token_losses_plainly(batch)
         value, slope = forward_ad.unpack_dual(nll)
         slope = torch.zeros_like(value) if slope is None else slope
@@ -274,7 +274,7 @@ def _slopes(
 
 
 @contextmanager
-def _dual_weights(layers: Sequence[LinearLayer], tangents: Gradients) -> Iterator[None]:
+def dual_weights(layers: Sequence[LinearLayer], tangents: Gradients) -> Iterator[None]:
     """The tracked weights with their tangents, for the time being."""
     # Put into the modules' own tables, so that the order of the parameters stays as it was.
     tables = [layer.module._parameters for layer in layers]

@@ -54,7 +54,7 @@ STORE_SHARE = 0.2
 """Of the machine's free memory, what the database may take while it is written."""
 ON_DEMAND = {
     # What is computed when it is asked for hangs on the rows as tokens; rankings on the store, too.
-    "tokens": ("curvature", "influence", "index"),
+    "tokens": ("curvature", "forecast", "influence", "index"),
     "store": ("influence",),
 }
 

@@ -1,0 +1,78 @@
+"""Which rows a forecast is of, and what it says of them is kept under."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from concept_audit.store.cursor import Cursor
+from concept_audit.store.filters import RowFilter
+from concept_audit.store.queries import matching
+from concept_audit.store.rankings import scores_table
+
+
+@dataclass(frozen=True)
+class ProbeDirection:
+    """A probe as a forecast reads it.
+
+    Attributes:
+        direction: float32 [d_model], of unit length.
+    """
+
+    name: str
+    layer: int
+    direction: np.ndarray
+
+
+def row_ids(cursor: Cursor, where: RowFilter) -> np.ndarray:
+    """Example ids of the rows that pass a filter, int64, in the order of the data."""
+    source, condition, parameters = matching(cursor, None, where)
+    found = cursor.execute(f"SELECT e.example_id FROM {source} WHERE {condition} ORDER BY 1", parameters).fetchnumpy()
+    return np.asarray(found["example_id"], np.int64)
+
+
+def live_features(cursor: Cursor) -> pd.DataFrame:
+    """SAE features that fire on the data: feature_id, label, mean_activation, n_examples, layer."""
+    return cursor.execute(
+        """SELECT feature_id, label, mean_activation, n_examples, layer FROM main.sae_features
+           WHERE density > 0 ORDER BY feature_id"""
+    ).df()
+
+
+def probe_directions(cursor: Cursor, model: str, layers: tuple[int, ...]) -> list[ProbeDirection]:
+    """The probes of this model at layers that are kept.
+
+    Args:
+        model: its fingerprint.
+    """
+    found = cursor.execute(
+        """SELECT name, layer, direction FROM base.probes
+           WHERE model_fingerprint = ? AND list_contains(?::INTEGER[], layer) ORDER BY name""",
+        [model, list(layers)],
+    ).fetchall()
+    return [ProbeDirection(name, layer, np.asarray(direction, np.float32)) for name, layer, direction in found]
+
+
+def removal_effects(cursor: Cursor, flagged: RowFilter) -> pd.DataFrame:
+    """What the stored rankings by concept influence say of the data with and without some rows.
+
+    Returns:
+        concept_id, before and after (means of the scores), n_left_out.
+    """
+    rankings = cursor.execute(
+        "SELECT ranking_id, concept_id FROM main.rankings WHERE method = 'concept_influence' ORDER BY concept_id"
+    ).fetchall()
+    condition, parameters = flagged.sql("s.example_id")
+    parts = []
+    for number, concept in rankings:
+        before, after, gone = cursor.execute(
+            f"""SELECT avg(score), avg(score) FILTER (NOT inside), count(*) FILTER (inside) FROM (
+                    SELECT s.score, coalesce({condition}, false) AS inside FROM {scores_table(cursor, number)} s
+                    JOIN main.examples e ON e.example_id = s.example_id
+                    LEFT JOIN base.flags f ON f.content_hash = e.content_hash WHERE s.ranking_id = ?)""",
+            [*parameters, number],
+        ).fetchall()[0]
+        parts.append({"concept_id": concept, "before": before, "after": after, "n_left_out": gone})
+    return pd.DataFrame(parts, columns=["concept_id", "before", "after", "n_left_out"])

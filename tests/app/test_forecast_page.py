@@ -1,0 +1,99 @@
+"""The forecast's page: what it offers, shows and compares, and its computing in the background."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+import time
+
+import pytest
+
+from concept_audit import Audit, Progress, RowFilter
+from concept_audit_app.components.forecasting import Jobs
+from tests.app.test_pages import open_page, words
+
+
+@pytest.fixture(scope="module")
+def forecast_cache(app_cache, tmp_path_factory):
+    """A cache whose audit has the forecast of all its rows, and of the first rows that somebody flagged."""
+    cache = shutil.copytree(app_cache, tmp_path_factory.mktemp("forecast") / "cache")
+    audit = Audit(cache / "small")
+    audit.flags.set(audit.rows.list(limit=20)["content_hash"].tolist(), "remove")
+    audit.forecasts.ensure()
+    audit.forecasts.ensure(RowFilter(flag="any"))
+    return cache
+
+
+@pytest.fixture
+def page(forecast_cache, monkeypatch):
+    monkeypatch.setenv("CONCEPT_AUDIT_CACHE", str(forecast_cache))
+    return open_page("forecast")
+
+
+def test_a_forecast_that_is_not_there_is_offered_and_not_in_read_only(cache_copy, monkeypatch):
+    monkeypatch.setenv("CONCEPT_AUDIT_CACHE", str(cache_copy))
+    test = open_page("forecast")
+    assert not test.exception and "has not been computed yet" in words(test)
+    assert any(button.label == "Compute the forecast" for button in test.button)
+    monkeypatch.setenv("CONCEPT_AUDIT_READ_ONLY", "1")
+    test = open_page("forecast")
+    assert not test.exception and "Read-only" in words(test)
+    assert not any(button.label == "Compute the forecast" for button in test.button)
+
+
+def test_the_page_shows_what_is_kept_and_compares_parts(page, forecast_cache):
+    audit = Audit(forecast_cache / "small")
+    assert not page.exception
+    assert f"Of {len(audit.concepts.features()):,} SAE features" in words(page)
+    assert len(page.dataframe[-1].value) == len(audit.concepts.features())
+    box = next(box for box in page.selectbox if box.label == "Forecast of")
+    for view in ("part", "compare", "without"):
+        shown = box.select(view).run()
+        assert not shown.exception and "by chance" in words(shown), view
+        box = next(box for box in shown.selectbox if box.label == "Forecast of")
+
+
+def test_flags_that_are_not_there_yet_are_said_to_be_missing(cache_copy, monkeypatch):
+    monkeypatch.setenv("CONCEPT_AUDIT_CACHE", str(cache_copy))
+    test = open_page("forecast")
+    box = next(box for box in test.selectbox if box.label == "Forecast of")
+    shown = box.select("without").run()
+    assert not shown.exception and "No row is flagged yet" in words(shown)
+
+
+def test_work_in_the_background_tells_how_far_it_is_and_can_be_stopped():
+    jobs, key, go = Jobs(), ("audit", "all"), threading.Event()
+
+    def compute(progress: Progress) -> None:
+        with progress.stage("Rows", 4) as stage:
+            stage.advance(1)
+            go.wait(30)
+            stage.advance(1)
+            raise AssertionError("it goes on although it was stopped")
+
+    jobs.start(key, compute)
+    job = jobs.find(key)
+    deadline = time.monotonic() + 30
+    while job.share != 0.25 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert job.share == 0.25 and job.doing.startswith("Rows") and not job.done
+    jobs.start(key, compute)
+    assert jobs.find(key) is job  # one is enough
+    job.cancelled.set()
+    go.set()
+    while not job.done and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert job.done and not job.problem
+
+
+def test_what_goes_wrong_in_the_background_is_kept_for_the_page():
+    jobs, key = Jobs(), ("audit", "all")
+
+    def compute(progress: Progress) -> None:
+        raise ValueError("broken")
+
+    jobs.start(key, compute)
+    deadline = time.monotonic() + 30
+    while not jobs.find(key).done and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert jobs.find(key).problem == "ValueError: broken"
