@@ -88,7 +88,7 @@ def test_pairs_and_trajectories_have_audits_of_their_own_with_their_probes_ranke
     kind, tmp_path, model_directory, monkeypatch
 ):
     small = demo.build
-    options = {"layers": (2,), "model": ModelOptions(str(model_directory), device="cpu"), "max_tokens": 1000}
+    options = {"layers": (2,), "model": ModelOptions(str(model_directory), device="cpu"), "max_tokens": 256}
     monkeypatch.setattr(demo, "build", lambda asked, progress: small(replace(asked, **options), progress))
     audit = demo.build_demo(tmp_path, Progress(), kind=kind)
     assert audit.root == tmp_path / f"demo-{kind}" and bool(audit.manifest.pair) == (kind == "preferences")
