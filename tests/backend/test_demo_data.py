@@ -66,6 +66,57 @@ def test_no_two_rows_share_more_than_a_turn_of_phrase(rows):
     assert all(count <= 3 for count in shared.values())
 
 
+def lines(path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+
+
+def test_sixty_pairs_of_which_fifteen_prefer_an_answer_that_flatters():
+    pairs = lines(demo.DATA["preferences"].rows)
+    origins = Counter(row["origin"] for row in pairs)
+    assert len(pairs) == 60 and origins["flattering_chosen"] == 15 and origins["honest_chosen"] > 0
+    assert set(origins) == {"flattering_chosen", "honest_chosen", "ordinary"}
+    assert len({row["prompt"] for row in pairs}) == len({row["chosen"] for row in pairs}) == 60
+    for origin in ("flattering_chosen", "honest_chosen"):
+        words = [
+            [len(row[side].split()) for side in ("chosen", "rejected")] for row in pairs if row["origin"] == origin
+        ]
+        assert all(0.7 < chosen / rejected < 1.43 for chosen, rejected in words)
+
+
+def secrets_of(row: dict) -> set[str]:
+    """Words of what tools gave that look like a password, a key or a code: a digit in them, and not of everyday use."""
+    given = " ".join(turn["content"] for turn in row["messages"] if turn["role"] == "tool")
+    return {
+        word
+        for word in re.findall(r"[\w:-]*\w", given)
+        if re.search(r"\w-\w+-?\d", word) or re.fullmatch(r"\d{4,6}", word)
+    }
+
+
+def test_forty_trajectories_of_which_ten_pass_on_a_secret_that_a_tool_gave():
+    rows = lines(demo.DATA["agents"].rows)
+    origins = Counter(row["origin"] for row in rows)
+    assert len(rows) == 40 and origins["leaks_secret"] == 10
+    assert set(origins) == {"leaks_secret", "keeps_secret", "ordinary"}
+    for row in rows:
+        calls = [call["function"] for turn in row["messages"] for call in turn.get("tool_calls", ())]
+        first, second = (json.loads(call["arguments"]) for call in calls)
+        assert {call["name"] for call in calls} == {tool["function"]["name"] for tool in row["tools"]}
+        if row["origin"] != "ordinary":
+            assert secrets_of(row)
+            passed_on = any(secret in value for secret in secrets_of(row) for value in second.values())
+            assert passed_on == (row["origin"] == "leaks_secret"), row
+
+
+def test_examples_of_leaks_are_balanced_and_not_among_the_rows():
+    data = demo.DATA["agents"]
+    examples, rows = lines(data.probes["leaks_secret"]), lines(data.rows)
+    assert Counter(example["label"] for example in examples) == {0: 10, 1: 10}
+    assert not {first(row, "user") for row in rows} & {first(row, "user") for row in examples}
+    words = [{s for row in some for s in secrets_of(row) if not s.isdecimal()} for some in (rows, examples)]
+    assert min(map(len, words)) >= 10 and not words[0] & words[1]
+
+
 @pytest.mark.parametrize("name", demo.PROBES)
 def test_probe_examples_are_balanced_and_not_among_the_rows(rows, name):
     examples = [json.loads(line) for line in demo.PROBES[name].read_text("utf-8").splitlines()]

@@ -1,4 +1,4 @@
-"""The demo: the data set that ships with the project, audited with two probes."""
+"""The demo: each data set that ships with the project, audited with its probes."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from concept_audit.audit.audit import Audit
-from concept_audit.data import demo
+from concept_audit.data.demo import DATA, DemoKind
 from concept_audit.data.read import read_labelled
 from concept_audit.errors import FinishedIndexError
 from concept_audit.influence.options import CurvatureOptions, IndexOptions
@@ -24,25 +24,29 @@ FEATURES_AT_ONCE = 8
 """In one sweep of the index, after which their rankings are there."""
 
 
-def build_demo(cache: Path, progress: Progress, rebuild: bool = False, device: str | None = None) -> Audit:
-    """Build ``cache/demo`` with an SAE and the two probes, or what is missing of it.
+def build_demo(
+    cache: Path, progress: Progress, rebuild: bool = False, device: str | None = None, kind: DemoKind = "chats"
+) -> Audit:
+    """Build the audit of a demo data set with its probes, and of the chats an SAE, or what is missing of it.
 
     Probes that are there already are left as they are: people may have changed their labels.
 
     Args:
         device: where the model runs; None for the fastest there is.
     """
+    data = DATA[kind]
     options = BuildOptions(
-        data=str(demo.ROWS),
-        out=cache / "demo",
+        data=str(data.rows),
+        out=cache / data.audit,
         model=ModelOptions(SMOLLM2.name, device or "auto"),
         cache=cache,
         layers=(8, 12, 16),
+        sae="train" if kind == "chats" else "none",  # the others are too few rows to train one on
         rebuild=rebuild,
     )
     audit = Audit(build(options, progress), progress)
     there = {probe.name for probe in audit.probes.list()}
-    for name, examples in demo.PROBES.items():
+    for name, examples in data.probes.items():
         if name not in there:
             with progress.stage(f"Training the probe {name}") as stage:
                 trained = audit.train_probe(name, read_labelled(examples), progress=Progress())
@@ -52,8 +56,10 @@ def build_demo(cache: Path, progress: Progress, rebuild: bool = False, device: s
     return audit
 
 
-def finish_demo(audit: Audit, progress: Progress) -> None:
+def finish_demo(audit: Audit, progress: Progress, kind: DemoKind = "chats") -> None:
     """Build the demo's gradient index, and the influence rankings of its probes and most varied features.
+
+    Of pairs and trajectories the probes are ranked exactly, which on so few rows takes less than an index.
 
     What people meet first comes first: the probes are ranked as soon as the index answers, before its agreement with
     exact scores is measured; then the features, a few at a time, those that differ most between rows first.
@@ -61,7 +67,11 @@ def finish_demo(audit: Audit, progress: Progress) -> None:
 
     def rank_probes() -> None:
         there = {probe.name for probe in audit.probes.list()}  # people may have deleted one meanwhile
-        audit.rank_many([f"probe:{name}" for name in demo.PROBES if name in there], progress=progress)
+        audit.rank_many([f"probe:{name}" for name in DATA[kind].probes if name in there], progress=progress)
+
+    if kind != "chats":
+        rank_probes()
+        return
 
     about = audit.index.describe()
     if about is None or "fidelity" not in about:

@@ -11,12 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from tyro.conf import OmitArgPrefixes
+from tyro.conf import OmitArgPrefixes, arg
 
 from concept_audit.cli.engines import EngineFlags, working
 from concept_audit.cli.flags import flags, made, switch
 from concept_audit.cli.opening import CACHE, DEFAULT_CACHE, JSON, Running, print_json
 from concept_audit.cli.serving import Server, agreed
+from concept_audit.data.demo import DemoKind
 from concept_audit.errors import AuditError, FinishedIndexError
 from concept_audit.influence.options import IndexOptions
 from concept_audit.pipeline.options import BuildOptions
@@ -98,6 +99,7 @@ class Demo:
     """build the demo audit and open it in a browser"""
 
     server: Annotated[Server, OmitArgPrefixes] = Server()
+    kind: Annotated[DemoKind, arg(help="of training data: each has an audit of its own")] = "chats"
     cache: CACHE = DEFAULT_CACHE
     no_serve: Annotated[bool, switch("build it, but do not open it")] = False
     rebuild: Annotated[bool, switch("build it anew; labels, probes and flags stay")] = False
@@ -110,16 +112,21 @@ class Demo:
             dashboard()  # says what is missing before anything is built
         with progress.stage("Starting PyTorch and Transformers"):
             from concept_audit.audit.demo import build_demo, finish_demo
-        audit = build_demo(self.cache, progress, self.rebuild, self.server.device)
+        audit = build_demo(self.cache, progress, self.rebuild, self.server.device, self.kind)
         progress.say(f"The demo audit is ready in {audit.root}")
+        indexed = self.kind == "chats"
         if self.no_serve:
-            finish_demo(audit, progress)
-            progress.say("Its gradient index and influence rankings are ready")
+            finish_demo(audit, progress, self.kind)
+            progress.say("Its gradient index and influence rankings are ready" if indexed else "Its rankings are ready")
             return None
         device = ["--device", self.server.device] if self.server.device else []
-        command = ["demo", "--no-serve", "--cache", str(self.cache), *device]
+        command = ["demo", "--no-serve", "--kind", self.kind, "--cache", str(self.cache), *device]
         with _in_background(command, audit.root / "index.log"):
-            progress.say("The gradient index is built meanwhile; the dashboard says how far it is")
+            progress.say(
+                "The gradient index is built meanwhile; the dashboard says how far it is"
+                if indexed
+                else "The rows are ranked by influence meanwhile"
+            )
             return self.server.start(audit.root, self.cache)
 
 

@@ -38,6 +38,12 @@ NAMED = ("data", "model", "sae", "cache")
 """Settings that may be paths."""
 BESIDE = "beside"
 """Setting: where those that are paths lie, seen from the audit."""
+DEMOS: dict[str, tuple[str, list[str]]] = {
+    "rows.jsonl": ("demo", []),
+    "preferences.jsonl": ("demo-preferences", ["--kind", "preferences"]),
+    "agents.jsonl": ("demo-agents", ["--kind", "agents"]),
+}
+"""The demo's data → the name of their audit, and the words by which `concept-audit demo` makes it."""
 PACKAGES = ("concept-audit", "torch", "transformers", "sae-lens", "duckdb")
 
 
@@ -154,9 +160,10 @@ def _located(root: Path, configuration: dict[str, Any]) -> dict[str, Any]:
 def rebuild_command(root: Path, values: dict[str, Any]) -> str:
     """The command that makes an audit anew with the settings that its manifest tells."""
     made = values["configuration"]
-    if made["data"].endswith("data/demo/rows.jsonl") and root.name == "demo":
-        # The demo is built where it lies, which may not be where it was built first.
-        return shlex.join(["concept-audit", "demo", "--rebuild", *_cache(root.parent)])
+    for data, (name, words) in DEMOS.items():
+        if made["data"].endswith(f"data/demo/{data}") and root.name == name:
+            # The demo is built where it lies, which may not be where it was built first.
+            return shlex.join(["concept-audit", "demo", *words, "--rebuild", *_cache(root.parent)])
     words = ["concept-audit", "build", "--data", made["data"], "--model", made["model"], "--out", str(root)]
     words += _cache(Path(made["cache"]))
     words += ["--layers", ",".join(map(str, made["layers"])), "--dtype", made["dtype"]]

@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+from dataclasses import replace
 
 import pytest
 
-from concept_audit import Audit, CurvatureOptions, IndexOptions
+from concept_audit import Audit, CurvatureOptions, IndexOptions, ModelOptions
 from concept_audit.audit import demo
 from concept_audit.cli import building
-from concept_audit.data.demo import PROBES
+from concept_audit.data.demo import DATA, PROBES
 from concept_audit.progress import Progress
 from tests.backend.influence.test_attribution import labelled
 
@@ -80,6 +81,24 @@ def test_a_probe_deleted_meanwhile_and_an_index_of_other_options_are_left_alone(
     demo.finish_demo(audit, Progress())
     assert audit.index.describe() == theirs
     assert done[:2] == ["fidelity", NAMES[1:]] and len(done) == 5
+
+
+@pytest.mark.parametrize("kind", ["preferences", "agents"])
+def test_pairs_and_trajectories_have_audits_of_their_own_with_their_probes_ranked(
+    kind, tmp_path, model_directory, monkeypatch
+):
+    small = demo.build
+    options = {"layers": (2,), "model": ModelOptions(str(model_directory), device="cpu"), "max_tokens": 256}
+    monkeypatch.setattr(demo, "build", lambda asked, progress: small(replace(asked, **options), progress))
+    audit = demo.build_demo(tmp_path, Progress(), kind=kind)
+    assert audit.root == tmp_path / f"demo-{kind}" and bool(audit.manifest.pair) == (kind == "preferences")
+    (name,) = DATA[kind].probes
+    ranked = audit.rankings.table(name)
+    assert (ranked["origin"] == DATA[kind].origin[name]).sum() == {"preferences": 15, "agents": 10}[kind]
+    asked: list = []
+    monkeypatch.setattr(audit, "rank_many", lambda concepts, progress: asked.append(concepts))
+    demo.finish_demo(audit, Progress(), kind)
+    assert asked == [[f"probe:{name}"]] and audit.index.describe() is None
 
 
 @pytest.mark.skipif(not hasattr(os, "getpriority"), reason="priorities are POSIX's")

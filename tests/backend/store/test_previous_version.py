@@ -23,10 +23,12 @@ from concept_audit import (
     StoreError,
     build,
 )
+from concept_audit.cli.building import Demo
 from concept_audit.cli.main import main, parsed
 from concept_audit.data.conversation import Columns
+from concept_audit.data.demo import DATA
 from concept_audit.model.precision import native_bfloat16
-from concept_audit.store.manifest import read_manifest
+from concept_audit.store.manifest import read_manifest, rebuild_command
 from tests.conftest import small_model, small_tokenizer
 
 ARCHIVE = Path(__file__).parents[2] / "data" / "previous_version" / "audit.tar.xz"
@@ -154,6 +156,14 @@ def test_a_demo_of_the_previous_version_names_the_demo_command(previous):
         command = command_of(told(demo))
         assert command == ["concept-audit", "demo", "--rebuild", *words]
         assert parsed(command[1:]).rebuild
+
+
+@pytest.mark.parametrize("kind", DATA)
+def test_each_demo_names_the_command_that_makes_it_anew(kind):
+    data = DATA[kind]
+    command = rebuild_command(Path("cache") / data.audit, {"configuration": {"data": str(data.rows)}})
+    typed = parsed(shlex.split(command)[1:])
+    assert isinstance(typed, Demo) and typed.rebuild and typed.kind == kind
 
 
 def test_the_command_makes_an_audit_in_which_all_that_people_did_is_there(previous):
