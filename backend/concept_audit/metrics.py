@@ -108,6 +108,44 @@ def precision_at_k(scores: np.ndarray, labels: np.ndarray, k: int) -> float:
     return float(labels[np.argsort(-scores, kind="stable")[:k]].mean())
 
 
+def wilson_interval(successes: int, n: int) -> tuple[float, float]:
+    """95% score interval of a share (Wilson 1927): (p + z²/2n ± z √(p(1 − p)/n + z²/4n²)) / (1 + z²/n).
+
+    Returns:
+        NaN for no observation.
+    """
+    if not n:
+        return NAN, NAN
+    p, z2 = successes / n, NORMAL_95**2
+    middle, reach = p + z2 / (2 * n), NORMAL_95 * sqrt(p * (1 - p) / n + z2 / (4 * n**2))
+    return max((middle - reach) / (1 + z2 / n), 0.0), min((middle + reach) / (1 + z2 / n), 1.0)
+
+
+def balanced_accuracy(said: np.ndarray, truth: np.ndarray) -> Estimate:
+    """The mean of the true positive and the true negative rate, (TPR + TNR)/2; a judge who guesses has 1/2.
+
+    Its 95% interval is put together from the Wilson intervals [l, u] of the two rates (Newcombe 1998, method 10;
+    Zou and Donner 2008): the lower bound is the value less ½ √((TPR − l₁)² + (TNR − l₂)²), the upper one likewise.
+
+    Args:
+        said, truth: bool [n].
+
+    Returns:
+        NaN where one of the classes is empty; n counts both.
+    """
+    said, truth = np.asarray(said, bool), np.asarray(truth, bool)
+    counts = [(int((said & truth).sum()), int(truth.sum())), (int((~said & ~truth).sum()), int((~truth).sum()))]
+    if not all(n for _, n in counts):
+        return Estimate(NAN, n=len(truth))
+    rates = [hits / n for hits, n in counts]
+    bounds = [wilson_interval(hits, n) for hits, n in counts]
+    value = sum(rates) / 2
+    below, above = (
+        sqrt(sum((rate - bound[side]) ** 2 for rate, bound in zip(rates, bounds, strict=True))) / 2 for side in (0, 1)
+    )
+    return Estimate(value, max(value - below, 0.0), min(value + above, 1.0), len(truth))
+
+
 # Correlations and means, with their intervals
 
 

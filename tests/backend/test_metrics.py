@@ -131,3 +131,31 @@ def test_metrics_stand_at_the_bottom_of_the_house():
     names = [node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
     names += [alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names]
     assert {name.split(".")[0] for name in names} <= {"__future__", "dataclasses", "math", "numpy", "scipy", "sklearn"}
+
+
+def test_balanced_accuracy_is_the_mean_of_the_two_rates():
+    truth = np.array([True] * 8 + [False] * 20)
+    said = np.array([True] * 6 + [False] * 2 + [True] * 5 + [False] * 15)
+    found = metrics.balanced_accuracy(said, truth)
+    assert found.value == pytest.approx((6 / 8 + 15 / 20) / 2) and found.n == 28
+    assert 0 < found.low < found.value < found.high < 1
+    assert np.isnan(metrics.balanced_accuracy(said[:8], truth[:8]).value)
+    perfect = metrics.balanced_accuracy(truth, truth)
+    assert perfect.value == perfect.high == 1 and perfect.low < 0.9
+
+
+def test_wilsons_interval_is_scipys():
+    for hits, n in ((0, 5), (3, 7), (40, 40), (13, 200)):
+        expected = stats.binomtest(hits, n).proportion_ci(method="wilson")
+        assert metrics.wilson_interval(hits, n) == pytest.approx((expected.low, expected.high), abs=1e-6)
+
+
+def test_the_interval_of_balanced_accuracy_covers():
+    rng = np.random.default_rng(0)
+    truth = np.arange(80) < 40
+    covered = []
+    for _ in range(400):
+        said = rng.random(80) < np.where(truth, 0.8, 0.3)
+        found = metrics.balanced_accuracy(said, truth)
+        covered.append(found.low <= 0.75 <= found.high)
+    assert np.mean(covered) > 0.91

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import streamlit as st
 
-from concept_audit_app.components.features import figures, meaning, name_box, rows_by_quantile, similar, walk
+from concept_audit_app.components.features import (
+    figures,
+    label_origin,
+    meaning,
+    name_box,
+    rows_by_quantile,
+    similar,
+    walk,
+)
 from concept_audit_app.components.heatmap import style_sheet
 from concept_audit_app.components.own_text import own_text
 from concept_audit_app.components.rows import page_problem
@@ -24,7 +32,7 @@ style_sheet()
 st.title("Concepts")
 st.caption(
     "SAE features are directions that a sparse autoencoder found in the model's activations on this data. "
-    "Each is named by the tokens on which it fires most reliably."
+    "Each is named by the tokens on which it fires most reliably, or by a label that tells more."
 )
 if not audit.overview().n_features:
     st.info("This audit was built without an SAE (`--sae none`). Draw a probe instead.", icon=":material/info:")
@@ -91,7 +99,7 @@ with table_side:
         st.session_state["features_listed"] = features["feature_id"].tolist()
         st.caption(f"{len(features):,} features. Choose a row to see where it fires.")
         st.dataframe(
-            features[["feature_id", "label", "n_examples", "max_activation"]],
+            features[["feature_id", "label", "label_score", "n_examples", "max_activation"]],
             hide_index=True,
             height=560,
             key="features_table",
@@ -101,6 +109,13 @@ with table_side:
             column_config={
                 "feature_id": st.column_config.NumberColumn("Feature", width=65),
                 "label": st.column_config.TextColumn("Label", width=150),
+                "label_score": st.column_config.NumberColumn(
+                    "Tells",
+                    width=50,
+                    format="%.2f",
+                    help="how well the label tells where the feature fires: balanced accuracy, 0.50 for a guess; "
+                    "made by `concept-audit label`",
+                ),
                 "n_examples": st.column_config.NumberColumn("Rows", width=50, help="rows in which it fires"),
                 "max_activation": st.column_config.NumberColumn(
                     "Max", width=60, format="%.1f", help="its highest activation"
@@ -135,6 +150,7 @@ with feature_side:
         )
         name_box(audit, about)
         st.caption(f"layer {int(about.layer)}", width="content")
+    label_origin(audit, about)
     meaning(about)
     similar(audit, f"sae:{feature}", int(feature))
     rows_by_quantile(audit, f"sae:{feature}", int(feature))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -20,6 +21,13 @@ from concept_audit_app.components.url import choose
 
 ROWS_EACH = 3
 SIMILAR = 8
+ORIGINS = {
+    "person": "written by a person",
+    "endpoint": "by a language model",
+    "import": "from a file",
+    "words": "words of the texts, by log-odds",
+    "tokens": "its tokens",
+}
 QUANTILES = {1: "Strongest quarter", 2: "Second quarter", 3: "Third quarter", 4: "Weakest quarter"}
 
 
@@ -86,6 +94,44 @@ def name_box(audit: Audit, about: pd.Series) -> None:
             on_change=keep,
             help="Press Enter to keep it, for everybody; empty brings the automatic one back",
         )
+
+
+def label_origin(audit: Audit, about: pd.Series) -> None:
+    """Where a feature's label is from, how well it tells where the feature fires, and the clearest piece of text."""
+    every = audit.feature_labels.of(int(about.feature_id))
+    shown = every[every["place"] == 1]
+    if shown.empty:
+        return
+    first = shown.iloc[0]
+    maker = f" ({plain(str(first.maker))})" if first.maker else ""
+    st.caption(
+        f"Label: {ORIGINS[str(first.origin)]}{maker}{_detection(first)}",
+        help="Balanced accuracy, with a 95% interval, of telling pieces of text in which the feature fires from pieces "
+        "in which it does not, by the label alone; the pieces are others than those that the label was made of. "
+        "A guess has 0.50.",
+    )
+    others = [
+        f"{plain(str(one.label))}: {ORIGINS[str(one.origin)]}{_detection(one)}"
+        for one in every[every["place"] > 1].itertuples()
+    ]
+    if others:
+        with st.expander("Other labels"):
+            for line in others:
+                st.markdown(line)
+    snippet = next((text for text in every["snippet"] if text), "")
+    if snippet:
+        before, _, rest = snippet.partition("«")
+        token, _, after = rest.partition("»")
+        st.html(
+            f'<div style="font-size:.9rem;opacity:.9;margin-bottom:.6rem">Clearest piece: {text_html(before)}'
+            f"<mark>{text_html(token)}</mark>{text_html(after)}</div>"
+        )
+
+
+def _detection(label: Any) -> str:
+    if pd.isna(label.score):
+        return ""
+    return f", detection {label.score:.2f} ({label.low:.2f}–{label.high:.2f})"
 
 
 def meaning(about: pd.Series) -> None:

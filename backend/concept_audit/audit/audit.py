@@ -10,6 +10,7 @@ from concept_audit.audit.comparisons import Comparisons
 from concept_audit.audit.concepts import Concepts
 from concept_audit.audit.evidence import Validations
 from concept_audit.audit.exports import Exports
+from concept_audit.audit.feature_labels import FeatureLabels
 from concept_audit.audit.flags import Flags
 from concept_audit.audit.forecast import Forecasts
 from concept_audit.audit.index import Index
@@ -47,6 +48,7 @@ class Audit:
 
     Attributes:
         concepts: SAE features and probes, and what is known of each.
+        feature_labels: labels of SAE features, where they are from, and how well they tell where a feature fires.
         labels: the labelled examples of probes.
         probes: training probes, and their versions.
         queue: rows to label next.
@@ -77,6 +79,7 @@ class Audit:
         derived_bytes: int | None = None,
     ):
         self.opened = OpenAudit(root, progress, read_only, device, engine, trust_remote_code, derived_bytes)
+        self.feature_labels = FeatureLabels(self.opened)
         self.labels = Labels(self.opened)
         self.probes = Probes(self.opened, self.labels)
         self.concepts = Concepts(self.opened, self.probes)

@@ -50,7 +50,8 @@ class Concepts:
         return concept
 
     def features(self, search: str = "", order: str = "max_activation", live_only: bool = True) -> pd.DataFrame:
-        """SAE features: feature_id, label, density, max_activation, mean_activation, n_examples, top_tokens, promoted, layer.
+        """SAE features: feature_id, label, density, max_activation, mean_activation, n_examples, top_tokens, promoted, layer,
+        label_origin, label_score (see `FeatureLabels`).
 
         Args:
             search: in the label, the top tokens, or the tokens that the feature promotes.

@@ -14,6 +14,7 @@ from concept_audit.cli.building import Build, Demo, Index
 from concept_audit.cli.checking import Check
 from concept_audit.cli.concepts import Concepts, Features, Probe
 from concept_audit.cli.forecast import Forecast
+from concept_audit.cli.labels import Label
 from concept_audit.cli.moving import Pull, Push
 from concept_audit.cli.ranking import Export, Flag, Rank
 from concept_audit.cli.serving import Delete, Info, List, Serve, Sql
@@ -35,6 +36,7 @@ COMMANDS: dict[str, Any] = {
     "list": List,
     "concepts": Concepts,
     "features": Features,
+    "label": Label,
     "sql": Sql,
     "check": Check,
     "delete": Delete,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -25,6 +26,7 @@ FIRINGS = pa.schema(
 ANSWERS = pa.schema([("example_id", pa.int64()), ("answer", pa.string()), ("n_tokens", pa.int32())])
 TOKENS_PER_BLOCK = 4096
 FEATURE_GROUP = 8192
+SIDES: tuple[Literal["left"], Literal["right"]] = ("left", "right")
 
 
 def write_means(means: RowShards, number: int, layers: Mapping[int, np.ndarray]) -> None:
@@ -143,6 +145,22 @@ def read_firings(features: RowShards, feature: int, example_ids: Sequence[int]) 
         owners = table["example_id"].to_numpy()
         pairs = np.stack([table["token_position"].to_numpy(), table["activation"].to_numpy()], axis=1)
         found |= {i: pairs[owners == i] for i in wanted}
+    return found
+
+
+def read_fired(features: RowShards, example_ids: Sequence[int]) -> dict[int, np.ndarray]:
+    """Every SAE feature that fires in chosen rows: example id → (position, feature), int64 [firings, 2]."""
+    found: dict[int, np.ndarray] = {}
+    for number, wanted in by_shard(example_ids).items():
+        table = read_columns(
+            features.complete(number), ["example_id", "token_position", "feature_id"], [("example_id", "in", wanted)]
+        )
+        owners = table["example_id"].to_numpy()
+        pairs = np.stack([table[name].to_numpy() for name in ("token_position", "feature_id")], axis=1)
+        order = np.argsort(owners, kind="stable")
+        begins, ends = (np.searchsorted(owners[order], wanted, side=side) for side in SIDES)
+        parts = (pairs[order[begin:end]] for begin, end in zip(begins, ends, strict=True))
+        found |= {i: part.astype(np.int64) for i, part in zip(wanted, parts, strict=True)}
     return found
 
 

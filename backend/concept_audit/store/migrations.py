@@ -181,6 +181,17 @@ def _to_4(cursor: Cursor) -> None:
     """The views say which scores are exact; no table is another one."""
 
 
+def _to_5(cursor: Cursor) -> None:
+    """Labels of SAE features that nobody wrote by hand, with their origin and how well they tell firing texts."""
+    cursor.execute(
+        """CREATE TABLE base.made_labels (
+               sae VARCHAR NOT NULL, feature_id INTEGER NOT NULL, origin VARCHAR NOT NULL, label VARCHAR NOT NULL,
+               maker VARCHAR NOT NULL, score DOUBLE, low DOUBLE, high DOUBLE, n INTEGER NOT NULL,
+               snippet VARCHAR NOT NULL, build_id VARCHAR NOT NULL, made_at TIMESTAMP NOT NULL,
+               PRIMARY KEY (sae, feature_id, origin));"""
+    )
+
+
 def _derived_to_2(cursor: Cursor) -> None:
     """Scores that say whether they are exact, which no ranking's from the gradient index were."""
     cursor.execute(
@@ -196,7 +207,7 @@ def _derived_to_2(cursor: Cursor) -> None:
     )
 
 
-STEPS: Mapping[int, Callable[[Cursor], None]] = {2: _to_2, 3: _to_3, 4: _to_4}
+STEPS: Mapping[int, Callable[[Cursor], None]] = {2: _to_2, 3: _to_3, 4: _to_4, 5: _to_5}
 """The format that a step leads to → the step."""
 DERIVED_STEPS: Mapping[int, Callable[[Cursor], None]] = {2: _derived_to_2}
 """The same of ``derived``."""

@@ -117,7 +117,8 @@ def concept(cursor: Cursor, wanted: str) -> Concept:
 def features(cursor: Cursor, search: str = "", order: str = "max_activation", live_only: bool = True) -> pd.DataFrame:
     """SAE features whose label, top tokens or promoted tokens contain `search`, in the order of a key of `FEATURE_ORDER`."""
     return cursor.execute(
-        f"""SELECT feature_id, label, density, max_activation, mean_activation, n_examples, top_tokens, promoted, layer
+        f"""SELECT feature_id, label, density, max_activation, mean_activation, n_examples, top_tokens, promoted, layer,
+                   label_origin, label_score
             FROM main.sae_features
             WHERE (density > 0 OR NOT ?) AND (? = '' OR contains(lower(label), lower(?))
                 OR len(list_filter(top_tokens || promoted, lambda t: contains(lower(t), lower(?)))) > 0)

@@ -20,7 +20,7 @@ from concept_audit.store.evidence import EVIDENCE_TABLES
 
 FORMAT = 2
 """Of ``audit.duckdb``; another one has to be built anew."""
-WORKSPACE_FORMAT = 4
+WORKSPACE_FORMAT = 5
 """Of ``workspace.duckdb``; an older one is brought here step by step: see `concept_audit.store.migrations`."""
 DERIVED_FORMAT = 2
 """Of ``derived.duckdb``; an older one is brought here too, one of a newer version is thrown away."""
@@ -114,6 +114,10 @@ CREATE TABLE base.saved_views (
 CREATE TABLE base.feature_labels (
     sae VARCHAR NOT NULL, feature_id INTEGER NOT NULL, label VARCHAR NOT NULL, labelled_by VARCHAR NOT NULL,
     labelled_at TIMESTAMP NOT NULL, PRIMARY KEY (sae, feature_id));
+CREATE TABLE base.made_labels (
+    sae VARCHAR NOT NULL, feature_id INTEGER NOT NULL, origin VARCHAR NOT NULL, label VARCHAR NOT NULL,
+    maker VARCHAR NOT NULL, score DOUBLE, low DOUBLE, high DOUBLE, n INTEGER NOT NULL, snippet VARCHAR NOT NULL,
+    build_id VARCHAR NOT NULL, made_at TIMESTAMP NOT NULL, PRIMARY KEY (sae, feature_id, origin));
 """
 """Of ``base.probe_trainings`` no row ever goes: a version never comes again for a name, whatever is deleted."""
 WORKSPACE_TABLES = PEOPLES_TABLES + EVIDENCE_TABLES
@@ -144,12 +148,25 @@ exact scores of a ranking from the gradient index are, and what they tell of it.
 
 WORKSPACE_VIEWS = """
 CREATE OR REPLACE VIEW main.examples AS SELECT * FROM audit.main.examples;
+CREATE OR REPLACE VIEW main.feature_labels AS
+    SELECT feature_id, label, origin, maker, score, low, high, n, snippet, made_at, row_number() OVER (
+        PARTITION BY feature_id ORDER BY CASE WHEN origin = 'words' AND score < tokens_score THEN 6
+            ELSE list_position(['person', 'endpoint', 'import', 'words', 'tokens'], origin) END) AS place
+    FROM (
+        SELECT *, max(score) FILTER (origin = 'tokens') OVER (PARTITION BY feature_id) AS tokens_score FROM (
+            SELECT feature_id, label, 'person' AS origin, labelled_by AS maker, NULL::DOUBLE AS score,
+                   NULL::DOUBLE AS low, NULL::DOUBLE AS high, 0 AS n, '' AS snippet, labelled_at AS made_at
+            FROM base.feature_labels WHERE sae = (SELECT value FROM audit.base.meta WHERE key = 'sae')
+            UNION ALL
+            SELECT feature_id, label, origin, maker, score, low, high, n, snippet, made_at FROM base.made_labels
+            WHERE sae = (SELECT value FROM audit.base.meta WHERE key = 'sae') AND (origin IN ('endpoint', 'import')
+                OR build_id = (SELECT value FROM audit.base.meta WHERE key = 'build_id'))));
 CREATE OR REPLACE VIEW main.sae_features AS
     SELECT feature_id, coalesce(l.label, f.label) AS label, density, max_activation, top_tokens,
-           mean_activation, n_examples, layer, promoted, suppressed, histogram
+           mean_activation, n_examples, layer, promoted, suppressed, histogram,
+           coalesce(l.origin, 'tokens') AS label_origin, l.score AS label_score
     FROM audit.main.sae_features f LEFT JOIN (
-        SELECT feature_id, label FROM base.feature_labels
-        WHERE sae = (SELECT value FROM audit.base.meta WHERE key = 'sae')) l USING (feature_id);
+        SELECT feature_id, label, origin, score FROM main.feature_labels WHERE place = 1) l USING (feature_id);
 CREATE OR REPLACE VIEW main.feature_activations AS SELECT * FROM audit.main.feature_activations;
 CREATE OR REPLACE VIEW main.concepts AS
     SELECT concept_id, name, kind, c.layer, direction, f.label, version, details

@@ -8,14 +8,14 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 
-from concept_audit.evidence import judge as judge_module
+from concept_audit.evidence import endpoint
 
 
 class JudgeServer(HTTPServer):
     """An OpenAI-compatible endpoint.
 
     Attributes:
-        reply: the judge's words.
+        reply: the judge's words, or a function that makes them of a request's body.
         statuses: of the next replies; the last one stays.
         headers: of every reply.
         asked: bodies of the requests so far, with their path and key.
@@ -41,7 +41,8 @@ class _Handler(BaseHTTPRequestHandler):
         for name, value in self.server.headers.items():
             self.send_header(name, value)
         self.end_headers()
-        reply = {"choices": [{"message": {"content": self.server.reply}}]}
+        said = self.server.reply(body) if callable(self.server.reply) else self.server.reply
+        reply = {"choices": [{"message": {"content": said}}]}
         self.wfile.write(json.dumps(reply, ensure_ascii=False).encode())
 
     def log_message(self, *arguments):
@@ -50,8 +51,8 @@ class _Handler(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def judge(monkeypatch):
-    monkeypatch.setattr(judge_module, "FIRST_DELAY", 0.01)
-    monkeypatch.setattr(judge_module, "LONGEST_DELAY", 0.05)
+    monkeypatch.setattr(endpoint, "FIRST_DELAY", 0.01)
+    monkeypatch.setattr(endpoint, "LONGEST_DELAY", 0.05)
     with JudgeServer() as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield server

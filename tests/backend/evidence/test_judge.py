@@ -8,8 +8,9 @@ import time
 import pytest
 
 from concept_audit import AuditError
-from concept_audit.evidence import judge as judge_module
-from concept_audit.evidence.judge import RETRIES, Judge
+from concept_audit.evidence import endpoint
+from concept_audit.evidence.endpoint import RETRIES
+from concept_audit.evidence.judge import Judge
 from tests.backend.evidence.conftest import JudgeServer
 
 
@@ -38,8 +39,8 @@ def test_a_judge_that_refuses_is_not_asked_again(judge, status):
 def test_a_judge_says_how_long_to_wait_within_reason(judge, monkeypatch, asked, waited):
     slept = []
     monkeypatch.setattr(time, "sleep", slept.append)
-    monkeypatch.setattr(judge_module, "FIRST_DELAY", 1.0)
-    monkeypatch.setattr(judge_module, "LONGEST_DELAY", 60.0)
+    monkeypatch.setattr(endpoint, "FIRST_DELAY", 1.0)
+    monkeypatch.setattr(endpoint, "LONGEST_DELAY", 60.0)
     judge.statuses, judge.headers = [429, 200], {"Retry-After": asked}
     assert Judge(judge.url, "wise", "warmth").score("Hello?", "Dear friend!") == 0.7
     assert slept == waited
@@ -48,14 +49,14 @@ def test_a_judge_says_how_long_to_wait_within_reason(judge, monkeypatch, asked, 
 def test_delays_double(judge, monkeypatch):
     slept = []
     monkeypatch.setattr(time, "sleep", slept.append)
-    monkeypatch.setattr(judge_module, "LONGEST_DELAY", 60.0)
+    monkeypatch.setattr(endpoint, "LONGEST_DELAY", 60.0)
     with pytest.raises(AuditError, match="cannot be used .*check --judge-url"):
         Judge("http://127.0.0.1:9/v1", "wise", "warmth").score("Hello?", "Dear friend!")
     assert slept == pytest.approx([0.01 * 2**retry for retry in range(RETRIES)])
 
 
 def test_a_judge_that_says_nothing_in_time_is_named_with_the_time(judge, monkeypatch):
-    monkeypatch.setattr(judge_module, "RETRIES", 1)
+    monkeypatch.setattr(endpoint, "RETRIES", 1)
     judge.shutdown()  # it takes connections still, and answers none
     with pytest.raises(AuditError, match="no reply within 0.1 seconds"):
         Judge(judge.url, "wise", "warmth", timeout=0.1).score("Hello?", "Dear friend!")
@@ -78,7 +79,7 @@ def test_the_key_goes_along_without_the_files_last_line_break(judge, monkeypatch
 def test_a_key_goes_to_no_other_machine_unencrypted(monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "secret")
     sent = []
-    monkeypatch.setattr(judge_module.httpx.Client, "post", lambda *_a, **_k: sent.append(1))
+    monkeypatch.setattr(endpoint.httpx.Client, "post", lambda *_a, **_k: sent.append(1))
     with pytest.raises(AuditError, match="OPENAI_API_KEY would be sent unencrypted.*https://"):
         Judge("http://judge.example/v1", "wise", "warmth").score("Hello?", "Dear friend!")
     assert not sent
