@@ -27,6 +27,7 @@ def desk(page, address):
     page.set_viewport_size({"width": 1440, "height": 900})
     page.goto(f"{address}/audit?concept=sae:3")
     settle(page)
+    options(page).first.wait_for()
     coloured_tokens(page).first.wait_for()
     return page
 
