@@ -9,6 +9,7 @@ from concept_audit_app.components.charts import short
 from concept_audit_app.components.forecast_view import show_forecast
 from concept_audit_app.components.forecasting import needed
 from concept_audit_app.components.session import current_audit, read_only
+from concept_audit_app.components.tables import records
 from concept_audit_app.components.url import select_by_id
 
 EVERY, FLAGGED = RowFilter(), RowFilter(flag="any")
@@ -34,11 +35,11 @@ sources = audit.rows.sources()["source"].tolist()
 for source in sources if len(sources) > 1 else ():
     parts[f"source:{source}"] = RowFilter(sources=(source,))
     names[f"source:{source}"] = f"Source: {source}"
-for field in audit.rows.metadata_fields().itertuples():
-    if 1 < field.n_values <= MOST_VALUES:
-        for value in field.top_values:
-            parts[f"{field.field}={value}"] = RowFilter(metadata={str(field.field): (str(value),)})
-            names[f"{field.field}={value}"] = f"{field.field}: {value}"
+for field in records(audit.rows.metadata_fields()):
+    if 1 < field["n_values"] <= MOST_VALUES:
+        for value in field["top_values"]:
+            parts[f"{field['field']}={value}"] = RowFilter(metadata={field["field"]: (str(value),)})
+            names[f"{field['field']}={value}"] = f"{field['field']}: {value}"
 with st.container(horizontal=True, vertical_alignment="bottom"):
     view = select_by_id("Forecast of", list(VIEWS), VIEWS.__getitem__, "forecast", width=230)
     chosen = "flagged"

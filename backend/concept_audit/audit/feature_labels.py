@@ -188,7 +188,8 @@ class FeatureLabels:
         if path.suffix not in formats:
             raise ConceptError(f"{path}: name a file that ends in .csv or .jsonl")
         frame = self.list()[list(COLUMNS)]
-        count, _ = write_file(lambda: frame.to_dict("records"), formats[path.suffix], path, columns=COLUMNS)
+        records = [{str(name): value for name, value in row.items()} for row in frame.to_dict("records")]
+        count, _ = write_file(lambda: records, formats[path.suffix], path, columns=COLUMNS)
         return count
 
     def take(self, path: Path) -> tuple[int, LeftOut]:

@@ -102,7 +102,7 @@ class Flags:
         self,
         where: RowFilter,
         concept: str | None = None,
-        method: str = "vector_filter",
+        method: str | None = None,
         options: InfluenceOptions = DEFAULTS,
     ) -> dict[str | None, int]:
         """How many of the rows that pass a filter have which flag; None stands for those that nobody has judged."""

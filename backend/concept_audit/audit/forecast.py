@@ -241,10 +241,10 @@ def _together(
         about = {
             "concept_id": [f"probe:{name}" for name in names],
             "name": names,
-            "kind": "probe",
-            "layer": layer,
+            "kind": ["probe"] * len(names),
+            "layer": [layer] * len(names),
             "label": names,
-            "usual": np.nan,
+            "usual": [np.nan] * len(names),
         }
         tables.insert(0, pd.DataFrame({**about, **vars(each)}))
     if not tables:

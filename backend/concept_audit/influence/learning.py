@@ -159,7 +159,7 @@ class Learner:
             for places in batches_by_length([spans[i] for i in mine], budget):
                 chosen = [mine[place] for place in places]
                 directions = torch.randn(len(chosen), self.lm.d_model, generator=generator)
-                if kind in asked:
+                if kind is not None and kind in asked:
                     given = torch.from_numpy(asked[kind][chosen])
                     known = given.isfinite().all(1)
                     directions[known] = given[known]

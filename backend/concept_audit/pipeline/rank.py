@@ -156,7 +156,9 @@ def scores_of(sources: Sources, wanted: Request, ranking: int, progress: Progres
     means = sources.shards("activations")
     match wanted.method:
         case "feature_activation":
-            return sources.read(partial(feature_activation, feature=concept.feature_id))
+            feature = concept.feature_id
+            assert feature is not None, "only SAE features have this method"
+            return sources.read(partial(feature_activation, feature=feature))
         case "vector_filter":
             return vector_filter(read_means(means, concept.layer), direction)[:, 0]
         case "projection_difference":
