@@ -16,7 +16,7 @@ from concept_audit.pipeline.build import build
 from concept_audit.pipeline.options import BuildOptions
 from concept_audit.progress import Progress
 
-INDEX = IndexOptions(row_bytes=16_384, samples=256, curvature=CurvatureOptions(curvature_tokens=8_000))
+INDEX = IndexOptions(samples=256, curvature=CurvatureOptions(curvature_tokens=8_000))
 """Less than the usual sizes, for a data set of 439 rows on a laptop."""
 RANKED_FEATURES = 24
 """SAE features whose influence is ranked behind the app; that of any other takes seconds when it is asked for."""

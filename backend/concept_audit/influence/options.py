@@ -134,12 +134,16 @@ def content(part: QueryOptions | CurvatureOptions | ScoringOptions) -> dict[str,
     return {f.name: getattr(part, f.name) for f in fields(part) if f.metadata != NO_SCORE}
 
 
+ROW_BYTES = (32_768, 131_072)
+USUAL_BYTES = 1 << 30
+
+
 @dataclass(frozen=True)
 class IndexOptions:
     """How a gradient index is built.
 
     Attributes:
-        row_bytes: kept of each row, one to four numbers a byte; more are more faithful.
+        row_bytes: kept of each row, one to four numbers a byte; more are more faithful. None for `usual_row_bytes`.
         samples: concepts drawn to learn the projection from.
         layers: where concepts may live; the index tracks the blocks up to the deepest. None for the audit's layers.
         curvature: of the whitening, always EK-FAC; the projection is learned for its damping.
@@ -148,10 +152,20 @@ class IndexOptions:
         partial: as in `ScoringOptions`.
     """
 
-    row_bytes: int = 32_768
+    row_bytes: int | None = None
     samples: int = 1024
     layers: tuple[int, ...] | None = None
     curvature: CurvatureOptions = CurvatureOptions()
     weights: Weights = "auto"
     precision: Precision = "auto"
     partial: bool = False
+
+
+def usual_row_bytes(rows: int) -> int:
+    """Bytes of a row in an index: as many as keep all rows within `USUAL_BYTES`, but no fewer than 32 KiB, no more than 128.
+
+    Up to 128 KiB more bytes are clearly more faithful, and cost a build next to nothing; a sweep takes as long as all
+    rows' bytes are many.
+    """
+    least, most = ROW_BYTES
+    return min(most, max(least, USUAL_BYTES // max(rows, 1) // 1024 * 1024))

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from concept_audit.influence.coding import DISTORTION, allocate, order_and_packing, quantise, steps_and_centres
+from concept_audit.influence.options import usual_row_bytes
 from concept_audit.store.packing import WIDTHS, Packing
 
 
@@ -84,3 +85,14 @@ def test_packed_numbers_come_out_as_they_went_in():
     for dtype in (torch.int8, torch.float32):
         room = torch.empty(32, packing.numbers, dtype=dtype)
         assert (packing.unpack(torch.from_numpy(packed), room).numpy() == values).all()
+
+
+def test_an_index_keeps_more_of_each_row_where_rows_are_few():
+    assert [usual_row_bytes(rows) for rows in (0, 439, 8_192, 16_384, 32_768, 1_000_000)] == [
+        131_072,
+        131_072,
+        131_072,
+        65_536,
+        32_768,
+        32_768,
+    ]

@@ -21,7 +21,7 @@ from concept_audit.errors import ConceptError, FinishedIndexError, StoreError
 from concept_audit.files import remove_leftovers
 from concept_audit.influence import projection
 from concept_audit.influence.learning import KeptNumbers, Learner
-from concept_audit.influence.options import IndexOptions
+from concept_audit.influence.options import IndexOptions, usual_row_bytes
 from concept_audit.influence.projection import LayerProjection, Sides
 from concept_audit.influence.wide import wide_form
 from concept_audit.model.coverage import check_outside
@@ -46,7 +46,8 @@ from concept_audit.store.examples import read_tokens
 from concept_audit.store.index import INDEX, IndexFiles, index_files, present_indexes
 from concept_audit.store.shard_store import RowShards, intact, read_tensors
 
-SIDE_ROWS, OWN_ROWS = 96, 96
+SIDE_ROWS, OWN_ROWS = (48, 96), 96
+"""Rows that the sides are learned from: an eighth of the samples, but no fewer and no more than these."""
 COST = {"curvature": 3.5, "sides": 2.5, "samples": 0.7, "rows": 1.0, "exact": 5.0}
 """What a token of each step takes, in gradient passes over a token: measured with SmolLM2 on a CPU.
 
@@ -92,7 +93,7 @@ def build_index(
         "data": sources.data,
         "layers": layers,
         "blocks": [1, layers[-1]],
-        "row_bytes": options.row_bytes,
+        "row_bytes": options.row_bytes or usual_row_bytes(sources.shards("tokens").partition.rows),
         "norms": NORMS,
         "coding": CODING,
         "samples": options.samples,
@@ -204,8 +205,8 @@ class _Building:
         lengths = [len(row.input_ids) for number in numbers for row in read_tokens(self._tokens, number)]
         rows = len(lengths)
         self._progress.say(
-            f"Gradient index: {rows:,} rows × {self._options.row_bytes / 1024:.3g} KiB = "
-            f"{rows * self._options.row_bytes / 2**20:,.0f} MiB, and about "
+            f"Gradient index: {rows:,} rows × {self._made_of['row_bytes'] / 1024:.3g} KiB = "
+            f"{rows * self._made_of['row_bytes'] / 2**20:,.0f} MiB, and about "
             f"{self._projection_bytes() / 2**20:,.0f} MiB that do not grow with the rows; about "
             f"{self._minutes(lengths):,.0f} minutes from the start"
         )
@@ -237,7 +238,7 @@ class _Building:
                 run.losses(batch, lambda index, a, delta: None)
         pace = (time.monotonic() - started) / batch.ids.shape[1]
         mean, total = float(np.mean(lengths)), sum(lengths)
-        sampled = SIDE_ROWS * COST["sides"] + self._options.samples * COST["samples"]
+        sampled = _side_rows(self._options.samples) * COST["sides"] + self._options.samples * COST["samples"]
         sampled += OWN_ROWS * COST["rows"] + SCORED_ROWS * COST["exact"]
         fitted = min(self._made_of["curvature_tokens"], total) * COST["curvature"]
         return pace * (fitted + sampled * mean + total * COST["rows"]) / 60
@@ -272,12 +273,12 @@ class _Building:
         apart = held.content_hashes
         besides = [feature for feature, _ in checked_features(self._sources, self._made_of, held)]
         draw = partial(asked_directions, self._sources, layers=self._made_of["layers"], seed=seed, besides=besides)
-        rows = drawn_rows(self._tokens, SIDE_ROWS, "sides", seed, apart)
+        rows = drawn_rows(self._tokens, _side_rows(wanted), "sides", seed, apart)
         sides = learner.sides(as_rows(rows), draw(rows))
         rows = drawn_rows(self._tokens, wanted, "samples", seed, apart)
         own = as_rows(rows[:OWN_ROWS])
         rows = (rows * -(-wanted // max(len(rows), 1)))[:wanted]
-        self._keep(sides, learner.numbers(sides, as_rows(rows), own, self._options.row_bytes, draw(rows)))
+        self._keep(sides, learner.numbers(sides, as_rows(rows), own, self._made_of["row_bytes"], draw(rows)))
 
     def _keep(self, sides: Sequence[Sides], kept: KeptNumbers) -> None:
         write = self._files.rows.store.write_tensors
@@ -297,6 +298,11 @@ class _Building:
         write(self._files.sides, tensors_of(kept))
 
 
+def _side_rows(samples: int) -> int:
+    least, most = SIDE_ROWS
+    return min(most, max(least, samples // 8))
+
+
 def _check(options: IndexOptions) -> None:
     wrong = [
         f"--{name} {value}: must be 1 or more"
@@ -305,7 +311,7 @@ def _check(options: IndexOptions) -> None:
             ("samples", options.samples),
             ("curvature-tokens", options.curvature.curvature_tokens),
         )
-        if value < 1
+        if value is not None and value < 1
     ]
     if options.curvature.damping < 0:
         wrong.append(f"--damping {options.curvature.damping}: must not be negative")
