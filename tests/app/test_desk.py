@@ -75,3 +75,17 @@ def test_on_a_narrow_screen_the_row_stands_below_the_list(page, address):
     row = page.locator(CARDS).first.bounding_box()
     assert row["y"] >= listed["y"] + listed["height"] and row["width"] > 300
     assert page.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0
+
+
+def test_each_part_of_the_filter_is_said_and_goes_by_its_cross(page, address):
+    page.set_viewport_size({"width": 1440, "height": 900})
+    page.goto(f"{address}/audit?concept=sae:3&find=money&flag=Not+flagged&where_topic=money&where_topic=rivers")
+    settle(page)
+    chips = {"“money”": "find", "Not flagged": "flag", "topic: money or rivers": "where_topic"}
+    for words in chips:
+        page.get_by_role("button", name=words, exact=True).wait_for()
+    for words, key in chips.items():
+        page.get_by_role("button", name=words, exact=True).click()
+        settle(page)
+        assert f"{key}=" not in page.url
+        assert page.get_by_role("button", name=words, exact=True).count() == 0

@@ -11,7 +11,8 @@ from concept_audit import RowFilter
 from concept_audit_app.components.charts import QUIET, score_histogram
 from concept_audit_app.components.desk import desk, do_acts, list_rows
 from concept_audit_app.components.exporting import WHAT
-from concept_audit_app.components.filters import brush, brush_chip, brushed, desk_filter
+from concept_audit_app.components.filter_chips import filter_chips
+from concept_audit_app.components.filters import brush, brushed, desk_filter
 from concept_audit_app.components.flags import View, bulk_flags, undo_button, verdicts_in_words
 from concept_audit_app.components.heatmap import style_sheet
 from concept_audit_app.components.index import index_in_words
@@ -72,7 +73,7 @@ with bar:
 with left:
     with st.container(horizontal=True, vertical_alignment="center", gap="small"):
         st.markdown(verdicts_in_words(view, audit.overview().n_rows), width="content")
-        brush_chip(where, hint=False)
+        filter_chips(audit, where)
         st.space("stretch")
         page = st.pagination(pages, key="page", bind="query-params", width=PAGES_WIDTH)
     page_problem()

@@ -48,7 +48,7 @@ def score_histogram(
     hover = "%{customdata[0]:.3g} to %{customdata[1]:.3g}: %{y:,} rows<extra></extra>"
     spans = np.stack([edges[:-1], edges[1:]], axis=1)
     figure = _figure(STRIP, barmode="overlay", dragmode="select", selectdirection="h")
-    figure.update_layout(margin=dict(l=4, r=4, t=2, b=20))
+    figure.update_layout(margin=dict(l=4, r=4, t=2, b=26))
     figure.add_bar(
         x=middles,
         y=everything,

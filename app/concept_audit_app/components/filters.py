@@ -44,7 +44,7 @@ def row_filter(audit: Audit, flag: bool = True) -> RowFilter:
 
 
 def desk_filter(audit: Audit, sizes: Sequence[int]) -> tuple[RowFilter, int]:
-    """As `row_filter`, in one line: a search box, and the rest in a popover that says how many are in force.
+    """As `row_filter`, in one line: a search box, and the rest in a popover.
 
     Args:
         sizes: rows a page that can be chosen.
