@@ -330,7 +330,7 @@ def test_methods_may_be_compared_without_removing_anything(audit):
         ({"shares": (1.5,)}, "--share 1.5: must be more than 0 and less than 1"),
         ({"shares": (0.0,)}, "--share 0"),
         ({"seeds": 0}, "--seeds 0: must be 1 or more"),
-        ({"methods": ("astrology",)}, "--methods astrology: unknown; choose from vector_filter"),
+        ({"methods": ("astrology",)}, "--methods astrology: unknown; choose from feature_activation, vector_filter"),
         ({"methods": ("bm25", "bm25")}, "each once"),
         ({"removed": ("gradient_dot",)}, "gradient_dot is not among the methods"),
         ({"judge_url": "http://localhost:1/v1"}, "--judge-url and --judge-model go together"),

@@ -304,7 +304,7 @@ def test_own_answers_are_generated_once_and_shown(audit, monkeypatch):
     assert first.set_index("example_id")["score"].loc[0] == pytest.approx(
         first.set_index("example_id")["score"].loc[299], rel=1e-4
     )
-    monkeypatch.setattr("concept_audit.pipeline.rank.Answering.run", lambda *_: pytest.fail("generated again"))
+    monkeypatch.setattr("concept_audit.pipeline.answers.Answering.run", lambda *_: pytest.fail("generated again"))
     assert len(audit.rank("sae:0", "projection_difference")) == 300
 
 
@@ -334,7 +334,7 @@ def test_options_out_of_range_are_refused(audit, wrong, said):
 
 
 def test_an_unknown_method_is_refused(audit):
-    with pytest.raises(ConceptError, match="--method magic: unknown; choose from vector_filter"):
+    with pytest.raises(ConceptError, match="--method magic: unknown; choose from feature_activation, vector_filter"):
         audit.rank("tone", "magic")
 
 

@@ -181,7 +181,7 @@ def test_unknown_concepts_and_methods_are_answered_with_those_there_are(audit_di
     assert main(["rank", str(audit_directory), "--concept", "vanity"]) == 1
     assert "SAE features sae:0 to sae:63" in capsys.readouterr().err
     assert main(["rank", str(audit_directory), "--concept", "sae:1", "--method", "magic"]) == 1
-    assert "choose from vector_filter" in capsys.readouterr().err
+    assert "choose from feature_activation, vector_filter" in capsys.readouterr().err
 
 
 def test_an_unfinished_audit_says_how_to_finish_it(audit_directory, capsys):
