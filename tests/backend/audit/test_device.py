@@ -176,7 +176,7 @@ def test_the_dashboard_is_told_the_device(built, tmp_path, monkeypatch):
     assert main(["serve", str(built), "--no-browser"]) == 0
     assert [env["CONCEPT_AUDIT_DEVICE"] for env in given] == ["cuda:1", ""]
 
-    def built_demo(cache, progress, rebuild, device):
+    def built_demo(cache, progress, rebuild, device, kind):
         made.append(device)
         raise ModelError("far enough")
 

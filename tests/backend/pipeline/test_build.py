@@ -58,7 +58,7 @@ def test_scores_equal_a_plain_loop_over_the_model(built):
     means = plain_means(audit.model(), 2, rows)
     directions = load_sae(str(layout.sae), CPU).directions()
     for feature in audit.concepts.features()["feature_id"].head(10):
-        ranked = audit.rank(f"sae:{feature}").set_index("example_id")["score"]
+        ranked = audit.rank(f"sae:{feature}", "vector_filter").set_index("example_id")["score"]
         expected = means @ directions[feature]
         np.testing.assert_allclose(ranked.sort_index(), expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
 
