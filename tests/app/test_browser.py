@@ -132,7 +132,8 @@ def test_influence_is_computed_on_demand_and_shown_by_token(page, address):
     offer.get_by_role("button", name="Compute").click()
     card = cards(page).first
     card.get_by_text("of which the prompt").wait_for(timeout=PATIENCE)
-    assert "#1" in card.inner_text() and offer.count() == 0
+    offer.wait_for(state="detached", timeout=PATIENCE)
+    assert "#1" in card.inner_text()
     assert coloured_tokens(page).count() > 5
     page.get_by_text("Activation", exact=True).click()
     page.get_by_text("activation of the feature at each token").wait_for(timeout=PATIENCE)

@@ -76,18 +76,20 @@ def test_a_build_in_storage_equals_one_on_disk_and_every_shard_is_put_once(stora
         build(dataclasses.replace(asked, layers=(2,)))
 
 
-def test_what_is_kept_here_has_a_limit_and_what_has_gone_is_fetched(storage, remote, asked, built, monkeypatch):
+def test_what_is_kept_here_has_a_limit_and_what_has_gone_is_fetched(
+    storage, remote, asked, audit_directory, monkeypatch
+):
     monkeypatch.setenv(objects.BYTES_VARIABLE, "1")
     root = build(asked)
     layout = Layout(root)
-    assert tables(root) == tables(built)
+    assert tables(root) == tables(audit_directory)
     objects.Objects(root, URL).make_room()
     assert len(list(layout.shards.root.rglob("*.parquet"))) > 2, "what was used just now may be in use"
     monkeypatch.setattr(objects, "IN_USE_SECONDS", 0.0)
     objects.Objects(root, URL).make_room()
     kept = lambda: [path for path in layout.shards.root.rglob("*") if path.suffix in objects.KEPT]  # noqa: E731
     assert not kept() and len(remote.sizes("shards")) > 8
-    wanted = Audit(built).rank("sae:3", "activation_similarity", top=9)["example_id"].tolist()
+    wanted = Audit(audit_directory).rank("sae:3", "activation_similarity", top=9)["example_id"].tolist()
     assert Audit(root).rank("sae:3", "activation_similarity", top=9)["example_id"].tolist() == wanted
     assert len(kept()) == 1, "one shard is read after the other"
     monkeypatch.setenv(objects.BYTES_VARIABLE, str(1 << 30))
