@@ -10,7 +10,7 @@ from concept_audit import Audit, LabelledExample, Message
 from tests.app.browser import settle
 
 AXE = Path(__file__).parent / "axe/node_modules/axe-core/axe.min.js"
-PAGES = ["", "concepts", "probe_lab", "audit", "compare", "groups", "evidence", "export"]
+PAGES = ["", "forecast", "concepts", "probe_lab", "audit", "compare", "groups", "evidence", "export"]
 STREAMLITS = {
     "aria-allowed-attr",
     "aria-required-children",

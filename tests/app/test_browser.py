@@ -116,7 +116,7 @@ def test_every_page_renders_in_light_and_dark(browser, address, scheme):
     context = browser.new_context(color_scheme=scheme)
     page = context.new_page()
     page.set_default_timeout(PATIENCE)
-    for path in ("", "concepts", "probe_lab", "audit", "compare", "groups", "evidence", "export"):
+    for path in ("", "forecast", "concepts", "probe_lab", "audit", "compare", "groups", "evidence", "export"):
         page.goto(f"{address}/{path}")
         settle(page)
         colour = page.locator('[data-testid="stApp"]').evaluate("e => getComputedStyle(e).backgroundColor")

@@ -98,8 +98,10 @@ with table_side:
     if len(features):
         st.session_state["features_listed"] = features["feature_id"].tolist()
         st.caption(f"{len(features):,} features. Choose a row to see where it fires.")
+        # Until `concept-audit label` has been run no label has a score.
+        scored = ["label_score"] if features["label_score"].notna().any() else []
         st.dataframe(
-            features[["feature_id", "label", "label_score", "n_examples", "max_activation"]],
+            features[["feature_id", "label", *scored, "n_examples", "max_activation"]],
             hide_index=True,
             height=560,
             key="features_table",
