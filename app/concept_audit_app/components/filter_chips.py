@@ -8,7 +8,7 @@ from typing import Any
 import streamlit as st
 
 from concept_audit import Audit, RowFilter
-from concept_audit_app.components.filters import FLAG_CHOICES, PAIR_FLAG_CHOICES, brush_chip
+from concept_audit_app.components.filters import FLAG_CHOICES, PAIR_FLAG_CHOICES, all_tokens, brush_chip
 from concept_audit_app.components.plain import plain
 from concept_audit_app.components.session import first_page
 
@@ -44,7 +44,7 @@ def _parts(audit: Audit, where: RowFilter) -> Iterator[tuple[str, str, Any]]:
         yield "source", f"source: {' or '.join(where.sources)}", []
     if where.tokens is not None:
         low, high = where.tokens
-        yield "tokens", f"{low:,} to {high:,} tokens", (1, max(int(audit.rows.longest()), 2))
+        yield "tokens", f"{low:,} to {high:,} tokens", all_tokens(audit)
 
 
 def _forget(key: str, empty: Any) -> None:

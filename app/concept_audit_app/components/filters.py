@@ -127,9 +127,14 @@ def _sources(audit: Audit) -> tuple[str, ...]:
 
 
 def _tokens(audit: Audit) -> tuple[int, int] | None:
-    longest = max(int(audit.rows.longest()), 2)
-    tokens = st.slider("Tokens", 1, longest, (1, longest), key="tokens", bind="query-params", on_change=first_page)
-    return None if tokens == (1, longest) else (int(tokens[0]), int(tokens[1]))
+    every = all_tokens(audit)
+    tokens = st.slider("Tokens", *every, every, key="tokens", bind="query-params", on_change=first_page)
+    return None if tokens == every else (int(tokens[0]), int(tokens[1]))
+
+
+def all_tokens(audit: Audit) -> tuple[int, int]:
+    """The span of lengths that lets every row through; wider than a point, which no slider can show."""
+    return 1, max(int(audit.rows.longest()), 2)
 
 
 def _values(field: Mapping[str, Any]) -> list[str]:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import streamlit as st
 
 from concept_audit import Audit, AuditError, Progress, RowFilter, Stage
+from concept_audit_app.components.progress import WatchedProgress, share_done
 
 SECONDS_BETWEEN_LOOKS = 1.5
 Key = tuple[str, str]
@@ -42,6 +42,16 @@ class Job:
         if self.cancelled.is_set():
             raise _CancelledError
 
+    def begin(self, stage: Stage) -> None:
+        """Take note of a stage of the work."""
+        self.check()
+        self.doing, self.share = stage.name, 0.0
+
+    def advance(self, stage: Stage) -> None:
+        """Take note of how far a stage is."""
+        self.doing, self.share = f"{stage.name}: {stage.describe()}", share_done(stage)
+        self.check()
+
 
 class Jobs:
     """The forecasts that are being computed in this process, one for each that is asked for."""
@@ -72,7 +82,7 @@ class Jobs:
     @staticmethod
     def _run(job: Job, compute: Callable[[Progress], None]) -> None:
         try:
-            compute(_Watched(job))
+            compute(WatchedProgress(job.begin, job.advance))
         except _CancelledError:
             pass
         except AuditError as error:
@@ -81,30 +91,6 @@ class Jobs:
             job.problem = f"{type(error).__name__}: {error}"
         finally:
             job.done = True
-
-
-class _Watched(Progress):
-    def __init__(self, job: Job):
-        self._job = job
-
-    @contextmanager
-    def stage(self, name: str, total: int | None = None, unit: str = "rows") -> Iterator[Stage]:
-        self._job.check()
-        stage = _WatchedStage(name, total, unit, self._job)
-        self._job.doing, self._job.share = name, 0.0
-        yield stage
-
-
-class _WatchedStage(Stage):
-    def __init__(self, name: str, total: int | None, unit: str, job: Job):
-        super().__init__(name, total, unit)
-        self._job = job
-
-    def advance(self, units: int = 1, detail: str | None = None) -> None:
-        super().advance(units, detail)
-        self._job.share = min(self.done / self.total, 1.0) if self.total else 0.0
-        self._job.doing = f"{self.name}: {self.describe()}"
-        self._job.check()
 
 
 @st.cache_resource(show_spinner=False)

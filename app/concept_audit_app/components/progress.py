@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import streamlit as st
@@ -51,5 +51,37 @@ class _PageStage(Stage):
         super().advance(units, detail)
         if time.monotonic() - self._shown >= SECONDS_BETWEEN_UPDATES:
             self._shown = time.monotonic()
-            share = min(self.done / self.total, 1.0) if self.total else 0.0
-            self._bar.progress(share, f"{self.name}: {self.describe()}")
+            self._bar.progress(share_done(self), f"{self.name}: {self.describe()}")
+
+
+def share_done(stage: Stage) -> float:
+    """How much of a stage is done, 0 to 1; 0 where nobody knows how much there is."""
+    return min(stage.done / stage.total, 1.0) if stage.total else 0.0
+
+
+class WatchedProgress(Progress):
+    """Progress of work in a thread, told to whoever watches it; what the watcher raises interrupts the work.
+
+    Args:
+        begun: told each stage as it begins.
+        advanced: told a stage whenever it is further.
+    """
+
+    def __init__(self, begun: Callable[[Stage], None], advanced: Callable[[Stage], None]):
+        self._begun, self._advanced = begun, advanced
+
+    @contextmanager
+    def stage(self, name: str, total: int | None = None, unit: str = "rows") -> Iterator[Stage]:
+        stage = _WatchedStage(name, total, unit, self._advanced)
+        self._begun(stage)
+        yield stage
+
+
+class _WatchedStage(Stage):
+    def __init__(self, name: str, total: int | None, unit: str, advanced: Callable[[Stage], None]):
+        super().__init__(name, total, unit)
+        self._advanced = advanced
+
+    def advance(self, units: int = 1, detail: str | None = None) -> None:
+        super().advance(units, detail)
+        self._advanced(self)

@@ -5,13 +5,12 @@ from __future__ import annotations
 import atexit
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import streamlit as st
 
-from concept_audit import Audit, AuditError, InfluenceOptions, Progress, Stage
+from concept_audit import Audit, AuditError, InfluenceOptions, Stage
+from concept_audit_app.components.progress import WatchedProgress
 from concept_audit_app.components.session import current_audit, read_only
 
 SECONDS_BETWEEN_LOOKS = 2.0
@@ -99,10 +98,11 @@ class Refiner:
                     return
                 key, wanted = self._waiting.popitem()
                 self._current, self._step_back, self._stage = key, False, None
+            watched = WatchedProgress(self.begin, lambda stage: self.check())
             problem = ""
             interrupted = False
             try:
-                wanted.audit.refine(wanted.concept, wanted.method, wanted.options, _Watched(self))
+                wanted.audit.refine(wanted.concept, wanted.method, wanted.options, watched)
             except _InterruptedError:
                 interrupted = True
             except AuditError as error:
@@ -115,29 +115,6 @@ class Refiner:
                     self._waiting = {key: wanted, **self._waiting}
                 if problem:
                     self._problems[key] = time.monotonic(), problem
-
-
-class _Watched(Progress):
-    """Progress of the thread's work, which can be interrupted wherever it reports."""
-
-    def __init__(self, refiner: Refiner):
-        self._refiner = refiner
-
-    @contextmanager
-    def stage(self, name: str, total: int | None = None, unit: str = "rows") -> Iterator[Stage]:
-        stage = _WatchedStage(name, total, unit, self._refiner)
-        self._refiner.begin(stage)
-        yield stage
-
-
-class _WatchedStage(Stage):
-    def __init__(self, name: str, total: int | None, unit: str, refiner: Refiner):
-        super().__init__(name, total, unit)
-        self._refiner = refiner
-
-    def advance(self, units: int = 1, detail: str | None = None) -> None:
-        super().advance(units, detail)
-        self._refiner.check()
 
 
 @st.cache_resource(show_spinner=False)

@@ -76,25 +76,19 @@ class Remote:
 
     def size(self, name: str) -> int | None:
         """Bytes of an object; None if there is none. Raises as `sizes`."""
-        store = self._store
-        import obstore
-
-        def asked() -> int | None:
-            try:
-                return obstore.head(store, name)["size"]
-            except FileNotFoundError:
-                return None
-
-        return self._ask(name, asked)
+        return self._described(name, "size")
 
     def tag(self, name: str) -> str | None:
         """What changes with an object's content; None if there is none. Raises as `sizes`."""
+        return self._described(name, "e_tag")
+
+    def _described(self, name: str, what: str) -> Any:
         store = self._store
         import obstore
 
-        def asked() -> str | None:
+        def asked() -> Any:
             try:
-                return obstore.head(store, name)["e_tag"]
+                return dict(obstore.head(store, name))[what]
             except FileNotFoundError:
                 return None
 
