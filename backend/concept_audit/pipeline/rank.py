@@ -158,7 +158,7 @@ def scores_of(sources: Sources, wanted: Request, ranking: int, progress: Progres
         case "feature_activation":
             feature = concept.feature_id
             assert feature is not None, "only SAE features have this method"
-            return sources.read(partial(feature_activation, feature=feature))
+            return sources.read(partial(feature_activation, features=[feature]))[:, 0]
         case "vector_filter":
             return vector_filter(read_means(means, concept.layer), direction)[:, 0]
         case "projection_difference":

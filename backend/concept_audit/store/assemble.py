@@ -323,8 +323,7 @@ def _insert_rankings(
             chosen = live[start : start + group]
             _insert_ranking(con, build_id, "vector_filter", chosen, sae.score(sae.directions[chosen].T))
             if "feature_activation" in methods:
-                activations = np.stack([feature_activation(con, feature) for feature in chosen], axis=1)
-                _insert_ranking(con, build_id, "feature_activation", chosen, activations)
+                _insert_ranking(con, build_id, "feature_activation", chosen, feature_activation(con, chosen))
             stage.advance(len(chosen))
 
 

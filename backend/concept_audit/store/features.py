@@ -34,20 +34,24 @@ def similar_features(cursor: Cursor, direction: np.ndarray, limit: int, besides:
     ).df()
 
 
-def feature_activation(cursor: Cursor, feature: int) -> np.ndarray:
-    """An SAE feature's mean activation over the tokens of each row's responses, those that close a turn left out.
+def feature_activation(cursor: Cursor, features: Sequence[int]) -> np.ndarray:
+    """SAE features' mean activation over the tokens of each row's responses, those that close a turn left out.
 
     Returns:
-        float64 [rows]; 0 where it does not fire, NaN where a row has no response.
+        float64 [rows, features]; 0 where one does not fire, NaN where a row has no response.
     """
-    found = cursor.execute(
-        """SELECT CASE WHEN n_response_tokens > 0 THEN coalesce(mean_activation, 0) END AS score
-           FROM main.examples LEFT JOIN (
-               SELECT example_id, mean_activation FROM main.feature_activations WHERE feature_id = ?
-           ) USING (example_id) ORDER BY example_id""",
-        [feature],
-    ).fetchnumpy()["score"]
-    return np.ma.filled(np.ma.asarray(found, np.float64), np.nan)
+    rows = cursor.execute("SELECT n_response_tokens FROM main.examples ORDER BY example_id").fetchnumpy()
+    found = np.zeros((len(rows["n_response_tokens"]), len(features)))
+    columns = {feature: column for column, feature in enumerate(features)}
+    fired = cursor.execute(
+        """SELECT feature_id, example_id, mean_activation FROM main.feature_activations
+           WHERE feature_id IN (SELECT unnest(?::INTEGER[]))""",
+        [list(features)],
+    ).fetchnumpy()
+    places = [columns[int(feature)] for feature in fired["feature_id"]]
+    found[fired["example_id"], places] = fired["mean_activation"]
+    found[rows["n_response_tokens"] == 0] = np.nan
+    return found
 
 
 def firings_in(cursor: Cursor, example_ids: Sequence[int]) -> dict[int, list[int]]:
