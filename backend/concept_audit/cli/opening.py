@@ -27,7 +27,7 @@ JSON = Annotated[bool, switch("write it as JSON")]
 DEVICE = Annotated[
     str | None,
     option(
-        "where the model runs: cpu, cuda, cuda:1, mps; auto is the fastest there is (None: where it was built)",
+        "where the model runs: cpu, cuda, cuda:1, mps; auto is the fastest there is, and split shares the weights out over all GPUs, memory and disk (None: where it was built)",
         "DEVICE",
     ),
 ]

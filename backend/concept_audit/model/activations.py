@@ -110,12 +110,7 @@ def response_activations(
         for batch in batches_by_length([len(ids) for ids in input_ids], budget):
             made = padded(batch, input_ids, response, lm.device)
             streams = run(made.ids)
-            weights = made.response.float()
-            counts = weights.sum(1, keepdim=True)
-            means = {
-                layer: (torch.einsum("bt,btd->bd", weights, streams[layer].float()) / counts).cpu().numpy()
-                for layer in layers
-            }
+            means = {layer: _mean(streams[layer].float(), made.response).cpu().numpy() for layer in layers}
             yield [
                 RowActivations(
                     index=i,
@@ -127,3 +122,9 @@ def response_activations(
                 )
                 for place, i in enumerate(batch)
             ]
+
+
+def _mean(stream: torch.Tensor, response: torch.Tensor) -> torch.Tensor:
+    """Over the response tokens, where the stream is: the blocks of a model may lie on several devices."""
+    weights = response.to(stream.device).float()
+    return torch.einsum("bt,btd->bd", weights, stream) / weights.sum(1, keepdim=True)

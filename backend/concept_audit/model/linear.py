@@ -14,6 +14,7 @@ from concept_audit.model.coverage import check_blocks
 from concept_audit.model.load import LanguageModel
 from concept_audit.model.quantised import is_quantised, quantisation
 from concept_audit.model.reading import Reading, readings
+from concept_audit.model.split import check_whole
 
 Layers = Literal["linear", "lora"]
 """Which weights count: every linear layer's, or the low-rank matrices of an adapter alone."""
@@ -77,9 +78,10 @@ def linear_layers(
             see every token of a row once (an expert of a mixture sees those routed to it).
 
     Raises:
-        ModelError: the blocks hold no such layer; their weights are quantised; or, unless `partial`, more
-            than a hundredth of their weights would be left out.
+        ModelError: the blocks hold no such layer; their weights are quantised; the model is shared out over several
+            devices; or, unless `partial`, more than a hundredth of their weights would be left out.
     """
+    check_whole(lm.name, lm.model)
     blocks = list(enumerate(lm.blocks[first - 1 : last], start=first))
     paths = {id(module): name for name, module in lm.model.named_modules()}
     if weights == "linear" and any(is_quantised(module) for _, block in blocks for module in block.modules()):

@@ -11,6 +11,7 @@ import hashlib
 import json
 import threading
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -22,6 +23,7 @@ from concept_audit.model.builtin import BUILTIN_MODELS, builtin_directory
 from concept_audit.model.options import ModelOptions
 from concept_audit.model.precision import converted, is_uniform, main_dtype, native_bfloat16
 from concept_audit.model.quantised import numbers, quantisation, quantised_modules
+from concept_audit.model.split import SPLIT, home, is_split, placement, weights
 from concept_audit.progress import Progress
 
 if TYPE_CHECKING:
@@ -70,7 +72,8 @@ class LanguageModel:
 
     @property
     def device(self) -> torch.device:
-        return next(self.model.parameters()).device
+        """Where input ids go."""
+        return home(self.model)
 
     @property
     def n_layers(self) -> int:
@@ -148,7 +151,7 @@ def load_model(options: ModelOptions, cache: Path, progress: Progress) -> Langua
             model = _load_causal(location, dtype, options, device)
             tokenizer = _load_tokenizer((location,), options)
         model.eval().requires_grad_(False)
-        if quantisation(model) is None:
+        if quantisation(model) is None and not is_split(model):
             cast("nn.Module", model).to(device)
     return as_language_model(options.name, model, tokenizer)
 
@@ -220,7 +223,7 @@ def fingerprint(model: nn.Module) -> str:
     digest = hashlib.blake2b(digest_size=8)
     # Some libraries keep quantised weights in buffers.
     coded = [(f"{path}.{name}", b) for path, m in quantised_modules(model) for name, b in m.named_buffers(path)]
-    for name, parameter in (*model.named_parameters(), *coded):
+    for name, parameter in chain(weights(model), coded):
         flat = numbers(parameter).reshape(-1)
         sample = flat[:: max(1, flat.numel() // 64)][:64].float().cpu()
         digest.update(f"{name}{tuple(parameter.shape)}{parameter.dtype}".encode())
@@ -274,8 +277,13 @@ def _load_causal(location: str, dtype: torch.dtype, options: ModelOptions, devic
     try:
         quantised = getattr(AutoConfig.from_pretrained(location, **known), "quantization_config", None) is not None
         # What is quantised is put on its device as it is read, and never moved.
-        placed = {"device_map": {"": device}} if quantised else {}
-        return AutoModelForCausalLM.from_pretrained(location, dtype=dtype, **known, **placed)
+        placed, folder = ({"device_map": {"": device}} if quantised else {}), None
+        if options.device == SPLIT:
+            placed, folder = placement()
+        model = AutoModelForCausalLM.from_pretrained(location, dtype=dtype, **known, **placed)
+        if folder is not None:
+            vars(model)["_offloaded"] = folder
+        return model
     except (OSError, ValueError, RuntimeError, KeyError, ImportError, json.JSONDecodeError) as error:
         raise _unknown_model(options.name, error) from error
 
@@ -320,12 +328,12 @@ def _unknown_model(name: str, error: Exception) -> ModelError:
 
 
 def find_device(name: str) -> torch.device:
-    """The device of this name; ``auto`` is the fastest that there is.
+    """The device of this name; ``auto`` is the fastest that there is, and ``split`` begins there.
 
     Raises:
         ModelError: PyTorch cannot use it here.
     """
-    if name == "auto":
+    if name in ("auto", SPLIT):
         if torch.cuda.is_available():
             return torch.device("cuda")
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")

@@ -17,7 +17,8 @@ class ModelOptions:
     Attributes:
         name: ``smollm2-135m-instruct`` (built in), a model directory, a name on the Hugging Face hub, or a
             PEFT adapter in either place: its base is loaded and the adapter put on it.
-        device: ``cpu``, ``cuda``, ``cuda:1``, ``mps``; ``auto`` takes CUDA, then Apple's MPS, then the CPU.
+        device: ``cpu``, ``cuda``, ``cuda:1``, ``mps``; ``auto`` takes CUDA, then Apple's MPS, then the CPU. ``split``
+            shares the weights out over all GPUs, then memory, then disk: for activations, not for gradients.
         dtype: ``float32``, ``bfloat16`` or ``float16``; ``auto`` is bfloat16 on CUDA and float32 elsewhere.
         trust_remote_code: run Python code that comes with the model.
     """

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from concept_audit.model.load import LanguageModel
+from concept_audit.model.split import at_hand
 from concept_audit.progress import Stage
 
 TOKENS = 10
@@ -38,7 +39,7 @@ def logit_effects(
     if head is None:
         stage.advance(len(directions))
         return empty, [list(none) for none in empty]
-    weight = head.get_parameter("weight").detach()
+    weight = at_hand(head).detach()
     gain = _final_gain(lm).to(weight.device)
     promoted, suppressed = [], []
     step = max(1, CELLS_AT_ONCE // weight.shape[0])
@@ -62,9 +63,9 @@ def _final_gain(lm: LanguageModel) -> torch.Tensor:
     for module in lm.model.modules():
         for name in FINAL_NORMS:
             norm = getattr(module, name, None)
-            if isinstance(norm, nn.Module) and any(child is lm.blocks for child in module.children()):
-                weight = getattr(norm, "weight", None)
-                if weight is not None:
-                    # Gemma's norms multiply by one plus their weight.
-                    return weight.detach() + ("gemma" in type(norm).__name__.lower())
+            if not isinstance(norm, nn.Module) or getattr(norm, "weight", None) is None:
+                continue
+            if any(child is lm.blocks for child in module.children()):
+                # Gemma's norms multiply by one plus their weight.
+                return at_hand(norm).detach() + ("gemma" in type(norm).__name__.lower())
     return torch.ones(lm.d_model)
