@@ -26,18 +26,19 @@ from concept_audit.model.load import LanguageModel
 from concept_audit.pipeline.engine import Engine
 from concept_audit.progress import Progress
 from concept_audit.store.manifest import Manifest
+from concept_audit.store.published import found
 from concept_audit.store.queries import Overview
 from concept_audit.store.sql import run_query
 
 
 class Audit:
-    """One audit on disk: its rows, concepts, rankings, labels and flags.
+    """One audit: its rows, concepts, rankings, labels and flags.
 
     Safe to share between threads. The model is loaded when something first needs it. What people do most is here
     too (`rank`, `train_probe`, …); everything is in the parts.
 
     Args:
-        root: the audit's directory.
+        root: the audit's directory, or its address in object storage (``s3://bucket/mine``).
         progress: told about long work.
         read_only: refuse whatever people do, compute nothing and write nothing.
         device: where the model runs; ``auto`` for the fastest there is, None for where the audit was built.
@@ -45,6 +46,7 @@ class Audit:
         trust_remote_code: run Python code that comes with the model; asked of each process, whoever built the audit.
         derived_bytes: how large the file of what is computed on demand may grow; None for what the environment
             says (``CONCEPT_AUDIT_DERIVED_BYTES``), or else 2 GiB.
+        cache: where this machine keeps its files of an audit in object storage.
 
     Attributes:
         concepts: SAE features and probes, and what is known of each.
@@ -77,8 +79,10 @@ class Audit:
         engine: Engine | None = None,
         trust_remote_code: bool = False,
         derived_bytes: int | None = None,
+        cache: str | Path = "cache",
     ):
-        self.opened = OpenAudit(root, progress, read_only, device, engine, trust_remote_code, derived_bytes)
+        place = found(root, Path(cache))
+        self.opened = OpenAudit(place, progress, read_only, device, engine, trust_remote_code, derived_bytes)
         self.feature_labels = FeatureLabels(self.opened)
         self.labels = Labels(self.opened)
         self.probes = Probes(self.opened, self.labels)

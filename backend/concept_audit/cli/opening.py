@@ -76,12 +76,9 @@ def existing(audit: str, cache: Path) -> Path:
         StoreError: there is no audit; those that there are are named.
     """
     if is_address(audit):
-        from concept_audit.store.published import opened
+        from concept_audit.store.published import found
 
-        layout = opened(audit.rstrip("/"), cache)
-        if layout.manifest.exists():
-            return layout.root
-        raise StoreError(f"{audit}: no audit there; make one with `concept-audit build --out {audit}`")
+        return found(audit, cache)
     for path in (Path(audit).expanduser(), cache / audit):
         if (path / "manifest.json").exists():
             return path

@@ -19,7 +19,7 @@ from concept_audit.store.layout import Layout
 from concept_audit.store.locks import held
 from concept_audit.store.manifest import Manifest, read_manifest
 from concept_audit.store.objects import Objects, is_plain, objects_of, seen_manifest, write_marker
-from concept_audit.store.remote import Remote
+from concept_audit.store.remote import Remote, is_address
 from concept_audit.store.removal import is_own
 
 SAE_FILE = re.compile(r"sae/[\w-]+\.(json|safetensors)")
@@ -61,6 +61,20 @@ def opened(url: str, cache: Path) -> Layout:
         if free:
             raise
     return layout
+
+
+def found(audit: str | Path, cache: Path) -> Path:
+    """The directory of an audit that is given by its own, or by its address in object storage.
+
+    Raises:
+        StoreError: no audit lies at the address, or as `opened`.
+    """
+    if not is_address(str(audit)):
+        return Path(audit)
+    layout = opened(str(audit).rstrip("/"), cache)
+    if not layout.manifest.exists():
+        raise StoreError(f"{audit}: no audit there; make one with `concept-audit build --out {audit}`")
+    return layout.root
 
 
 def publish(layout: Layout, manifest: Manifest) -> None:

@@ -195,7 +195,8 @@ def test_commands_take_an_address_and_another_machine_sees_what_is_there(
     assert main(["rank", URL, "--concept", "sae:3", "--method", "vector_filter", "--top", "3", *cache]) == 0
     there = directory_of(URL, tmp_path / "other")
     assert not list((there / "shards").rglob("*.parquet")), "what is not read is not fetched"
-    audit = Audit(there)
+    audit = Audit(URL, cache=tmp_path / "other")
+    assert audit.root == there
     audit.flags.set(audit.rows.list(limit=3)["content_hash"].tolist(), "remove", "why")
     assert main(["push", str(there), URL]) == 0
     assert main(["info", URL, *cache]) == 0
@@ -208,6 +209,8 @@ def test_commands_take_an_address_and_another_machine_sees_what_is_there(
     assert "its shards lie in" in capsys.readouterr().err
     assert main(["info", f"s3://{BUCKET}/nothing", *cache]) == 1
     assert "no audit there; make one with" in capsys.readouterr().err
+    with pytest.raises(StoreError, match="no audit there; make one with"):
+        Audit(f"s3://{BUCKET}/nothing", cache=tmp_path / "other")
     assert main(["delete", str(there), "--yes"]) == 0
     assert f"{URL} stays" in capsys.readouterr().err and "manifest.json" in remote.sizes()
 
