@@ -34,6 +34,11 @@ def test_colours_go_to_the_turns_that_count():
     assert "DONE" in after and "DONE" not in before and "earlier" in after and ">done" not in after
 
 
+def test_a_call_is_folded_where_the_strong_tokens_are_elsewhere():
+    heatmap = Heatmap(0, ((Segment("CALLED", 0.1),), (Segment("DONE", -1.0),)), signed=True)
+    assert "<details><summary>calls walk" in conversation_html(json.dumps(TURNS), heatmap, Ramp(0.0, 1.0, True))
+
+
 PAIR = [
     {"role": "user", "content": f"shared {EVIL}"},
     {"role": "assistant", "content": f"the same but good {EVIL}"},
@@ -49,6 +54,7 @@ def test_the_sides_of_a_pair_stand_beside_each_other_with_differing_words_in_bol
     left, right = shown.split("<strong>rejected</strong>")
     assert "<strong>chosen</strong>" in left and "<strong>good" in left and "the same but " in left
     assert "<strong>bad</strong>" in right and "good" not in right
+    assert "assistant" not in shown, "one turn a side needs no column that says whose it is"
 
 
 def test_the_colours_of_a_pair_go_to_the_side_that_they_are_of():

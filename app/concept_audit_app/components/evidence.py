@@ -164,9 +164,10 @@ def validation(audit: Audit, evidence: Evidence) -> None:
         bind="query-params",
     )
     results = evidence.results[evidence.results["quantity"] == quantity]
-    paired = results[results["measure"].isin(["removal", "retention"]) & (results["other"] == "random")]
+    paired = results[results["measure"].isin(["removal", "swap", "retention"]) & (results["other"] == "random")]
     titles = {
         "removal": "Without the top rows, less what a removal at random does",
+        "swap": "With the sides of the top pairs exchanged, less what as many at random do",
         "retention": "On the top rows alone, less what as many at random do",
     }
     sides = [measure for measure in titles if (paired["measure"] == measure).any()]
@@ -187,7 +188,7 @@ def validation(audit: Audit, evidence: Evidence) -> None:
             )
     if len(paired):
         st.caption(
-            "Paired by seed: below 0 is what a removal should do, and above 0 what the top rows alone should. An interval "
+            "Paired by seed: below 0 is what a removal or an exchange should do, and above 0 what the top rows alone should. An interval "
             "that includes 0 shows neither; p is not corrected for the number of comparisons."
         )
         st.dataframe(
@@ -195,7 +196,7 @@ def validation(audit: Audit, evidence: Evidence) -> None:
                 ["measure", "method", "share", "estimate", "low", "high", "p", "n"]
             ],
             hide_index=True,
-            alt="Removal and retention against random",
+            alt="Removal, exchange and retention against random",
             column_config={
                 "measure": "Runs",
                 "method": "Method",

@@ -14,7 +14,7 @@ import pandas as pd
 import streamlit as st
 
 from concept_audit import AuditError, Heatmap, Message, Segment, messages_from_json
-from concept_audit_app.components.heatmap import FULL, Look, Ramp, text_html, turn_html
+from concept_audit_app.components.heatmap import FULL, LEVELS, Look, Ramp, text_html, turn_html
 from concept_audit_app.components.scale import Scale
 from concept_audit_app.components.session import current_audit, person, read_only
 
@@ -54,15 +54,15 @@ def conversation_html(messages: str, heatmap: Heatmap | None, colours: Ramp | No
     columns = []
     names = ("chosen", "rejected")
     for side, other, values, beside, name in zip(sides, sides[::-1], coloured, coloured[::-1], names, strict=True):
+        own, narrow = side[alike:], len(side[alike:]) == 1
         if values is None or beside is None:
+            text = "".join(turn.text for turn in other[alike:])
             said = "".join(
-                _turn_html(
-                    turn.role, _difference_html(turn.text[:MOST_CHARACTERS], "".join(t.text for t in other[alike:]))
-                )
-                for turn in side[alike:]
+                _turn_html("" if narrow else turn.role, _difference_html(turn.text[:MOST_CHARACTERS], text))
+                for turn in own
             )
         else:
-            said = _turns_html(side[alike:], values, colours, look, _differing(values, beside))
+            said = _turns_html(own, values, colours, look, _differing(values, beside), narrow)
         columns.append(f'<div style="min-width:0"><strong>{name}</strong>{said}</div>')
     shared = _turns_html(sides[0][:alike], None, None, look)
     grid = "display:grid;grid-template-columns:1fr 1fr;gap:1rem"
@@ -93,7 +93,9 @@ def _turns_html(
     colours: Ramp | None,
     look: Look,
     bold: Mapping[int, Collection[int]] = MappingProxyType({}),
+    narrow: bool = False,
 ) -> str:
+    """Turns one below the other; `narrow` leaves out whose they are, where a heading says it."""
     blocks = []
     answered = 0
     for turn in turns:
@@ -106,12 +108,12 @@ def _turns_html(
         if coloured is not None and colours is not None and turn.trained:
             if answered < len(coloured):
                 told = turn_html(coloured[answered], colours, look, bold.get(answered, ()))
-                body = _called_html(turn, told, True) if turn.calls else told
+                body = _called_html(turn, told, _strong(coloured[answered], colours)) if turn.calls else told
                 body += _beyond(turn.content.strip(), coloured[answered])
             else:
                 note = " (beyond the longest row that the model was given)"
         answered += turn.trained
-        blocks.append(_turn_html(turn.role + note, body))
+        blocks.append(_turn_html("" if narrow and not note else turn.role + note, body))
     return "".join(blocks)
 
 
@@ -129,6 +131,11 @@ def _said_html(turn: Message) -> str:
         _called_html(turn, _folded(replace(turn, content="", reasoning="").text, LONG_RESPONSE)) if turn.calls else ""
     )
     return thought + _folded(turn.content, LONG_RESPONSE) + called
+
+
+def _strong(segments: Sequence[Segment], colours: Ramp) -> bool:
+    """Whether a turn has a token of at least half the strongest colour."""
+    return any(abs(colours.level(segment.value)) >= LEVELS // 2 for segment in segments)
 
 
 def _called_html(turn: Message, body: str, opened: bool = False) -> str:
@@ -281,11 +288,12 @@ def _beyond(content: str, segments: Sequence[Segment]) -> str:
 
 
 def _turn_html(role: str, body: str, dashed: bool = False) -> str:
-    """One turn; `body` is HTML already."""
+    """One turn, beside it whose it is, if that is told; `body` is HTML already."""
     edge = "border-top:1px dashed rgba(128,128,128,.5);padding-top:.5rem;" if dashed else ""
+    gutter = f'<span style="opacity:.8;font-size:.8rem;padding-top:.15rem">{text_html(role)}</span>' if role else ""
+    columns = "5.2rem minmax(0,1fr)" if role else "minmax(0,1fr)"
     return (
-        f'<div style="display:grid;grid-template-columns:5.2rem 1fr;gap:.6rem;margin-bottom:.35rem;{edge}">'
-        f'<span style="opacity:.8;font-size:.8rem;padding-top:.15rem">{text_html(role)}</span>'
+        f'<div style="display:grid;grid-template-columns:{columns};gap:.6rem;margin-bottom:.35rem;{edge}">{gutter}'
         '<div dir="auto" style="white-space:pre-wrap;overflow-wrap:anywhere;line-height:1.65;unicode-bidi:isolate">'
         f"{body}</div></div>"
     )

@@ -24,6 +24,8 @@ QUANTITY = {
     "judge": "judge's score of the own answers (0 to 1)",
 }
 SIGNIFICANT = 0.05
+UNTOUCHED = ("whole", "base")
+"""What a run's change is told from: training on all rows, or no training."""
 
 
 def report(evidence: Evidence) -> tuple[str, dict[str, str]]:
@@ -37,13 +39,15 @@ def report(evidence: Evidence) -> tuple[str, dict[str, str]]:
         _verdict(evidence),
         "## What was done",
         _method(evidence),
-        "## Removing and keeping the top rows",
+        "## Removing, exchanging and keeping the top rows"
+        if _swapped(evidence)
+        else "## Removing and keeping the top rows",
         "“Against random” is the difference from what the same share of rows drawn at random does, seed by "
         "seed, with Student's interval and paired test; p is not corrected for the number of comparisons. A removal "
         "works if it is negative, and the loss does not rise.",
         _markdown(_changes(evidence)),
     ]
-    for kind in ("removal", "retention"):
+    for kind in ("removal", "swap", "retention"):
         for quantity in _quantities(evidence, kind):
             drawn = _curves(evidence, kind, quantity)
             if drawn:
@@ -151,9 +155,22 @@ def _verdict(evidence: Evidence) -> str:
         if loss is not None:
             text += f"; the {QUANTITY['loss']} {_course(loss)}, by {_figure(loss)}"
         sentences.append(text + ".")
+    for line in evidence.results.query("measure == 'swap' and other == 'removal' and quantity == 'own'").to_dict(
+        "records"
+    ):
+        if line["method"] != RANDOM:
+            sentences.append(
+                f"Exchanging the sides of the top {line['share']:.0%} by {line['method']} instead of removing them "
+                f"changes the {QUANTITY['own']} by a further {_figure(line)}."
+            )
     if sentences:
         sentences.append("No p value here is corrected for the number of comparisons.")
     return "\n\n".join(sentences)
+
+
+def _swapped(evidence: Evidence) -> bool:
+    """Whether runs exchanged the sides of pairs."""
+    return bool((evidence.results["measure"] == "swap").any())
 
 
 def _course(line: dict) -> str:
@@ -188,8 +205,9 @@ def _method(evidence: Evidence) -> str:
     )
     steps = f", at most {recipe['max_steps']} steps" if recipe["max_steps"] else ""
     trained = f"LoRA weights of rank {recipe['rank']}" if recipe["weights"] == "lora" else "all linear weights"
+    by = f" by DPO (β = {about['beta']:g})" if "beta" in about else ""
     return (
-        f"{len(evidence.runs)} runs fine-tune {trained} with AdamW (learning rate {recipe['learning_rate']:g}, "
+        f"{len(evidence.runs)} runs fine-tune {trained}{by} with AdamW (learning rate {recipe['learning_rate']:g}, "
         f"{recipe['epochs']} epochs of {recipe['batch']} rows a step{steps}, rows cut at {recipe['max_tokens']} "
         f"tokens) on {about['n_pool']} of {about['n_rows']} rows, with {about['seeds']} seeds; runs of one seed "
         "see the rows that they share in the same order. Each model is measured at layer "
@@ -206,11 +224,11 @@ def _quantities(evidence: Evidence, measure: str) -> list[str]:
 
 
 def _changes(evidence: Evidence) -> pd.DataFrame:
-    """Removal and retention in words, one line for each quantity, method and share."""
-    runs = evidence.results[evidence.results["measure"].isin(["whole", "removal", "retention"])]
+    """Removal, swap and retention in words, one line for each quantity, method and share."""
+    runs = evidence.results[evidence.results["measure"].isin(["whole", "removal", "swap", "retention"])]
     same = ["measure", "quantity", "method", "share"]
     against = runs[runs["other"] == RANDOM]
-    lines_ = runs[runs["other"] != RANDOM].merge(against, "left", same, suffixes=("", "_against"))
+    lines_ = runs[runs["other"].isin(UNTOUCHED)].merge(against, "left", same, suffixes=("", "_against"))
     found = [
         {
             "runs": line["measure"],
@@ -238,10 +256,11 @@ def _pivot(results: pd.DataFrame, columns: str = "quantity") -> pd.DataFrame:
 def _curves(evidence: Evidence, kind: str, quantity: str) -> str:
     """Bars for one share, curves for several; empty where there is nothing."""
     results = evidence.results
-    mine = results[(results["measure"] == kind) & (results["quantity"] == quantity) & (results["other"] != RANDOM)]
+    mine = results[(results["measure"] == kind) & (results["quantity"] == quantity)]
+    mine = mine[mine["other"].isin(UNTOUCHED)]
     if not len(mine):
         return ""
-    reference = "the whole set" if kind == "removal" else "the untrained model"
+    reference = "the untrained model" if kind == "retention" else "the whole set"
     axis = f"{QUANTITY[quantity]}: change from {reference}"
     if mine["share"].nunique() == 1:
         return _bars(mine, axis)
@@ -258,7 +277,7 @@ def _curves(evidence: Evidence, kind: str, quantity: str) -> str:
                 method == RANDOM,
             )
         )
-    verb = "removed" if kind == "removal" else "kept"
+    verb = {"removal": "removed", "swap": "swapped", "retention": "kept"}[kind]
     return lines(series, f"rows {verb} (%)", axis)
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -69,11 +70,53 @@ def fine_tuned(
     Raises:
         ConceptError: no row has a response token within `recipe.max_tokens`.
     """
-    cut = shorter(rows, recipe.max_tokens)
-    usable = cut.scorable
+    with minimised(lm, Likelihood(shorter(rows, recipe.max_tokens)), keys, recipe, seed, advance) as report:
+        yield report
+
+
+class Objective(Protocol):
+    """What a run minimises: the mean of a loss over rows."""
+
+    @property
+    def usable(self) -> Sequence[int]:
+        """Places of the rows that have a loss."""
+
+    def add_gradient(self, lm: LanguageModel, head: LanguageModelHead, chosen: Sequence[int]) -> float:
+        """Add the gradient of the mean loss of the chosen rows to what is trained; gives that mean, in nats."""
+
+
+@dataclass(frozen=True)
+class Likelihood:
+    """L(z), the mean negative log-likelihood of a row's response tokens."""
+
+    rows: Rows
+
+    @property
+    def usable(self) -> Sequence[int]:
+        return self.rows.scorable
+
+    def add_gradient(self, lm: LanguageModel, head: LanguageModelHead, chosen: Sequence[int]) -> float:
+        return add_gradient(lm, head, self.rows, chosen)
+
+
+@contextmanager
+def minimised(
+    lm: LanguageModel,
+    objective: Objective,
+    keys: Sequence[str],
+    recipe: Recipe,
+    seed: int,
+    advance: Callable[[int], None] = lambda rows: None,
+) -> Iterator[Training]:
+    """As `fine_tuned`, for any loss of rows.
+
+    Raises:
+        ConceptError: no row has one within `recipe.max_tokens`.
+    """
+    usable = objective.usable
     if not usable:
         raise ConceptError(
-            f"none of the {len(rows)} rows to train on has a response within the first {recipe.max_tokens} "
+            f"none of the {len(keys)} rows to train on has a response within the first {recipe.max_tokens} "
             "tokens; raise the recipe's max_tokens, or take a larger share"
         )
     steps = _steps([keys[i] for i in usable], recipe, seed)
@@ -87,7 +130,7 @@ def fine_tuned(
             for group in optimiser.param_groups:
                 group["lr"] = recipe.learning_rate * (1 - number / len(steps))
             chosen = [usable[place] for place in step]
-            report.losses.append(add_gradient(lm, head, cut, chosen))
+            report.losses.append(objective.add_gradient(lm, head, chosen))
             _step(optimiser, masters, parameters)
             report.steps += 1
             report.rows += len(chosen)
@@ -114,10 +157,9 @@ def add_gradient(lm: LanguageModel, head: LanguageModelHead, rows: Rows, chosen:
     Returns:
         that mean, in nats.
     """
-    budget = TOKENS_PER_PASS_CPU if lm.device.type == "cpu" else TOKENS_PER_PASS_ACCELERATOR
     spans = rows.spans
     total = 0.0
-    for places in batches_by_length([spans[i] for i in chosen], budget):
+    for places in batches_by_length([spans[i] for i in chosen], tokens_per_pass(lm)):
         batch = rows.batch([chosen[place] for place in places], lm)
         mask = supervised(batch)
         with lm.lock, torch.enable_grad():
@@ -127,6 +169,11 @@ def add_gradient(lm: LanguageModel, head: LanguageModelHead, rows: Rows, chosen:
             loss.backward()
         total += float(loss.detach())
     return total
+
+
+def tokens_per_pass(lm: LanguageModel) -> int:
+    """Tokens of a batch, padding included, in training and in measuring losses."""
+    return TOKENS_PER_PASS_CPU if lm.device.type == "cpu" else TOKENS_PER_PASS_ACCELERATOR
 
 
 def _steps(keys: Sequence[str], recipe: Recipe, seed: int) -> list[list[int]]:
@@ -140,19 +187,24 @@ def _steps(keys: Sequence[str], recipe: Recipe, seed: int) -> list[list[int]]:
 
 def mean_losses(lm: LanguageModel, rows: Rows) -> np.ndarray:
     """L(z) of rows in nats, float64 [rows]; NaN without a response token to predict."""
+    counts = np.array([max(int(mask[1:].sum()), 1) for mask in rows.response], float)
+    return summed_losses(lm, rows) / counts
+
+
+def summed_losses(lm: LanguageModel, rows: Rows) -> np.ndarray:
+    """−log p(response | prompt) of rows in nats, float64 [rows]; NaN without a response token to predict."""
     found = np.full(len(rows), np.nan)
     usable = rows.scorable
     if not usable:
         return found
     head, spans = LanguageModelHead(lm), rows.spans
-    budget = TOKENS_PER_PASS_CPU if lm.device.type == "cpu" else TOKENS_PER_PASS_ACCELERATOR
     with lm.lock, torch.no_grad():
-        for places in batches_by_length([spans[i] for i in usable], budget):
+        for places in batches_by_length([spans[i] for i in usable], tokens_per_pass(lm)):
             batch = rows.batch([usable[place] for place in places], lm)
             mask = supervised(batch)
             nll = in_float64(head.token_losses(batch))
             sums = torch.zeros(len(mask), dtype=torch.float64, device=nll.device)
             mask = mask.to(nll.device)
             sums.index_add_(0, mask.nonzero()[:, 0], nll)
-            found[batch.rows] = (sums / mask.sum(1)).cpu().numpy()
+            found[batch.rows] = sums.cpu().numpy()
     return found

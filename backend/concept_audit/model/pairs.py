@@ -38,6 +38,15 @@ def separator(ids: np.ndarray) -> int | None:
     return int(found[0]) if len(found) else None
 
 
+def exchanged(ids: np.ndarray, response: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """A pair's tokens and response mask with its sides exchanged."""
+    place = separator(ids)
+    assert place is not None, "only a pair has sides"
+    sides = ((part[place + 1 :], part[place : place + 1], part[:place]) for part in (ids, response))
+    tokens, mask = (np.concatenate(parts) for parts in sides)
+    return tokens, mask
+
+
 def sequences(ids: Sequence[np.ndarray], response: Sequence[np.ndarray]) -> Sequences:
     """Rows taken apart.
 

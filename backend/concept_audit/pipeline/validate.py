@@ -2,7 +2,8 @@
 
 Fine-tunes on the whole set, on the set less its top rows by each method, on only
 those, and on random subsets, and measures the concept on prompts that neither the
-rankings nor the training saw. Every run is a unit of its own, whole or absent, so
+rankings nor the training saw. On preference pairs it trains by DPO, and with the sides
+of the top pairs exchanged, too. Every run is a unit of its own, whole or absent, so
 that a killed validation goes on where it was.
 """
 
@@ -12,7 +13,6 @@ from typing import Any
 
 import pandas as pd
 
-from concept_audit.errors import ConceptError
 from concept_audit.influence.options import InfluenceOptions
 from concept_audit.model.load import LanguageModel
 from concept_audit.pipeline.options import key
@@ -35,9 +35,7 @@ def validate(sources: Sources, concept: Concept, options: ValidateOptions, progr
         ConceptError: options that make no sense, too few labelled examples, or no rows to train on.
         AuditError: the judge cannot be used.
     """
-    if sources.pairs:
-        raise ConceptError("validate: trains on single responses, and these rows are preference pairs")
-    chosen = resolved(options)
+    chosen = resolved(options, sources.pairs)
     lm = sources.model()
     setting = setting_of(sources, concept, chosen, lm, progress)
     scores = all_scores(sources, setting, chosen, progress)

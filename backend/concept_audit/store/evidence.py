@@ -69,7 +69,7 @@ class Evidence:
         concept_id: of the concept that it is about.
         about: concept, model, data, recipe and options, JSON values.
         runs: one line for each run: `RUN_COLUMNS`. ``kind`` is ``base`` (not trained), ``whole``, ``removal``,
-            ``retention`` or ``subset``; ``own``, ``text``, ``shown``, ``preference``, ``loss``, ``judge`` are
+            ``swap``, ``retention`` or ``subset``; ``own``, ``text``, ``shown``, ``preference``, ``loss``, ``judge`` are
             means over the held-out prompts or rows; see `concept_audit.evidence.measures.Measured`.
         results: one line for each finding: `RESULT_COLUMNS`.
         scores: one line for each method and row: `SCORE_COLUMNS`.

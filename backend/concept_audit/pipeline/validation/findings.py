@@ -59,13 +59,17 @@ def findings(
         whole = np.array([value["whole", "", 1.0, 0, s] for s in range(options.whole_seeds)])
         add("whole", quantity, "", "base", 1.0, paired(whole - base))
         for share in options.shares if options.removed else ():
-            for kind in ("removal", "retention") if options.retention else ("removal",):
+            kinds = ["removal", *(["swap"] if setting.pairs else []), *(["retention"] if options.retention else [])]
+            for kind in kinds:
                 chance = np.array([value[kind, RANDOM, share, 0, s] for s in seeds])
                 for method in (RANDOM, *options.removed):
                     own = np.array([value[kind, method, share, 0, s] for s in seeds])
-                    change = own[: len(whole)] - whole if kind == "removal" else own - base
-                    other = "whole" if kind == "removal" else "base"
+                    change = own - base if kind == "retention" else own[: len(whole)] - whole
+                    other = "base" if kind == "retention" else "whole"
                     add(kind, quantity, method, other, share, paired(change))
+                    if kind == "swap":
+                        removed = np.array([value["removal", method, share, 0, s] for s in seeds])
+                        add(kind, quantity, method, "removal", share, paired(own - removed))
                     if method != RANDOM:
                         add(kind, quantity, method, RANDOM, share, paired(own - chance))
         if options.subsets and quantity != "loss":

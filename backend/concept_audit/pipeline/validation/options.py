@@ -8,7 +8,7 @@ from typing import Any
 from concept_audit.errors import ConceptError
 from concept_audit.evidence.options import Recipe
 from concept_audit.influence.options import InfluenceOptions
-from concept_audit.types import METHODS, OF_FEATURES, LabelledExample
+from concept_audit.types import METHODS, NOT_OF_PAIRS, OF_FEATURES, LabelledExample
 
 VERSION = 2
 """Counted up when units of an earlier version would not be the same."""
@@ -40,7 +40,7 @@ class ValidateOptions:
         methods: methods to test, or candidates with options of their own, on the command line
             concept_influence,concept_influence:unit_normalised:damping=1,bm25; None for all; ``random`` is always added.
         removed: of these, the ones whose top rows are removed, and retained, in runs of their own (each costs
-            2 × shares × seeds runs, and random as many); the others are compared by LDS, labels and
+            2 × shares × seeds runs, of preference pairs 3 ×, since they are swapped too, and random as many); the others are compared by LDS, labels and
             agreement alone. None for all of them (quick: vector_filter), empty for none.
         retention: whether there are runs on the top rows alone too.
         shares: of the rows that are removed or retained, between 0 and 1.
@@ -144,8 +144,11 @@ QUICK: dict[str, Any] = {
 LDS: as few subsets as fit would tell nothing."""
 
 
-def resolved(options: ValidateOptions) -> ResolvedOptions:
+def resolved(options: ValidateOptions, pairs: bool = False) -> ResolvedOptions:
     """The options with every value that was left open filled in, checked.
+
+    Args:
+        pairs: whether the rows are preference pairs.
 
     Raises:
         ConceptError: a value is out of range, or a method is unknown.
@@ -153,6 +156,8 @@ def resolved(options: ValidateOptions) -> ResolvedOptions:
     usual = QUICK if options.quick else FULL
     given = {f.name: getattr(options, f.name) for f in fields(options)}
     filled: dict[str, Any] = {name: usual.get(name) if value is None else value for name, value in given.items()}
+    if pairs and options.methods is None:
+        filled["methods"] = tuple(method for method in filled["methods"] if method not in NOT_OF_PAIRS)
     candidates = tuple(m if isinstance(m, Candidate) else Candidate(m, m) for m in filled["methods"])
     names = [candidate.name for candidate in candidates]
     if given["removed"] is None and (options.methods is not None or filled["removed"] is None):
@@ -179,6 +184,8 @@ def resolved(options: ValidateOptions) -> ResolvedOptions:
         wrong.append("--judge-url and --judge-model go together: give both, or neither")
     if bool(made.origin) != bool(made.positive):
         wrong.append("--origin and --positive go together: the field, and its values for the behaviour")
+    if pairs and made.first_order:
+        wrong.append("--first-order: one step on single responses, and these rows are preference pairs; leave it out")
     lost = [name for name in made.removed if name not in names]
     if lost:
         wrong.append(f"removed: {', '.join(lost)} is not among the methods {', '.join(names)}")

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from concept_audit.pipeline.sources import Sources
 from concept_audit.store.examples import read_conversations
-from concept_audit.types import LabelledExample, Message
+from concept_audit.types import LabelledExample, Message, sides
 
 COMMON_SHARE, COMMON_LEAST = 0.01, 10
 """A prompt of more rows than this is no held-out prompt; rows of a rarer one are not trained on."""
@@ -66,7 +66,8 @@ def keep_apart(sources: Sources, held: Sequence[LabelledExample], ranking: Itera
 
 
 def _answered(messages: Sequence[Message]) -> Iterator[str]:
-    """The prompt of every answer in a conversation."""
-    for place, message in enumerate(messages):
-        if message.role == "assistant" and place:
-            yield prompt_of(messages[:place])
+    """The prompt of every answer in a conversation, or in both of a preference pair."""
+    for side in sides(messages):
+        for place, message in enumerate(side):
+            if message.role == "assistant" and place:
+                yield prompt_of(side[:place])

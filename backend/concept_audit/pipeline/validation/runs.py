@@ -13,12 +13,14 @@ import torch
 from concept_audit.evidence.judge import Judge
 from concept_audit.evidence.measures import answered_rows, measure, projections
 from concept_audit.evidence.options import Recipe
-from concept_audit.evidence.training import fine_tuned
+from concept_audit.evidence.preferences import Preference, reference_margins, sides_of
+from concept_audit.evidence.training import Likelihood, Objective, minimised, shorter
 from concept_audit.influence.queries import Rows
 from concept_audit.model.chat import ChatRenderer
 from concept_audit.model.linear import resolve_weights
 from concept_audit.model.load import LanguageModel
 from concept_audit.model.options import ModelSource
+from concept_audit.model.pairs import exchanged
 from concept_audit.model.precision import resolve_precision
 from concept_audit.model.trainable import private_copy
 from concept_audit.pipeline.engine import Worker, missing_of
@@ -38,12 +40,13 @@ class Run:
     """One fine-tuning run, to be done or done.
 
     Attributes:
-        kind: ``base``, ``whole``, ``removal``, ``retention`` or ``subset``.
-        method: the candidate whose top rows are removed or retained; empty for the other kinds.
-        share: of the rows that are removed, retained or drawn.
+        kind: ``base``, ``whole``, ``removal``, ``swap``, ``retention`` or ``subset``.
+        method: the candidate whose top rows are removed, swapped or retained; empty for the other kinds.
+        share: of the rows that are removed, swapped, retained or drawn.
         number: of the subset; 0 for the other kinds.
         seed: of the training.
         rows: places of the rows to train on, in order.
+        swapped: of them, the preference pairs whose sides are exchanged.
     """
 
     kind: str
@@ -52,6 +55,7 @@ class Run:
     number: int
     seed: int
     rows: tuple[int, ...]
+    swapped: tuple[int, ...] = ()
 
 
 def plan(setting: Setting, scores: dict[str, np.ndarray], options: ResolvedOptions) -> list[Run]:
@@ -77,6 +81,9 @@ def plan(setting: Setting, scores: dict[str, np.ndarray], options: ResolvedOptio
                 top = set(order[:count].tolist())
                 rest = tuple(i for i in pool.tolist() if i not in top)
                 runs.append(Run("removal", method, share, 0, seed, rest))
+                if setting.pairs:
+                    everything = tuple(pool.tolist())
+                    runs.append(Run("swap", method, share, 0, seed, everything, tuple(sorted(top))))
                 if options.retention:
                     runs.append(Run("retention", method, share, 0, seed, tuple(sorted(top))))
     size = max(1, round(options.subset_share * len(pool)))
@@ -102,7 +109,7 @@ def done_runs(
     """
     dtype = precision_of(lm, options.recipe)
     common = shared_by_runs(sources, setting, options, lm, dtype)
-    units = [key(common, run.seed, run.rows) for run in runs]
+    units = [key(common, run.seed, run.rows, *([run.swapped] if run.swapped else [])) for run in runs]
     # Runs of two methods that chose the same rows are one.
     distinct = dict(zip(reversed(units), reversed(runs), strict=True))
     names = tuple(dict.fromkeys(units))
@@ -116,6 +123,7 @@ def done_runs(
         str(dtype).removeprefix("torch."),
         options.answer_tokens,
         options.draws,
+        sources.beta if sources.pairs else None,
     )
     if missing := missing_of(work):
         trained = {place for number in missing for place in work.runs[number].rows}
@@ -139,6 +147,7 @@ class TrainingRuns:
         runs: in the order of the units.
         precision: of the weights that are trained on.
         answer_tokens, draws: of the answers that are measured.
+        beta: of the DPO loss, which is minimised where rows are preference pairs; None where they are none.
     """
 
     units: Units
@@ -149,6 +158,7 @@ class TrainingRuns:
     precision: str
     answer_tokens: int
     draws: int
+    beta: float | None = None
 
     @property
     def outputs(self) -> tuple[ShardSet, ...]:
@@ -169,11 +179,11 @@ class TrainingRuns:
 
 def one_run(lm: LanguageModel, setting: Shared, run: Run, options: TrainingRuns) -> dict[str, Any]:
     """Train on a run's rows, measure, and put the model back."""
+    keys = list(map(str, run.rows))
     if not run.rows:
         training, measured = None, measure(lm, setting.held_out, options.answer_tokens, options.draws)
     else:
-        chosen = Rows([setting.rows.ids[i] for i in run.rows], [setting.rows.response[i] for i in run.rows])
-        with fine_tuned(lm, chosen, list(map(str, run.rows)), options.recipe, run.seed) as training:
+        with minimised(lm, _objective(lm, setting, run, options), keys, options.recipe, run.seed) as training:
             measured = measure(lm, setting.held_out, options.answer_tokens, options.draws)
     made = [np.asarray(ids, np.int64) for ids in measured.answers]
     # What is said, as the model that was not trained reads it.
@@ -189,6 +199,18 @@ def one_run(lm: LanguageModel, setting: Shared, run: Run, options: TrainingRuns)
         "answers": [renderer.decode(ids) for ids in made],
         "training": asdict(training) if training else None,
     }
+
+
+def _objective(lm: LanguageModel, setting: Shared, run: Run, options: TrainingRuns) -> Objective:
+    """What a run minimises; the model, which is not trained yet, is the reference of its pairs."""
+    swapped = set(run.swapped)
+    made = [(setting.rows.ids[i], setting.rows.response[i]) for i in run.rows]
+    made = [exchanged(*row) if i in swapped else row for i, row in zip(run.rows, made, strict=True)]
+    rows = Rows([ids for ids, _ in made], [mask for _, mask in made])
+    if options.beta is None:
+        return Likelihood(shorter(rows, options.recipe.max_tokens))
+    sides = sides_of(rows, options.recipe.max_tokens)
+    return Preference(sides, reference_margins(lm, sides), options.beta)
 
 
 def _judge(
@@ -238,4 +260,5 @@ def shared_by_runs(
         "held_out": digest([held.direction, *held.prompts, *held.shown.ids, *held.plain.ids, *held.natural.ids]),
         "answer_tokens": options.answer_tokens,
         "draws": options.draws,
+        **({"beta": sources.beta} if sources.pairs else {}),
     }

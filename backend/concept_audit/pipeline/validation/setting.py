@@ -25,6 +25,7 @@ from concept_audit.influence.queries import Rows
 from concept_audit.model.chat import ChatRenderer
 from concept_audit.model.generate import with_room
 from concept_audit.model.load import LanguageModel
+from concept_audit.model.pairs import sequences
 from concept_audit.pipeline.examples import example_activations
 from concept_audit.pipeline.rank import STRONGEST_ROWS
 from concept_audit.pipeline.sampling import as_rows
@@ -50,7 +51,8 @@ class Setting:
         directions: layer → direction of a probe of `queries`; empty where rows are ranked as in the audit.
         held_out: what is measured on.
         prompts: the held-out prompts as text.
-        rows: every row of the audit, as tokens.
+        rows: every row of the audit, as tokens; preference pairs with a separator.
+        pairs: whether they are preference pairs.
         ids: example ids of the rows that may be trained on, [pool].
         labels: int [rows], 1 shows the behaviour, 0 does not, −1 unknown.
         topics: of each row; None where no field was named.
@@ -66,6 +68,7 @@ class Setting:
     held_out: HeldOut
     prompts: list[str]
     rows: Rows
+    pairs: bool
     ids: np.ndarray
     labels: np.ndarray
     topics: list[str] | None
@@ -133,13 +136,8 @@ def setting_of(
     if options.pool_rows is not None and len(pool) > options.pool_rows:
         drawn = shuffled([f"pool:{i}" for i in pool.tolist()], 0)[: options.pool_rows]
         pool = np.sort(pool[drawn])
-    rows = as_rows(tokens)
     negatives = rendered(sources, lm, [e for e in held if e.label == 0])
-    natural = Rows(
-        [rows.ids[i] for i in withheld] + list(negatives.ids),
-        [rows.response[i] for i in withheld] + list(negatives.response),
-    )
-    natural = shorter(natural, options.recipe.max_tokens)
+    natural = _natural(as_rows([tokens[i] for i in withheld]), negatives, options.recipe.max_tokens)
     prompts, texts = _prompts(sources, lm, held, options.answer_tokens)
     positives = rendered(sources, lm, [e for e in held if e.label == 1])
     here = options.held_out is None
@@ -154,7 +152,8 @@ def setting_of(
         directions=ranked_by,
         held_out=HeldOut(concept.layer, measured_by, prompts, positives, negatives, natural),
         prompts=texts,
-        rows=rows,
+        rows=as_rows(tokens),
+        pairs=sources.pairs,
         ids=pool,
         labels=labels,
         topics=_topics(sources, options),
@@ -244,6 +243,14 @@ def _withheld(usable: Sequence[int], labels: np.ndarray, count: int) -> list[int
     natural = [i for i in usable if labels[i] != 1]
     order = shuffled([f"withheld:{i}" for i in natural], 0)
     return sorted(natural[place] for place in order[: min(count, len(usable) // 10)])
+
+
+def _natural(withheld: Rows, negatives: Rows, max_tokens: int) -> Rows:
+    """Rows to measure the loss on; of preference pairs their chosen sides."""
+    parts = sequences(withheld.ids, withheld.response)
+    chosen = np.flatnonzero(parts.sign == 1)
+    ids, response = ([part[i] for i in chosen] for part in (parts.ids, parts.response))
+    return shorter(Rows(ids + list(negatives.ids), response + list(negatives.response)), max_tokens)
 
 
 def _prompts(
