@@ -284,7 +284,8 @@ def _turn_html(role: str, body: str, dashed: bool = False) -> str:
     """One turn; `body` is HTML already."""
     edge = "border-top:1px dashed rgba(128,128,128,.5);padding-top:.5rem;" if dashed else ""
     return (
-        f'<div style="display:grid;grid-template-columns:5.2rem 1fr;gap:.6rem;margin-bottom:.35rem;{edge}">'
+        f'<div class="turn" data-role="{text_html(role)}" '
+        f'style="display:grid;grid-template-columns:5.2rem 1fr;gap:.6rem;margin-bottom:.35rem;{edge}">'
         f'<span style="opacity:.8;font-size:.8rem;padding-top:.15rem">{text_html(role)}</span>'
         '<div dir="auto" style="white-space:pre-wrap;overflow-wrap:anywhere;line-height:1.65;unicode-bidi:isolate">'
         f"{body}</div></div>"

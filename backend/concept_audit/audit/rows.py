@@ -84,6 +84,7 @@ class Rows:
         concept: str | None = None,
         method: str | None = None,
         options: InfluenceOptions = DEFAULTS,
+        always: Sequence[str] = (),
     ) -> pd.DataFrame:
         """The values of a metadata field among the rows that pass a filter, the most frequent first.
 
@@ -92,20 +93,14 @@ class Rows:
         Args:
             field: None for the sources that rows were read from.
             search: only values in which this occurs, whatever its case.
+            always: values that come first, whatever is searched for.
 
         Returns:
             value, n_rows, n_flagged (rows with a flag other than keep), n_values (how many values there are in all).
         """
-        return self._facet(
-            ("facet", field, search, limit),
-            facets.values,
-            (field, search, limit),
-            field,
-            where,
-            concept,
-            method,
-            options,
-        )
+        key = ("facet", field, search, limit, tuple(always))
+        asked = (field, search, limit, always)
+        return self._facet(key, facets.values, asked, field, where, concept, method, options)
 
     def facet_histogram(
         self,
@@ -122,9 +117,8 @@ class Rows:
             bin (from 0; empty ones are missing), low and high (the least and the largest number in it), n_rows,
             n_flagged.
         """
-        return self._facet(
-            ("facet_histogram", field, bins), facets.numbers, (field, bins), field, where, concept, method, options
-        )
+        key = ("facet_histogram", field, bins)
+        return self._facet(key, facets.numbers, (field, bins), field, where, concept, method, options)
 
     def _facet(
         self,

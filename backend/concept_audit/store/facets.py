@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -16,18 +17,29 @@ def apart_from(where: RowFilter, field: str | None) -> RowFilter:
     """A filter without what it asks of one metadata field, or of the source where `field` is None."""
     if field is None:
         return replace(where, sources=(), without_sources=())
-    asked = {name: getattr(where, name) for name in ("metadata", "without", "ranges")}
-    return replace(where, **{name: {f: v for f, v in told.items() if f != field} for name, told in asked.items()})
+    return replace(
+        where,
+        metadata={name: told for name, told in where.metadata.items() if name != field},
+        without={name: told for name, told in where.without.items() if name != field},
+        ranges={name: told for name, told in where.ranges.items() if name != field},
+    )
 
 
 def values(
-    cursor: Cursor, ranking: int | None, where: RowFilter, field: str | None, search: str, limit: int
+    cursor: Cursor,
+    ranking: int | None,
+    where: RowFilter,
+    field: str | None,
+    search: str,
+    limit: int,
+    always: Sequence[str] = (),
 ) -> pd.DataFrame:
     """The most frequent values of a field among the rows that pass a filter.
 
     Args:
         field: None for the source.
         search: only values in which this occurs, whatever its case.
+        always: values that come first, whatever is searched for.
 
     Returns:
         value, n_rows, n_flagged, n_values (how many there are in all); rows that have no such field are left out.
@@ -37,10 +49,10 @@ def values(
     return cursor.execute(
         f"""WITH counted AS (
                 SELECT value, count(*) AS n_rows, count(*) FILTER (flagged) AS n_flagged FROM ({rows})
-                WHERE value IS NOT NULL AND (? = '' OR contains(lower(value), lower(?))) GROUP BY value)
+                WHERE value IS NOT NULL AND (contains(lower(value), lower(?)) OR list_contains(?::VARCHAR[], value)) GROUP BY value)
             SELECT value, n_rows, n_flagged, count(*) OVER () AS n_values FROM counted
-            ORDER BY n_rows DESC, value LIMIT ?""",
-        [*parameters, search, search, limit],
+            ORDER BY list_contains(?::VARCHAR[], value) DESC, n_rows DESC, value LIMIT ?""",
+        [*parameters, search, list(always), list(always), max(limit, len(always))],
     ).df()
 
 
