@@ -5,6 +5,7 @@ from __future__ import annotations
 import streamlit as st
 
 from concept_audit_app.components import compare
+from concept_audit_app.components.filter_chips import chips_beside_widgets
 from concept_audit_app.components.filters import row_filter
 from concept_audit_app.components.heatmap import style_sheet
 from concept_audit_app.components.rows import page_problem
@@ -19,6 +20,7 @@ st.caption(
 )
 one, other = compare.choose_sides(audit)
 where = row_filter(audit)
+chips_beside_widgets(audit, where)
 compare.figures(audit, one, other, where)
 left, right = st.columns([3, 2], gap="large")
 with left:

@@ -11,6 +11,7 @@ from concept_audit import RowFilter
 from concept_audit_app.components.charts import QUIET, score_histogram
 from concept_audit_app.components.desk import desk, do_acts, list_rows
 from concept_audit_app.components.exporting import WHAT
+from concept_audit_app.components.facets import facets
 from concept_audit_app.components.filter_chips import filter_chips
 from concept_audit_app.components.filters import brush, brushed, desk_filter
 from concept_audit_app.components.flags import View, bulk_flags, undo_button, verdicts_in_words
@@ -42,7 +43,7 @@ desk_place = st.container(key="workplace")
 with desk_place:
     left, right = st.columns([9, 11], gap="small")
 with left:
-    where, size = desk_filter(audit, PAGE_SIZES)
+    where, size, drawer = desk_filter(audit, PAGE_SIZES)
 where = brushed(where)
 indexed = ready(audit, concept, method, options)
 ranked = (concept.concept_id, method)
@@ -54,6 +55,9 @@ if st.session_state.get("page", 1) > pages:
 saved = audit.probes.find(concept.name) if concept.kind == "probe" else None
 threshold = saved.details.get("threshold") if saved and method == "vector_filter" else None
 view = View(*ranked, options, where, total, threshold)
+if drawer.open:
+    with drawer:
+        facets(audit, *ranked, options, where)
 with bar:
     if indexed and (index := audit.index.describe()):
         with st.popover("Fidelity", icon=":material/verified:", key="fidelity"):
@@ -98,7 +102,7 @@ if rows.empty:
     st.stop()
 
 with left:
-    desk(list_rows(rows, scale), max(abs(scale.of(edges[0])), abs(scale.of(edges[-1]))), pages)
+    desk(list_rows(rows, scale, where), max(abs(scale.of(edges[0])), abs(scale.of(edges[-1]))), pages, where)
 with right:
     legend = st.container(key="legend", horizontal=True, vertical_alignment="center", gap="small")
     with legend:

@@ -6,9 +6,11 @@
 const PATIENCE = 5000 // milliseconds for a box to appear
 const BEFORE = 40 // characters of a phrase before its strongest token
 const AFTER = 110
+const MOST_FOUND = 500 // places of a search that are marked in a row
 const STYLE = `
 .st-key-desk-row [class*="st-key-row-"] { display: none }
 .st-key-desk-row [class*="st-key-row-"][data-cursor="true"] { display: flex }
+::highlight(found) { background-color: #f5d547; color: #10171a }
 .st-key-desk-row [class*="st-key-row-"][data-flag="remove"] { border-color: #c4452f }
 .st-key-desk-row [class*="st-key-row-"][data-flag="swap"] { border-color: #4a6fb5 }
 .st-key-desk-row [class*="st-key-row-"][data-flag="review"] { border-color: #b7842b }
@@ -17,6 +19,7 @@ const kept = actsOf("__conceptAuditRows")
 kept.rows ??= new Map() // of this page: number → what the list shows of it
 kept.drawn ??= new Map() // number → its line in the list
 kept.cursor ??= null
+kept.words ??= [] // that are searched for
 kept.note ??= null // the row whose note is asked for
 kept.advance ??= false // whether the cursor goes on after a flag
 
@@ -52,6 +55,11 @@ function lineOf(row) {
   const phrase = make("phrase")
   phrase.dir = "auto"
   phrase.textContent = row.text
+  if (row.found) {
+    const hit = make("found", "mark")
+    hit.textContent = row.found.hit
+    phrase.replaceChildren(`${row.found.where}: ${row.found.before}`, hit, row.found.after)
+  }
   const about = make("about")
   about.dir = "auto"
   about.textContent = row.about
@@ -73,6 +81,7 @@ function drawList() {
 
 // What stands about the strongest token of a row's heatmap, once its card has one.
 function drawPhrase(line, card) {
+  if (line.querySelector(".found")) return
   const tokens = card.querySelectorAll(".hm i")
   if (!tokens.length || line.tokens === tokens[0]) return
   line.tokens = tokens[0]
@@ -95,6 +104,37 @@ function drawPhrase(line, card) {
   strongest.textContent = plain(best.textContent)
   const start = before.length > BEFORE ? `…${before.slice(-BEFORE)}` : before
   line.querySelector(".phrase").replaceChildren(start, strongest, plain(range.toString()).slice(0, AFTER))
+}
+
+// The words of a search in the row that shows: marked by the browser, so that the text's elements stay as they are.
+function drawFound() {
+  if (!window.Highlight) return
+  const card = cardOf(kept.cursor)
+  const ranges = []
+  for (const turn of kept.words.length && card ? card.querySelectorAll(".turn") : []) {
+    const answer = turn.dataset.role.startsWith("assistant")
+    if (kept.where && (kept.where === "response") !== answer) continue
+    const walker = document.createTreeWalker(turn.lastElementChild, NodeFilter.SHOW_TEXT)
+    const nodes = []
+    let text = ""
+    while (walker.nextNode()) {
+      nodes.push([text.length, walker.currentNode])
+      text += walker.currentNode.data
+    }
+    const lower = text.toLowerCase()
+    if (lower.length !== text.length) continue
+    const place = (at) => nodes.findLast(([start]) => start <= at)
+    for (const word of kept.words) {
+      for (let at = lower.indexOf(word); at >= 0 && ranges.length < MOST_FOUND; at = lower.indexOf(word, at + word.length)) {
+        const [first, last] = [place(at), place(at + word.length - 1)]
+        const range = new Range()
+        range.setStart(first[1], at - first[0])
+        range.setEnd(last[1], at + word.length - last[0])
+        ranges.push(range)
+      }
+    }
+  }
+  CSS.highlights.set("found", new Highlight(...ranges))
 }
 
 function drawRow(id) {
@@ -120,6 +160,7 @@ function draw() {
   if (!kept.place) return
   drawList()
   for (const id of kept.rows.keys()) drawRow(id)
+  drawFound()
   const list = kept.place.querySelector(".list")
   const active = `row-${kept.cursor}`
   if (list.getAttribute("aria-activedescendant") !== active) list.setAttribute("aria-activedescendant", active)
@@ -291,6 +332,7 @@ export default function (component) {
   const { data } = component
   kept.rows = new Map(data.rows.map((row) => [row.id, row]))
   Object.assign(kept, { pairs: data.pairs, writes: data.writes, furthest: data.furthest })
+  Object.assign(kept, { words: data.words, where: data.place })
   kept.turn = (step) => component.setTriggerValue("turned", step)
   component.parentElement.querySelector("[value=a]").hidden = !data.writes
   if (!kept.rows.has(kept.cursor)) kept.cursor = data.rows[0]?.id ?? null

@@ -9,9 +9,10 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
-from concept_audit import Audit, AuditError
+from concept_audit import Audit, AuditError, RowFilter
 from concept_audit_app.components.acts import HERE, acting_component, said_to_be_done, waiting
 from concept_audit_app.components.flags import flags_drawn, undo_change
+from concept_audit_app.components.found import phrase_found
 from concept_audit_app.components.rows import FLAGS, SWAP
 from concept_audit_app.components.scale import Scale
 from concept_audit_app.components.session import current_audit, person, read_only
@@ -71,8 +72,9 @@ def _latest(audit: Audit) -> int | None:
     return None if mine.empty else int(mine["event_id"].iloc[0])
 
 
-def list_rows(rows: pd.DataFrame, scale: Scale) -> list[dict[str, Any]]:
-    """What the list shows of each row, from above to below."""
+def list_rows(rows: pd.DataFrame, scale: Scale, where: RowFilter) -> list[dict[str, Any]]:
+    """What the list shows of each row, from above to below; of a search, where its words are."""
+    words = where.words()
     return [
         {
             "id": int(row["example_id"]),
@@ -83,6 +85,7 @@ def list_rows(rows: pd.DataFrame, scale: Scale) -> list[dict[str, Any]]:
             "raw": scale.told(row["score"]),
             "text": " ".join(row["response"].split())[:SNIPPET] or "(no response)",
             "about": _about(row["metadata"]),
+            "found": phrase_found(row, words, where.text_in) if words else None,
         }
         for row in records(rows)
     ]
@@ -96,13 +99,14 @@ def _about(metadata: str) -> str:
 
 
 @st.fragment
-def desk(rows: Sequence[Mapping[str, Any]], furthest: float, pages: int) -> None:
+def desk(rows: Sequence[Mapping[str, Any]], furthest: float, pages: int, where: RowFilter) -> None:
     """The list, and the keys that act on its rows; the row that its cursor rests on is the card that shows.
 
     Args:
         rows: of `list_rows`.
         furthest: the value of the longest bar.
         pages: how many there are.
+        where: the filter; the words that it looks for are marked in the row.
     """
     audit = current_audit()
     do_acts()
@@ -112,6 +116,8 @@ def desk(rows: Sequence[Mapping[str, Any]], furthest: float, pages: int) -> None
         data={
             "rows": [{**row, "flag": flags.get(row["hash"])} for row in rows],
             "furthest": furthest,
+            "words": where.words(),
+            "place": where.text_in,
             "pairs": audit.manifest.pair is not None,
             "writes": not read_only(),
             **said_to_be_done(KEY),

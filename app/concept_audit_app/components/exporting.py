@@ -8,6 +8,7 @@ import streamlit as st
 
 from concept_audit import FORMATS, Audit, AuditError, Format, InfluenceOptions, RowFilter
 from concept_audit_app.components.concepts import concept_picker
+from concept_audit_app.components.filter_chips import chips_beside_widgets
 from concept_audit_app.components.filters import brush_chip, brushed, row_filter
 from concept_audit_app.components.methods import influence_options, method_picker
 from concept_audit_app.components.plain import counted
@@ -96,6 +97,7 @@ def choose(audit: Audit) -> Chosen:
                 options = influence_options(audit, audit.concept(concept), method)
                 ready(audit, audit.concept(concept), method, options)
     where = row_filter(audit, flag=what == "view")
+    chips_beside_widgets(audit, where)
     if what == "view":
         where = brushed(where)
         brush_chip(where, hint=False)

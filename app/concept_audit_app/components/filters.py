@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import pandas as pd
 import streamlit as st
+from streamlit.elements.lib.mutable_popover_container import PopoverContainer
 
 from concept_audit import Audit, RowFilter
+from concept_audit_app.components.facet_filter import SOURCE, facets_in_url
 from concept_audit_app.components.session import first_page
 from concept_audit_app.components.tables import records
 from concept_audit_app.components.url import in_url, put
@@ -24,37 +26,56 @@ FLAG_CHOICES = {
     "keep": "Kept",
     "unseen": "Not seen yet",
 }
-
-
+TEXT_IN: dict[Literal["", "prompt", "response"], str] = {
+    "": "Anywhere",
+    "prompt": "In the prompt",
+    "response": "In the response",
+}
 PAIR_FLAG_CHOICES = {**FLAG_CHOICES, "swap": "To swap"}
 """Of preference pairs."""
 
 
 def row_filter(audit: Audit, flag: bool = True) -> RowFilter:
-    """Text, flag, length, source and metadata filters above a list; what they let through."""
-    fields = _fields(audit)
+    """Text, flag, length, source and metadata filters above a list; what they let through.
+
+    What the URL asks besides, since it comes from the Audit page, holds too.
+    """
+    few = few_values(audit)
     with st.container(horizontal=True, vertical_alignment="bottom"):
         text = _text()
         chosen = _flag(audit) if flag else ""
-        kept = {field["field"]: _values(field) for field in records(fields.head(2))}
+        kept = {field["field"]: _values(field) for field in records(few.head(2))}
         with st.popover("More filters", icon=":material/filter_alt:"):
-            kept |= {field["field"]: _values(field) for field in records(fields.iloc[2:])}
-            source, tokens = _sources(audit), _tokens(audit)
-    return _made(text, chosen, kept, source, tokens)
+            kept |= {field["field"]: _values(field) for field in records(few.iloc[2:])}
+            text_in, source, tokens = _text_in(), _sources(audit), _tokens(audit)
+    held = {*(f"where_{name}" for name in kept), SOURCE}
+    asked = facets_in_url(audit.rows.metadata_fields()["field"], held)
+    metadata = {name: tuple(values) for name, values in kept.items() if values}
+    return RowFilter(
+        text=text,
+        text_in=text_in,
+        metadata={**metadata, **asked.metadata},
+        flag=chosen,
+        sources=source,
+        tokens=tokens,
+        without=asked.without,
+        ranges=asked.ranges,
+        without_sources=asked.without_sources,
+    )
 
 
-def desk_filter(audit: Audit, sizes: Sequence[int]) -> tuple[RowFilter, int]:
-    """As `row_filter`, in one line: a search box, and the rest in a popover.
+def desk_filter(audit: Audit, sizes: Sequence[int]) -> tuple[RowFilter, int, PopoverContainer]:
+    """As `row_filter`, in one line: a search box, and a popover for the rest.
 
     Args:
         sizes: rows a page that can be chosen.
 
     Returns:
-        the filter, and how many rows a page has.
+        the filter, how many rows a page has, and the popover, in which the facets have their place.
     """
     with st.container(horizontal=True, vertical_alignment="center", gap="small"):
         text = _text(bare=True)
-        place = st.popover("Filters", icon=":material/filter_alt:", key="filters")
+        place = st.popover("Filters", icon=":material/filter_alt:", key="filters", on_change="rerun")
         size = st.segmented_control(
             "Rows a page",
             sizes,
@@ -65,24 +86,18 @@ def desk_filter(audit: Audit, sizes: Sequence[int]) -> tuple[RowFilter, int]:
             on_change=first_page,
             label_visibility="collapsed",
         )
-    with place:
+    with place, st.container(horizontal=True, vertical_alignment="bottom", key="filter-boxes"):
         chosen = _flag(audit)
-        kept = {field["field"]: _values(field) for field in records(_fields(audit))}
-        source, tokens = _sources(audit), _tokens(audit)
-    return _made(text, chosen, kept, source, tokens), size
+        text_in = _text_in()
+        tokens = _tokens(audit)
+    asked = facets_in_url(audit.rows.metadata_fields()["field"])
+    return RowFilter(text=text, text_in=text_in, flag=chosen, tokens=tokens, **vars(asked)), size, place
 
 
-def _fields(audit: Audit) -> pd.DataFrame:
-    """Metadata fields that have few values."""
+def few_values(audit: Audit) -> pd.DataFrame:
+    """The metadata fields of which a box can list every value."""
     fields = audit.rows.metadata_fields()
     return fields[(fields.n_values > 1) & (fields.n_values <= FEW_VALUES)]
-
-
-def _made(
-    text: str, flag: str, kept: Mapping[str, list[str]], sources: tuple[str, ...], tokens: tuple[int, int] | None
-) -> RowFilter:
-    metadata = {name: tuple(values) for name, values in kept.items() if values}
-    return RowFilter(text=text, metadata=metadata, flag=flag, sources=sources, tokens=tokens)
 
 
 def _text(bare: bool = False) -> str:
@@ -110,6 +125,19 @@ def _flag(audit: Audit) -> str:
         list(choices),
         format_func=choices.__getitem__,
         key="flag",
+        bind="query-params",
+        on_change=first_page,
+        width=180,
+    )
+    return chosen or ""
+
+
+def _text_in() -> Literal["", "prompt", "response"]:
+    chosen = st.selectbox(
+        "Words are",
+        list(TEXT_IN),
+        format_func=lambda place: TEXT_IN[place],
+        key="in",
         bind="query-params",
         on_change=first_page,
         width=180,

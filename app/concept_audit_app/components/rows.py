@@ -293,7 +293,8 @@ def _turn_html(role: str, body: str, dashed: bool = False) -> str:
     gutter = f'<span style="opacity:.8;font-size:.8rem;padding-top:.15rem">{text_html(role)}</span>' if role else ""
     columns = "5.2rem minmax(0,1fr)" if role else "minmax(0,1fr)"
     return (
-        f'<div style="display:grid;grid-template-columns:{columns};gap:.6rem;margin-bottom:.35rem;{edge}">{gutter}'
+        f'<div class="turn" data-role="{text_html(role)}" '
+        f'style="display:grid;grid-template-columns:{columns};gap:.6rem;margin-bottom:.35rem;{edge}">{gutter}'
         '<div dir="auto" style="white-space:pre-wrap;overflow-wrap:anywhere;line-height:1.65;unicode-bidi:isolate">'
         f"{body}</div></div>"
     )

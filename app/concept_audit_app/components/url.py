@@ -34,6 +34,27 @@ def put(key: str, value: str | None) -> None:
     st.session_state[f"{key}-value"] = value
 
 
+def all_in_url(key: str) -> tuple[str, ...]:
+    """As `in_url`, of a parameter that may be there many times; changed by `put_all`."""
+    kept, seen = f"{key}-value", f"{key}-seen"
+    there = tuple(st.query_params.get_all(key))
+    if there != st.session_state.get(seen, ()):
+        st.session_state[seen] = st.session_state[kept] = there
+    values: tuple[str, ...] = st.session_state.get(kept, ())
+    if values != there:
+        st.session_state[seen] = values
+        if values:
+            st.query_params[key] = values
+        else:
+            del st.query_params[key]
+    return values
+
+
+def put_all(key: str, values: Sequence[str]) -> None:
+    """Change the values of `all_in_url` from a callback; none takes it out of the URL."""
+    st.session_state[f"{key}-value"] = tuple(values)
+
+
 def select_by_id(
     label: str,
     ids: Sequence[str],

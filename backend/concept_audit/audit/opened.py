@@ -157,7 +157,7 @@ class OpenAudit:
         words = where.words()
         if not words or where.found is not None:
             return where
-        return replace(where, found=self.database.found(self.build_id, words))
+        return replace(where, found=self.database.found(self.build_id, words, where.text_in))
 
     def read(self, query: Callable) -> Any:
         """What a query of the store finds now.

@@ -17,7 +17,7 @@ from concept_audit.pipeline.answers import own_answer
 from concept_audit.pipeline.kept_queries import token_influence
 from concept_audit.pipeline.rank import NEED_GRADIENTS, keep_query
 from concept_audit.progress import Progress
-from concept_audit.store import derived, queries
+from concept_audit.store import derived, facets, queries
 from concept_audit.store import features as store_features
 from concept_audit.store.activations import answered_rows, read_answers, read_firings
 from concept_audit.store.examples import TokenizedExample, TokenizedText, read_texts
@@ -74,6 +74,72 @@ class Rows:
     def metadata_fields(self) -> pd.DataFrame:
         """Metadata fields with their most frequent values: field, n_rows, n_values, top_values."""
         return self._opened.cached_read("metadata_fields", queries.metadata_fields, of_build=True)
+
+    def facet(
+        self,
+        field: str | None,
+        where: RowFilter = EVERY_ROW,
+        search: str = "",
+        limit: int = 12,
+        concept: str | None = None,
+        method: str | None = None,
+        options: InfluenceOptions = DEFAULTS,
+        always: Sequence[str] = (),
+    ) -> pd.DataFrame:
+        """The values of a metadata field among the rows that pass a filter, the most frequent first.
+
+        What the filter asks of the field itself does not count, so that one sees what else there is to choose.
+
+        Args:
+            field: None for the sources that rows were read from.
+            search: only values in which this occurs, whatever its case.
+            always: values that come first, whatever is searched for.
+
+        Returns:
+            value, n_rows, n_flagged (rows with a flag other than keep), n_values (how many values there are in all).
+        """
+        key = ("facet", field, search, limit, tuple(always))
+        asked = (field, search, limit, always)
+        return self._facet(key, facets.values, asked, field, where, concept, method, options)
+
+    def facet_histogram(
+        self,
+        field: str,
+        where: RowFilter = EVERY_ROW,
+        bins: int = 20,
+        concept: str | None = None,
+        method: str | None = None,
+        options: InfluenceOptions = DEFAULTS,
+    ) -> pd.DataFrame:
+        """As `facet`, of a field of numbers, counted in equal bins between the least and the largest.
+
+        Returns:
+            bin (from 0; empty ones are missing), low and high (the least and the largest number in it), n_rows,
+            n_flagged.
+        """
+        key = ("facet_histogram", field, bins)
+        return self._facet(key, facets.numbers, (field, bins), field, where, concept, method, options)
+
+    def _facet(
+        self,
+        key: tuple,
+        query: Callable,
+        arguments: tuple,
+        field: str | None,
+        where: RowFilter,
+        concept: str | None,
+        method: str | None,
+        options: InfluenceOptions,
+    ) -> pd.DataFrame:
+        where = self._opened.searched(facets.apart_from(where, field))
+
+        def counted(ranking: int | None = None) -> pd.DataFrame:
+            wanted = [] if ranking is None else [ranking]
+            return self._rankings.read(
+                (*key, ranking, repr(where)), wanted, lambda cursor: query(cursor, ranking, where, *arguments)
+            )
+
+        return self._rankings.using([(concept, method, options)] if concept else [], counted)
 
     def sources(self) -> pd.DataFrame:
         """Where the rows came from: source, n_rows."""

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from tyro.conf import arg
 
 from concept_audit.cli.engines import EngineFlags, working
-from concept_audit.cli.flags import FILE, REPEATED, flags, made, option
+from concept_audit.cli.filters import TEXT, WHERE, filtered
+from concept_audit.cli.flags import FILE, flags, made, option
 from concept_audit.cli.opening import Running
-from concept_audit.cli.ranking import OUT, TEXT, filtered
+from concept_audit.cli.ranking import OUT
 from concept_audit.influence.options import CurvatureOptions, InfluenceOptions, ScoringOptions
 from concept_audit.progress import for_this_terminal
 
@@ -41,11 +42,7 @@ class Forecast(Running):
         ),
     ] = None
     text: TEXT = ""
-    where: Annotated[
-        tuple[str, ...],
-        REPEATED,
-        arg(metavar="FIELD=VALUE", aliases=["--filter"], help="only rows with this metadata value; may be repeated"),
-    ] = ()
+    where: Annotated[WHERE, arg(aliases=["--filter"])] = ()
     flag: Annotated[
         str, arg(metavar="any|none|NAME", help="only rows with any flag, with none, or with the flag of this name")
     ] = ""

@@ -31,11 +31,3 @@ def shares(text: str) -> tuple[float, ...]:
 def listed(text: str) -> tuple[str, ...]:
     """``a,b,c``."""
     return tuple(part.strip() for part in text.split(",") if part.strip())
-
-
-def condition(text: str) -> tuple[str, str]:
-    """``FIELD=VALUE``."""
-    name, equals, value = text.partition("=")
-    if not equals or not name:
-        raise ValueError(f"{text!r} is not FIELD=VALUE")
-    return name, value

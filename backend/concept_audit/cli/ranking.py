@@ -11,8 +11,9 @@ from tyro.conf import arg
 
 from concept_audit.cli.concepts import CONCEPT
 from concept_audit.cli.engines import EngineFlags, working
-from concept_audit.cli.flags import FILE, REPEATED, flags, form, made, option, switch
-from concept_audit.cli.forms import condition, listed
+from concept_audit.cli.filters import TEXT, TEXT_IN, WHERE, filtered
+from concept_audit.cli.flags import FILE, flags, form, made, option, switch
+from concept_audit.cli.forms import listed
 from concept_audit.cli.opening import JSON, Running, print_json
 from concept_audit.errors import AuditError
 from concept_audit.influence.options import InfluenceOptions
@@ -21,15 +22,10 @@ from concept_audit.types import METHODS, Method, usual_method
 
 if TYPE_CHECKING:
     from concept_audit.audit.audit import Audit
-    from concept_audit.store.filters import RowFilter
 
 FORMAT = Annotated[Literal["csv", "jsonl", "parquet"], arg(help="of the output")]
 FIRST_ROWS = 1000
 OUT = Annotated[str | None, option("write to this file (None: standard output)", "FILE")]
-WHERE = Annotated[
-    tuple[str, ...], REPEATED, arg(metavar="FIELD=VALUE", help="only rows with this metadata value; may be repeated")
-]
-TEXT = Annotated[str, arg(help="only rows with these words in prompt or response")]
 
 
 if TYPE_CHECKING:
@@ -107,6 +103,7 @@ class Export(Running):
     ] = None
     all: Annotated[bool, switch("every row, flagged or not")] = False
     text: TEXT = ""
+    text_in: TEXT_IN = ""
     where: WHERE = ()
     schema: Annotated[
         Literal["audit", "own"],
@@ -132,7 +129,7 @@ class Export(Running):
         if self.drop and (self.all or self.flag):
             raise AuditError("--drop: which rows stay is said already by --all or --flag; give one of them")
         flag = self.flag or ("" if self.all or self.drop else "any")
-        where = replace(filtered(audit, self.text, self.where, flag), without_flags=self.drop or ())
+        where = replace(filtered(audit, self.text, self.where, flag, self.text_in), without_flags=self.drop or ())
         out = Path(self.out) if self.out and self.out != "-" else None
         about = audit.exports.write(
             out, self.format, where, self.schema, self.concept, self.method, exact=self.exact_csv, swap=self.swap
@@ -155,6 +152,7 @@ class Flag(Running):
     above: Annotated[float | None, option("rows with at least this score", "SCORE")] = None
     percentile: Annotated[float | None, option("rows of at least this percentile, 0 to 100", "P")] = None
     text: TEXT = ""
+    text_in: TEXT_IN = ""
     where: WHERE = ()
     flagged: Annotated[
         str,
@@ -193,7 +191,7 @@ class Flag(Running):
                 "which rows? Give --concept with --top, --above or --percentile, or --text, --where or --flagged"
             )
         scores = None if self.above is None else (self.above, float("inf"))
-        where = filtered(audit, self.text, self.where, self.flagged)
+        where = filtered(audit, self.text, self.where, self.flagged, self.text_in)
         where = replace(where, scores=scores, percentile=self.percentile)
         concept = self.concept if given else None
         if self.dry_run:
@@ -237,26 +235,3 @@ class Flag(Running):
         print(
             f"{values['rows']:,} texts {what}{left}{undo}" if "event" in values else f"{values['rows']:,} rows {what}"
         )
-
-
-def filtered(audit: Audit, text: str, where: tuple[str, ...], flag: str) -> RowFilter:
-    """The rows that filters let through.
-
-    Raises:
-        AuditError: a condition is not FIELD=VALUE, or names a field that no row has.
-    """
-    from concept_audit.store.filters import RowFilter
-
-    metadata: dict[str, tuple[str, ...]] = {}
-    known = set(audit.rows.metadata_fields()["field"])
-    for each in where:
-        try:
-            name, value = condition(each)
-        except ValueError as error:
-            raise AuditError(f"--where {error}") from None
-        if name not in known:
-            raise AuditError(
-                f"--where {name}=...: no such metadata field; there are {', '.join(sorted(known)) or 'none'}"
-            )
-        metadata[name] = (*metadata.get(name, ()), value)
-    return RowFilter(text=text, metadata=metadata, flag=flag)

@@ -16,6 +16,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
+from typing import Literal
 
 from concept_audit.errors import StoreError
 from concept_audit.files import as_store_error
@@ -173,7 +174,7 @@ class Database:
         """Say that rankings are asked for: they stay longer than those that are not."""
         self._used |= dict.fromkeys(rankings, derived.now())
 
-    def found(self, build: str, words: Sequence[str]) -> str:
+    def found(self, build: str, words: Sequence[str], text_in: Literal["", "prompt", "response"] = "") -> str:
         """The name of a table with the ids of the rows in which all these words occur.
 
         Texts do not change while a build stands, and reading them takes longer than anything else a page
@@ -181,14 +182,15 @@ class Database:
 
         Args:
             words: in lower case, as from `RowFilter.words`.
+            text_in: where they have to occur; see `RowFilter`.
         """
-        digest = hashlib.blake2b("\0".join([build, *words]).encode("utf-8", "surrogatepass"), digest_size=12)
+        digest = hashlib.blake2b("\0".join([build, text_in, *words]).encode("utf-8", "surrogatepass"), digest_size=12)
         name = f"memory.main.found_{digest.hexdigest()}"
         # Two who look for the same words search once; most who look for others need not wait.
         search = self._searches[digest.digest()[0] % SEARCH_LOCKS]
         with search, self.reading() as cursor:
             if self._searched.get(name) != self._files.generation:
-                condition, parameters = RowFilter(text=" ".join(f'"{word}"' for word in words)).sql()
+                condition, parameters = RowFilter(text=" ".join(f'"{word}"' for word in words), text_in=text_in).sql()
                 query = f"SELECT example_id FROM audit.main.examples e WHERE {condition}"
                 cursor.execute(f"CREATE OR REPLACE TABLE {name} AS {query}", parameters)
             self._remember(cursor, name)

@@ -9,6 +9,9 @@ from typing import Any, Literal
 
 KEEP = "keep"
 """The verdict of a row that somebody has seen and found nothing wrong with: it counts as not flagged."""
+PLACES = ("prompt", "response")
+NUMBER = "TRY_CAST(json_extract_string(e.metadata, ?) AS DOUBLE)"
+"""A metadata field's value as a number; the parameter is the pointer to it."""
 TERM = re.compile(r'"([^"]+)"|([^\s"]+)')
 
 
@@ -19,7 +22,10 @@ class RowFilter:
     Attributes:
         text: words that all occur in the prompt or the response, whatever their case and order;
             what stands in double quotes occurs as it is.
+        text_in: where the words of `text` have to occur: all in the prompt, all in the response, or each in either.
         metadata: field → the values of it to keep, as text.
+        without: field → the values of it to leave out, as text; a row that has no such field passes.
+        ranges: field → its least and largest value, both included; a row whose value is no number does not pass.
         flag: rows with any flag but `KEEP`, with none or `KEEP`, without any verdict (``unseen``), or with the flag of
             this name.
         without_flags: only rows that have none of these flags.
@@ -27,6 +33,7 @@ class RowFilter:
         percentile: least percentile of the score, 0 to 100; for ranked rows only.
         example_ids: only these rows.
         sources: files or data sets that rows were read from; empty for all.
+        without_sources: those that rows were not read from.
         tokens: least and most tokens of the row, both included.
         found: the table with the ids of the rows that have the words of `text`, where it has been searched
             for already (`Database.found`).
@@ -42,6 +49,10 @@ class RowFilter:
     tokens: tuple[int, int] | None = None
     found: str | None = None
     without_flags: tuple[str, ...] = ()
+    text_in: Literal["", "prompt", "response"] = ""
+    without: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    ranges: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    without_sources: tuple[str, ...] = ()
 
     @property
     def needs_flags(self) -> bool:
@@ -52,7 +63,9 @@ class RowFilter:
     def needs_rows(self) -> bool:
         """Whether a row's own columns or its flag decide, and not its score and its number alone."""
         text = self.text if self.found is None else ""
-        return bool(text or any(self.metadata.values()) or self.needs_flags or self.sources or self.tokens)
+        by_metadata = any(self.metadata.values()) or any(self.without.values()) or self.ranges
+        by_source = self.sources or self.without_sources
+        return bool(text or by_metadata or self.needs_flags or by_source or self.tokens)
 
     def words(self) -> list[str]:
         """What has to occur, in lower case: single words, and whole phrases that stand in quotes."""
@@ -69,12 +82,21 @@ class RowFilter:
         if self.found is not None:
             conditions.append(f"{row} IN (SELECT example_id FROM {self.found})")
         for word in self.words() if self.found is None else ():
-            conditions.append("(contains(lower(e.prompt), ?) OR contains(lower(e.response), ?))")
-            parameters += [word, word]
+            places = [self.text_in] if self.text_in in PLACES else PLACES
+            conditions.append(f"({' OR '.join(f'contains(lower(e.{place}), ?)' for place in places)})")
+            parameters += [word] * len(places)
         for name, values in self.metadata.items():
             if values:
                 conditions.append("list_contains(?::VARCHAR[], json_extract_string(e.metadata, ?))")
                 parameters += [list(values), json_pointer(name)]
+        for name, values in self.without.items():
+            if values:
+                # The list holds no NULL: of a row without the field this is NULL, which is not to leave it out.
+                conditions.append("coalesce(NOT list_contains(?::VARCHAR[], json_extract_string(e.metadata, ?)), true)")
+                parameters += [list(values), json_pointer(name)]
+        for name, (low, high) in self.ranges.items():
+            conditions.append(f"coalesce({NUMBER} BETWEEN ? AND ?, false)")
+            parameters += [json_pointer(name), float(low), float(high)]
         if self.flag == "any":
             conditions.append("f.flag <> ?")
             parameters.append(KEEP)
@@ -101,6 +123,9 @@ class RowFilter:
         if self.sources:
             conditions.append("list_contains(?::VARCHAR[], e.source)")
             parameters.append(list(self.sources))
+        if self.without_sources:
+            conditions.append("NOT list_contains(?::VARCHAR[], e.source)")
+            parameters.append(list(self.without_sources))
         if self.tokens is not None:
             conditions.append("e.n_tokens BETWEEN ? AND ?")
             parameters += [int(bound) for bound in self.tokens]
