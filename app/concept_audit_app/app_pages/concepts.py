@@ -153,6 +153,6 @@ with feature_side:
         name_box(audit, about)
         st.caption(f"layer {int(about.layer)}", width="content")
     label_origin(audit, about)
-    meaning(about)
+    meaning(audit, about)
     similar(audit, f"sae:{feature}", int(feature))
     rows_by_quantile(audit, f"sae:{feature}", int(feature))

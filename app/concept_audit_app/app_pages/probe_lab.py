@@ -7,6 +7,7 @@ import streamlit as st
 from concept_audit_app.components import labelling, probes
 from concept_audit_app.components.heatmap import style_sheet
 from concept_audit_app.components.index import warm
+from concept_audit_app.components.lab import choose_probe, invitation, top_change
 from concept_audit_app.components.session import current_audit, read_only
 
 WAYS = ["Queue", "Search", "Typed", "File"]
@@ -14,56 +15,40 @@ WAYS = ["Queue", "Search", "Typed", "File"]
 audit = current_audit()
 style_sheet()
 warm(audit)
-st.title("Probe lab")
-st.caption(
-    "A probe is a direction in the model's activations that tells examples of a behaviour from examples without it. "
-    "Label some of both, train, and rank the whole data set by it."
-)
-
 labelling.do_labels()
-latest = st.session_state.get("probe-latest")
-typed = st.session_state.get("probe")  # a new one has no labels yet
-names = audit.labels.counts()["probe"].tolist()
-with st.container(horizontal=True, vertical_alignment="bottom"):
-    name = st.selectbox(
-        "Probe",
-        [*names, *([typed] if typed and typed not in names else [])],
-        index=names.index(latest) if latest in names else 0 if len(names) == 1 else None,
-        key="probe",
-        bind="query-params",
-        accept_new_options=not read_only(),
-        placeholder="Choose a probe, or type a name for a new one" if names else "Type a name for a new probe",
-        help="Choose one, or type a new name and press Enter",
-    )
-    st.session_state["probe-latest"] = name
+with st.container(horizontal=True, vertical_alignment="center", key="bar"):
+    st.title("Probe lab", width="content")
+    name, labelled = choose_probe(audit)
     saved = audit.probes.find(name) if name else None
-    if name and name in names:
+    if name and labelled:
         probes.housekeeping(audit, name, saved)
     probes.import_box(audit)
 if problem := st.session_state.pop("lab_error", None):
     st.error(problem, icon=":material/error:")
 if not name:
-    st.info(
-        "There is no probe yet."
-        if read_only() and not names
-        else "Type a name for your probe above, for instance the behaviour that you are after."
-        if not names
-        else "Choose a probe above, or type a name for a new one.",
-        icon=":material/edit:",
-    )
+    invitation(audit)
     st.stop()
 
-left, right = st.columns([7, 5], gap="large")
 labels = audit.labels.list(name)
+with st.container(key="lab"):
+    left, right = st.columns([14, 5], gap="medium")
 with left:
     if read_only():
         st.info("This dashboard is read-only: labels can be looked at, not changed.", icon=":material/lock:")
     else:
-        way = st.segmented_control(
-            "Label examples from", WAYS, default=WAYS[0], required=True, key="from", bind="query-params"
-        )
+        with st.container(horizontal=True, vertical_alignment="center", key="ways"):
+            way = st.segmented_control(
+                "Label examples from",
+                WAYS,
+                default=WAYS[0],
+                required=True,
+                key="from",
+                bind="query-params",
+                label_visibility="collapsed",
+            )
+            beside = st.container(horizontal=True, vertical_alignment="center")
         if way == "Queue":
-            labelling.queue(audit, name, saved is not None)
+            labelling.queue(audit, name, saved is not None, beside)
         elif way == "Search":
             labelling.search_results(audit, name)
         elif way == "Typed":
@@ -77,6 +62,8 @@ with right:
         if saved:
             probes.trained_figures(saved)
             probes.links(audit, name)
+    if saved:
+        top_change(audit, name)
     with st.container(border=True):
         probes.report(audit, name, labels, saved)
     if saved:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 
-import pandas as pd
 import streamlit as st
 
 from concept_audit import Audit
@@ -50,19 +49,3 @@ def probe_quality(details: str | dict) -> str:
     if "auroc" not in values:
         return ""
     return f"{values['auroc']:.2f} ({values['auroc_low']:.2f}–{values['auroc_high']:.2f})"
-
-
-def probe_table(audit: Audit) -> pd.DataFrame:
-    """Probes with what is known of them, for people."""
-    return pd.DataFrame(
-        [
-            {
-                "Probe": probe.name,
-                "Layer": probe.layer,
-                "Held-out AUROC (95%)": probe_quality(dict(probe.details)),
-                "Positive": probe.details["n_positive"],
-                "Negative": probe.details["n_negative"],
-            }
-            for probe in audit.probes.list()
-        ]
-    )

@@ -134,9 +134,11 @@ def _detection(label: Any) -> str:
     return f", detection {label.score:.2f} ({label.low:.2f}–{label.high:.2f})"
 
 
-def meaning(about: pd.Series) -> None:
-    """The histogram of a feature's activations, and the tokens that it promotes and suppresses."""
-    left, right = st.columns([3, 2], gap="medium")
+def meaning(audit: Audit, about: pd.Series) -> None:
+    """The histogram of a feature's activations, and the tokens that it promotes and suppresses, where they tell."""
+    effects = _tokens_html("Makes more likely", about.promoted) + _tokens_html("Makes less likely", about.suppressed)
+    tells = audit.concepts.promotion_tells(int(about.feature_id))
+    left, right = st.columns([3, 2], gap="medium") if tells else (st.container(), st.container())
     with left:
         counts = np.asarray(about.histogram)
         edges = np.linspace(0, float(about.max_activation), len(counts) + 1)
@@ -148,7 +150,13 @@ def meaning(about: pd.Series) -> None:
             f"{about.max_activation:.1f}",
         )
     with right:
-        st.html(_tokens_html("Makes more likely", about.promoted) + _tokens_html("Makes less likely", about.suppressed))
+        if tells:
+            st.html(effects)
+        else:
+            with st.expander(
+                "Tokens that it makes more and less likely: hardly any comes in the texts in which it fires"
+            ):
+                st.html(effects)
 
 
 def similar(audit: Audit, concept: str, feature: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from shlex import quote
 
@@ -20,7 +21,7 @@ def index_state(audit: Audit) -> None:
     if index is not None:
         st.caption(index_in_words(audit, index))
     elif audit.index.progress() is not None:
-        _building()
+        watch_index()
     else:
         st.caption(
             "There is no gradient index. With one, the influence of a new concept takes seconds; build it with "
@@ -34,16 +35,24 @@ def index_in_words(audit: Audit, index: dict) -> str:
     return f"{held} {audit.index.agreement()}"
 
 
+def minutes_left(audit: Audit) -> str:
+    """How long the step of the building that is under way takes, in words; empty where nobody knows."""
+    building = audit.index.progress()
+    seconds = (building or {}).get("seconds_left")
+    return f"about {max(1, math.ceil(seconds / 60))} min" if seconds else ""
+
+
 @st.fragment(run_every=SECONDS_BETWEEN_LOOKS)
-def _building() -> None:
+def watch_index() -> None:
+    """How far the building is; the page is drawn anew as soon as the index answers."""
     audit = current_audit()
     building = audit.index.progress()
+    if audit.index.describe() is not None:
+        st.rerun(scope="app")
     if building is None:
-        if audit.index.describe() is not None:
-            st.rerun(scope="app")
         st.caption("The building of the gradient index has stopped; `concept-audit index` goes on where it was.")
         return
-    left = f", about {building['seconds_left'] / 60:.0f} min left of this step" if building["seconds_left"] else ""
+    left = f", {minutes_left(audit)} left of this step" if minutes_left(audit) else ""
     pace = f" ({plain(building['detail'])})" if building["detail"] else ""
     words = f"The gradient index is being built: {building['stage'].lower()}{left}{pace}"
     st.progress(min(building["share"], 1.0), words)

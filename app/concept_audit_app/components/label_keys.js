@@ -1,16 +1,74 @@
-// The queue of rows to label, one after another; put behind `acts.js`.
+// The queue of rows to label beside the row that the cursor rests on; put behind `acts.js`.
 
 const PATIENCE = 30_000 // milliseconds
+const SNIPPET = 140 // characters of a row that the queue shows
 const LONG = 4000 // characters, beyond which the rest of a turn is folded away
 const kept = actsOf("__conceptAuditLabels")
 kept.items ??= [] // rows offered: {hash, row, why, turns}
 kept.back ??= [] // rows whose label was undone, to be offered first
+kept.cursor ??= null // hash of the row that was chosen; null for the first that is not done
 kept.train ??= 0 // until when the wish to train is kept; 0 for no wish
 
 const mine = () => kept.acts.filter((each) => each.probe === kept.name)
 const lastOf = (hash) => mine().findLast((each) => each.hash === hash)
 const isDone = (item) => ["label", "skip"].includes(lastOf(item.hash)?.kind)
-const offered = () => [...kept.back, ...kept.items].find((item) => !isDone(item))
+const all = () => {
+  const back = new Set(kept.back.map((item) => item.hash))
+  return [...kept.back, ...kept.items.filter((item) => !back.has(item.hash))]
+}
+
+// The row that the keys are for: the one that was chosen, else the first that has no label yet.
+function offered() {
+  const open = all().filter((item) => !isDone(item))
+  return open.find((item) => item.hash === kept.cursor) ?? open[0]
+}
+
+function lineOf(item) {
+  const line = document.createElement("div")
+  line.role = "option"
+  line.dataset.hash = item.hash
+  const words = document.createElement("span")
+  const why = document.createElement("small")
+  words.dir = "auto"
+  words.textContent = item.turns.at(-1)[1].slice(0, SNIPPET).replace(/\s+/g, " ") // as text, whatever it holds
+  why.textContent = item.kind
+  line.append(words, why)
+  line.onclick = () => choose(item.hash)
+  return line
+}
+
+function drawQueue(item) {
+  const list = kept.place.querySelector(".label-queue")
+  const items = all()
+  const shown = items.map((each) => each.hash + each.kind).join(" ")
+  if (list.dataset.shown !== shown) {
+    list.dataset.shown = shown
+    list.replaceChildren(...items.map(lineOf))
+  }
+  for (const line of list.children) {
+    const last = lastOf(line.dataset.hash)
+    const state = last?.kind === "label" ? (last.label ? "shows it" : "does not") : last?.kind === "skip" ? "skipped" : ""
+    if ((line.dataset.state ?? "") !== state) line.dataset.state = state
+    const here = String(line.dataset.hash === item?.hash)
+    if (line.ariaSelected === here) continue
+    line.ariaSelected = here
+    if (here === "true") {
+      const end = line.offsetTop + line.offsetHeight - list.clientHeight
+      list.scrollTop = Math.min(Math.max(list.scrollTop, end), line.offsetTop)
+    }
+  }
+}
+
+function choose(hash) {
+  kept.cursor = hash
+  draw()
+}
+
+function move(step) {
+  const open = all().filter((item) => !isDone(item))
+  const next = open[open.indexOf(offered()) + step]
+  if (next) choose(next.hash)
+}
 
 function fold(text) {
   if (text.length <= LONG) return [text]
@@ -46,6 +104,7 @@ function draw() {
   if (!kept.place) return
   const item = offered()
   drawRow(item)
+  drawQueue(item)
   const change = { 1: 0, 0: 0 }
   for (const each of mine()) {
     if (each.kind === "label") change[each.label] += 1
@@ -71,6 +130,8 @@ function put(kind, label) {
   const item = offered()
   if (!item) return
   kept.back = kept.back.filter((each) => each !== item)
+  const open = all().filter((each) => !isDone(each))
+  kept.cursor = open[open.indexOf(item) + 1]?.hash ?? null // on to the next one below
   kept.undoable.push([item, label])
   act(kept, { kind, probe: kept.name, hash: item.hash, label })
   draw()
@@ -81,6 +142,7 @@ function undo() {
   if (last === undefined) return
   const [item, label] = last
   kept.back = [item, ...kept.back]
+  kept.cursor = item.hash
   act(kept, { kind: "undo", probe: kept.name, hash: item.hash, label })
   draw()
 }
@@ -104,12 +166,12 @@ function leave(name) {
   if (box?.closest?.(".st-key-probe") && box.value === name) box.blur()
 }
 
-const KEYS = { y: () => put("label", 1), n: () => put("label", 0), s: () => put("skip"), u: undo, t: train }
+const KEYS = { j: () => move(1), k: () => move(-1), y: () => put("label", 1), n: () => put("label", 0), s: () => put("skip"), u: undo, t: train }
 
 export default function (component) {
   const { data, parentElement } = component
   if (kept.name !== data.name || kept.audit !== data.audit) {
-    Object.assign(kept, { name: data.name, back: [], undoable: [], train: 0 })
+    Object.assign(kept, { name: data.name, back: [], undoable: [], train: 0, cursor: null })
     for (const later of [0, 150, 400]) setTimeout(() => leave(data.name), later)
   }
   Object.assign(kept, { items: data.items, positive: data.positive, negative: data.negative, nothing: data.nothing })

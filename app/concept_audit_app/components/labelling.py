@@ -7,9 +7,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import streamlit as st
+from streamlit.delta_generator import DeltaGenerator
 
 from concept_audit import Audit, AuditError, LabelledExample, Message, RowFilter, messages_from_json, read_labelled
-from concept_audit_app.components.acts import acting_component, said_to_be_done, waiting
+from concept_audit_app.components.acts import HERE, acting_component, said_to_be_done, waiting
 from concept_audit_app.components.plain import counted
 from concept_audit_app.components.rows import conversation_html
 from concept_audit_app.components.session import current_audit
@@ -27,24 +28,8 @@ AT_HAND, MOST_OFFERED = 24, 500
 """Rows of the queue that the browser has beforehand, and that are remembered here while their labels may come."""
 LONGEST_TURN = 8_000
 KEY = "keys-of-labels"
-HTML = """<div class="label-keys" role="toolbar" aria-label="Label the row">
-<button value="y">Shows it <kbd>Y</kbd></button><button value="n">Does not <kbd>N</kbd></button>
-<button value="s">Skip <kbd>S</kbd></button><button value="u">Undo <kbd>U</kbd></button>
-<span class="label-counts" role="status"></span></div>
-<div class="label-row"></div>
-"""
-CSS = """.label-keys { display: flex; flex-wrap: wrap; gap: .5rem; align-items: center; margin-bottom: .5rem }
-.label-keys button { font: inherit; color: inherit; background: none; border: 1px solid var(--st-border-color);
-  border-radius: .5rem; padding: .3rem .8rem; cursor: pointer }
-.label-keys button[value="y"] { border-color: var(--st-primary-color) }
-.label-keys button:hover, .label-keys button:focus-visible { border-color: var(--st-primary-color) }
-.label-keys button:disabled { opacity: .5; cursor: default }
-.label-keys kbd { font: inherit; opacity: .8; margin-left: .3rem }
-.label-row p { font-size: .875rem; opacity: .82; margin: 0 0 .5rem }
-.label-row > div { display: grid; grid-template-columns: 5.2rem 1fr; gap: .6rem; margin-bottom: .35rem }
-.label-row > div > span { opacity: .8; font-size: .8rem; padding-top: .15rem }
-.label-row > div > div { white-space: pre-wrap; overflow-wrap: anywhere; line-height: 1.65; unicode-bidi: isolate }
-"""
+HTML = (HERE / "label_keys.html").read_text("utf-8")
+CSS = (HERE / "label_keys.css").read_text("utf-8")
 POSITIVE, NEGATIVE = "Shows it", "Does not"
 _component = acting_component("concept_audit_label_keys", HTML, CSS, "label_keys.js", isolated=False)
 
@@ -84,9 +69,13 @@ def _undo(audit: Audit, name: str) -> None:
         audit.queue.unskip(name, content_hash)
 
 
-def queue(audit: Audit, name: str, trained: bool) -> None:
-    """One row after another, labelled by button or key."""
-    with st.container(horizontal=True, vertical_alignment="bottom"):
+def queue(audit: Audit, name: str, trained: bool, bar: DeltaGenerator) -> None:
+    """Rows beside each other, labelled by button or key.
+
+    Args:
+        bar: takes the widgets that narrow the queue.
+    """
+    with bar:
         kinds = list(KINDS)
         if trained:
             kinds = st.segmented_control(
@@ -97,7 +86,7 @@ def queue(audit: Audit, name: str, trained: bool) -> None:
                 key="kinds",
                 selection_mode="multi",
                 bind="query-params",
-                help="By the probe as it was trained last; taken in turn",
+                label_visibility="collapsed",
             )
         text = st.text_input(
             "With the text",
@@ -105,7 +94,8 @@ def queue(audit: Audit, name: str, trained: bool) -> None:
             bind="query-params",
             type="search",
             icon=":material/search:",
-            placeholder="in prompt or response",
+            placeholder="with the text, in prompt or response",
+            label_visibility="collapsed",
         )
     try:
         _offer(name, text or "", tuple(kinds or KINDS))
@@ -135,6 +125,7 @@ def _offer(name: str, text: str, kinds: Sequence[str]) -> None:
                 {
                     "hash": row["content_hash"],
                     "row": int(row["example_id"]),
+                    "kind": KINDS.get(kind, "").lower(),
                     "why": WHY[kind],
                     "turns": [(turn.role, turn.text[:LONGEST_TURN]) for turn in known[row["content_hash"]]],
                 }

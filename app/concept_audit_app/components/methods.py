@@ -7,10 +7,10 @@ from typing import Any
 import streamlit as st
 
 from concept_audit import Audit, AuditError, Concept, InfluenceOptions, methods_of, usual_method
-from concept_audit_app.components.index import index_state
+from concept_audit_app.components.index import index_state, minutes_left, watch_index
 from concept_audit_app.components.progress import PageProgress
 from concept_audit_app.components.session import first_page
-from concept_audit_app.components.url import select_by_id
+from concept_audit_app.components.url import choose, select_by_id
 
 NAMES = {
     "feature_activation": "Feature activation",
@@ -157,7 +157,16 @@ def influence_options(audit: Audit, concept: Concept, method: str) -> InfluenceO
 def offer(audit: Audit, concept: Concept, method: str, options: InfluenceOptions) -> None:
     """Say what a ranking that is not there yet would cost, and compute it on demand."""
     rows = audit.overview().n_rows
+    soon = (
+        method == "concept_influence"
+        and options.scoring.engine == "auto"
+        and audit.index.describe() is None
+        and audit.index.progress() is not None
+    )
     with st.container(border=True, key="offer"):
+        if soon:
+            _meanwhile(audit, concept, method)
+            st.space("small")
         st.markdown(f"**{NAMES[method]} of “{concept.name}” has not been computed yet.**")
         st.markdown(MEANINGS[method])
         if method == "projection_difference":
@@ -168,12 +177,34 @@ def offer(audit: Audit, concept: Concept, method: str, options: InfluenceOptions
                 "fraction on a GPU. The first time, the curvature is fitted as well. If you leave, it goes on where "
                 "it was when you compute it again."
             )
-        if method == "concept_influence":
+        if method == "concept_influence" and not soon:
             index_state(audit)
-        if st.button("Compute", type="primary", icon=":material/play_arrow:", key="compute"):
+        if st.button("Compute", type="secondary" if soon else "primary", icon=":material/play_arrow:", key="compute"):
             try:
                 audit.rankings.ensure(concept.concept_id, method, options, PageProgress(cancel=True))
             except AuditError as error:
                 st.error(str(error), icon=":material/error:")
                 return
             st.rerun()
+
+
+def _meanwhile(audit: Audit, concept: Concept, method: str) -> None:
+    """While the gradient index is being built: how long that takes, and which method of the concept answers now."""
+    usual = usual_method(concept.kind, audit.manifest.pair is not None)
+    left = minutes_left(audit)
+    when = f"{left} left of the step under way" if left else "it is being built"
+    st.markdown(
+        f"**{NAMES[method]} answers in seconds once the gradient index is there ({when}); this page shows it by itself "
+        f"then.** {NAMES[usual]} ranks the rows by the same concept now: by what they say, not by what training on "
+        "them would do."
+    )
+    watch_index()
+    if st.session_state.get("method-latest") == method != usual:
+        st.button(
+            f"{NAMES[usual]} now",
+            type="primary",
+            icon=":material/bolt:",
+            key="meanwhile",
+            on_click=choose,
+            args=("method", usual),
+        )

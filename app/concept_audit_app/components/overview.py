@@ -7,12 +7,12 @@ import streamlit as st
 
 from concept_audit import Audit
 from concept_audit_app.components.charts import QUIET, counts_chart, interval_chart
-from concept_audit_app.components.concepts import probe_table
+from concept_audit_app.components.forecasting import jobs
+from concept_audit_app.components.index import index_state
 from concept_audit_app.components.plain import counted, plain
 from concept_audit_app.components.tables import records
 from concept_audit_app.components.url import select_by_id
 
-FEATURES_SHOWN = 12
 SEPARATING = 10
 MOST_VALUES = 30
 MOST_SKIPPED = 1_000
@@ -70,55 +70,12 @@ def left_out(audit: Audit) -> None:
             st.caption(f"The first {MOST_SKIPPED:,}; `concept-audit info --skipped` lists all.")
 
 
-def where_to_start(audit: Audit) -> None:
-    """What to do next, by what is there."""
-    found = audit.overview()
-    st.subheader("Where to start")
-    steps = [
-        (
-            "app_pages/concepts.py",
-            ":material/category:",
-            "Find an SAE feature by a word or by a sentence of your own",
-            found.n_features > 0,
-        ),
-        ("app_pages/probe_lab.py", ":material/science:", "Draw a concept of your own from labelled examples", True),
-        (
-            "app_pages/ranking.py",
-            ":material/format_list_numbered:",
-            "See the rows that push towards a concept, and flag them",
-            found.n_features + found.n_probes > 0,
-        ),
-        (
-            "app_pages/export.py",
-            ":material/download:",
-            f"Take away the {found.n_flagged:,} flagged rows, or the data without them",
-            found.n_flagged > 0,
-        ),
-    ]
-    for page, icon, label, there in steps:
-        if there:
-            st.page_link(page, label=label, icon=icon, query_params={"audit": audit.name})
-
-
-def probes(audit: Audit) -> None:
-    """The trained probes, with links to their rankings."""
-    st.subheader("Probes")
-    table = probe_table(audit)
-    if table.empty:
-        st.info(
-            "No probes yet. A probe is a concept that you draw yourself, from a few labelled examples.",
-            icon=":material/science:",
-        )
-        return
-    st.dataframe(table, hide_index=True, alt="Probes with layer, held-out AUROC and number of examples")
-    with st.container(horizontal=True):
-        for name in table["Probe"]:
-            st.page_link(
-                "app_pages/ranking.py",
-                label=f"Rank by {plain(name)}",
-                icon=":material/format_list_numbered:",
-                query_params={"concept": f"probe:{name}", "audit": audit.name},
-            )
+def running(audit: Audit) -> None:
+    """What is being computed for this audit: the gradient index, forecasts, validations."""
+    st.subheader("Work in the background")
+    index_state(audit)
+    for job in jobs().under_way(str(audit.root)):
+        st.progress(job.share, f"Forecast: {plain(job.doing) or 'the model is being loaded'}")
 
 
 def data(audit: Audit) -> None:
@@ -150,36 +107,20 @@ def data(audit: Audit) -> None:
     )
 
 
-def standing_out(audit: Audit) -> None:
-    """The quality of the SAE, and the features that are strong in few rows."""
-    st.subheader("SAE features that stand out")
-    every = audit.concepts.features(order="telling", live_only=False)
-    features = every[every.density > 0]
-    if features.empty:
-        st.info("This audit was built without an SAE (`--sae none`); use probes.", icon=":material/info:")
+def sae_quality(audit: Audit) -> None:
+    """The quality of the SAE, and how many of its features fire."""
+    live, every = audit.overview().n_features, len(audit.concepts.features(order="feature_id", live_only=False))
+    if not every:
         return
     quality = audit.manifest.report("sae")
-    words = f"Layer {audit.manifest.configuration['sae_layer']}"
+    words = f"SAE at layer {audit.manifest.configuration['sae_layer']}"
     if quality:
         words += (
             f", trained on this data: held-out explained variance {quality['explained_variance']:.2f}, "
             f"{quality['l0']:.0f} features a token (L0)"
         )
-    dead = len(every) - len(features)
-    st.caption(f"{words}; {dead:,} of {len(every):,} features are dead ({dead / len(every):.0%})")
-    st.dataframe(
-        features.head(FEATURES_SHOWN)[["feature_id", "label", "density", "max_activation"]],
-        hide_index=True,
-        height="content",
-        alt="The SAE features that stand out most",
-        column_config={
-            "feature_id": "Feature",
-            "label": "Label",
-            "density": st.column_config.NumberColumn("Density", format="percent"),
-            "max_activation": st.column_config.NumberColumn("Max activation", format="%.1f"),
-        },
-    )
-    st.page_link("app_pages/concepts.py", label="Search all features", icon=":material/category:")
+    dead = every - live
+    st.caption(f"{words}; {dead:,} of {every:,} features are dead ({dead / every:.0%})")
 
 
 def separating(audit: Audit) -> None:

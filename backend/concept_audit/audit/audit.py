@@ -21,6 +21,7 @@ from concept_audit.audit.queue import Queue
 from concept_audit.audit.rankings import Rankings
 from concept_audit.audit.refinements import Refinements
 from concept_audit.audit.rows import Rows
+from concept_audit.audit.trainings import Trainings
 from concept_audit.audit.views import Views
 from concept_audit.model.load import LanguageModel
 from concept_audit.pipeline.engine import Engine
@@ -53,6 +54,7 @@ class Audit:
         feature_labels: labels of SAE features, where they are from, and how well they tell where a feature fires.
         labels: the labelled examples of probes.
         probes: training probes, and their versions.
+        trainings: what training a probe again has changed.
         queue: rows to label next.
         rankings: rows by influence on a concept.
         refinements: exact scores of the first rows of rankings from the gradient index.
@@ -86,6 +88,7 @@ class Audit:
         self.feature_labels = FeatureLabels(self.opened)
         self.labels = Labels(self.opened)
         self.probes = Probes(self.opened, self.labels)
+        self.trainings = Trainings(self.opened, self.probes)
         self.concepts = Concepts(self.opened, self.probes)
         self.rankings = Rankings(self.opened, self.concepts)
         self.refinements = Refinements(self.opened, self.rankings)

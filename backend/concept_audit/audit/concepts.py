@@ -11,6 +11,7 @@ import pandas as pd
 from concept_audit.audit.opened import OpenAudit, user_name
 from concept_audit.audit.probes import Probes
 from concept_audit.concepts.features_of_text import TextFeatures, features_of_text
+from concept_audit.concepts.readable import promotion_tells
 from concept_audit.concepts.sae import SparseAutoencoder
 from concept_audit.errors import ConceptError
 from concept_audit.store import features as store_features
@@ -19,6 +20,8 @@ from concept_audit.store import queries, workspace
 from concept_audit.types import Concept
 
 LONGEST_LABEL = 120
+READ = 20
+"""Rows in which a feature fires that the tokens which it promotes are held against."""
 
 
 class Concepts:
@@ -72,6 +75,14 @@ class Concepts:
         """The rows in which an SAE feature fires highest: max_activation, then the columns of the row."""
         key = ("strongest", feature, limit)
         return self._opened.cached_read(key, lambda cursor: queries.strongest_rows(cursor, feature, limit))
+
+    def promotion_tells(self, feature: int) -> bool:
+        """Whether the tokens that an SAE feature promotes have to do with the rows in which it fires most.
+
+        See `concept_audit.concepts.readable.promotion_tells`.
+        """
+        about = self.feature(feature)
+        return promotion_tells(about.promoted, about.suppressed, self.strongest_rows(feature, READ)["response"])
 
     def rows_by_quantile(self, feature: int, each: int) -> pd.DataFrame:
         """Rows in which an SAE feature fires, by quarters of its strength there; see `rows_by_quantile` of the store."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -85,6 +85,20 @@ class FeatureLabels:
     def of(self, feature: int) -> pd.DataFrame:
         """As `list`, of one feature."""
         return self._opened.cached_read(("feature_labels", feature), lambda cursor: store.label_of(cursor, feature))
+
+    def clearest(self, features: Sequence[int]) -> dict[int, Piece]:
+        """The text around the token on which each feature fires highest; features that never fire are left out."""
+
+        def look(cursor: Cursor) -> dict[int, tuple[int, int]]:
+            found = {feature: store.firing_sample(cursor, feature, 1, 0) for feature in features}
+            return {feature: (each[0].example_id, each[0].position) for feature, each in found.items() if each}
+
+        def read() -> dict[int, Piece]:
+            places = self._opened.read(look)
+            pieces = self._pieces(set(places.values()))
+            return {feature: pieces[place] for feature, place in places.items()}
+
+        return self._opened.remembered(("clearest", tuple(features)), read, of_build=True)
 
     def from_words(self, features: Sequence[int] | None = None, again: bool = False) -> Labelled:
         """Labels of the words that tell where a feature fires, and the score of these and of the tokens' labels.
@@ -266,17 +280,21 @@ class FeatureLabels:
             return {feature: store.firing_sample(cursor, feature, STRONGEST, DRAWN) for feature in features}
 
         firings: dict[int, list[Firing]] = self._opened.read(look)
+        pieces = self._pieces({(one.example_id, one.position) for found in firings.values() for one in found})
+        for feature in features:
+            firing = [pieces[one.example_id, one.position] for one in firings[feature]]
+            others = [one.piece for one in background.values() if feature not in one.features]
+            yield examples(feature, firing, others[: STRONGEST + DRAWN])
+
+    def _pieces(self, places: Collection[tuple[int, int]]) -> dict[tuple[int, int], Piece]:
+        """The text around tokens, each given by its row and its place there."""
         tokens = self._opened.sources().shards("tokens")
-        places = {(one.example_id, one.position) for found in firings.values() for one in found}
         pieces: dict[tuple[int, int], Piece] = {}
         # A shard at a time: whole texts are not kept.
         for wanted in by_shard(sorted({example_id for example_id, _ in places})).values():
             rows = read_texts(tokens, wanted)
             pieces |= {place: piece(rows[place[0]], place[1]) for place in places if place[0] in rows}
-        for feature in features:
-            firing = [pieces[one.example_id, one.position] for one in firings[feature]]
-            others = [one.piece for one in background.values() if feature not in one.features]
-            yield examples(feature, firing, others[: STRONGEST + DRAWN])
+        return pieces
 
     def _save(self, made: Sequence[MadeLabel], wordless: Sequence[int] = ()) -> None:
         def save(cursor: Cursor) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from concept_audit.concepts.readable import is_word
 from concept_audit.concepts.words import has_tokens, has_words, telling_words, words_of
 from concept_audit.metrics import Estimate, balanced_accuracy
 from concept_audit.store.examples import TokenizedText
@@ -32,6 +33,11 @@ class Piece:
     start: int
     end: int
     tokens: range
+
+    @property
+    def on_a_word(self) -> bool:
+        """Whether the token is a word by itself."""
+        return is_word(self.text, self.start, self.end)
 
     @property
     def marked(self) -> str:
