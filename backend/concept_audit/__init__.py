@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from concept_audit.pipeline.engines.on_ray import RayEngine
     from concept_audit.pipeline.engines.processes import ProcessEngine
     from concept_audit.pipeline.options import BuildOptions
+    from concept_audit.pipeline.validation.forecast_options import ForecastTrial
     from concept_audit.pipeline.validation.options import Candidate, ValidateOptions
     from concept_audit.progress import Progress, Stage
     from concept_audit.store.compare import Agreement
@@ -68,6 +69,7 @@ _HOME = {
     "Evidence": "store.evidence",
     "Example": "types",
     "FlagChange": "store.flags",
+    "ForecastTrial": "pipeline.validation.forecast_options",
     "Format": "data.write",
     "Heatmap": "concepts.heatmap",
     "IndexOptions": "influence.options",
@@ -120,6 +122,7 @@ __all__ = [
     "Evidence",
     "Example",
     "FlagChange",
+    "ForecastTrial",
     "Format",
     "Heatmap",
     "IndexOptions",
