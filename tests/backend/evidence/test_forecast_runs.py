@@ -4,12 +4,22 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
-from concept_audit import Audit, ConceptError, ForecastTrial, InfluenceOptions, LabelledExample, Message, Recipe
+from concept_audit import (
+    Audit,
+    ConceptError,
+    ForecastTrial,
+    InfluenceOptions,
+    LabelledExample,
+    Message,
+    Recipe,
+    RowFilter,
+)
 from concept_audit.cli import main
 from concept_audit.evidence.forecast_agreement import agreement, between_seeds, views
 from concept_audit.evidence.forecast_report import forecast_markdown, forecast_table, forecast_text, verdict
@@ -24,7 +34,11 @@ from tests.backend.influence.test_forecast import DAMPING, DEEPEST, LAYER, Sae, 
 from tests.conftest import chat_rows
 
 OPTIONS = InfluenceOptions.of(precision="float32", curvature="identity")
-SMALL = ForecastTrial(seeds=2, recipe=Recipe(rank=2, learning_rate=1e-3, max_steps=2, batch=150, precision="float32"))
+SMALL = ForecastTrial(
+    seeds=2,
+    recipe=Recipe(rank=2, learning_rate=1e-3, max_steps=2, batch=12, max_tokens=2048, precision="float32"),
+    pool_rows=24,
+)
 PROMPTS = [tuple(Message(**turn) for turn in row["messages"]) for row in chat_rows(5, seed=9)]
 
 
@@ -43,6 +57,21 @@ def probed(built, tmp_path_factory):
 def done(probed):
     """An audit whose forecast was held against runs of both kinds."""
     return probed, probed.validate_forecast(SMALL, PROMPTS, OPTIONS)
+
+
+def forecast_of_the_same_rows(audit: Audit):
+    """Every feature's and the probe's, by concept."""
+    with_loss = [row.example_id for row in stage.tokens_of(audit.opened.sources()) if stage.has_loss(row)]
+    drawn = stage.shuffled([f"pool:{i}" for i in with_loss], 0)[: SMALL.pool_rows]
+    where = RowFilter(example_ids=tuple(with_loss[place] for place in drawn))
+    assert audit.forecasts.has(where, PROMPTS, OPTIONS)  # so that it is the one that was tried
+    return audit.forecast(where, PROMPTS, OPTIONS).set_index("concept_id")["forecast"]
+
+
+def by_number(forecast) -> np.ndarray:
+    """Of the features alone, in the order of their numbers."""
+    numbers = sorted(int(name[4:]) for name in forecast.index if name.startswith("sae:"))
+    return np.array([forecast[f"sae:{number}"] for number in numbers])
 
 
 def units(audit: Audit) -> list[dict]:
@@ -126,11 +155,8 @@ def test_every_finding_is_there_and_kept(done):
                 assert -1 <= results["spearman", view, method, kind] <= 1
         trained = [np.array(unit["trained"]["features"]) for unit in units(audit) if unit["kind"] == kind]
         assert len(trained) == 2 and not np.array_equal(*trained)
-        forecast = audit.forecast(prompts=PROMPTS, options=OPTIONS).set_index("concept_id")["forecast"]
-        by_number = [
-            forecast[f"sae:{number}"] for number in sorted(int(c[4:]) for c in forecast.index if c[:3] == "sae")
-        ]
-        by_hand = float(spearman(np.array(by_number), np.mean(trained, 0)))
+        forecast = forecast_of_the_same_rows(audit)
+        by_hand = float(spearman(by_number(forecast), np.mean(trained, 0)))
         assert results["spearman", "live", "forecast", kind] == pytest.approx(by_hand)
         assert results["change", "probe:tone", "forecast", kind] == pytest.approx(forecast["probe:tone"], rel=1e-4)
     assert evidence.about["n_live"] == n_live and "no answers" in evidence.about["lacking"]["data_minus_own_answers"]
@@ -142,13 +168,10 @@ def test_every_finding_is_there_and_kept(done):
 
 
 def test_the_plain_step_of_an_audit_agrees_with_its_forecast_without_curvature(done):
-    """Through the store, with the whole of the rows: a step of all weights."""
-    audit, evidence = done
-    forecast = audit.forecast(prompts=PROMPTS, options=OPTIONS)
-    forecast = forecast[forecast["kind"] == "sae_feature"]
-    values = {int(name[4:]): value for name, value in zip(forecast["concept_id"], forecast["forecast"], strict=True)}
+    """Through the store and the workers: a step of all weights on the same rows."""
+    audit, _ = done
+    wanted = by_number(forecast_of_the_same_rows(audit))
     stepped = next(unit["stepped"]["features"] for unit in units(audit) if unit["kind"] == "all")
-    wanted = np.array([values[number] for number in sorted(values)])
     moved = wanted != 0
     assert float(spearman(wanted[moved], np.array(stepped)[moved])) > 0.95
 
@@ -161,7 +184,7 @@ def test_runs_that_are_done_are_not_done_again_and_a_killed_validation_goes_on(d
     )
     again = audit.validate_forecast(SMALL, PROMPTS, OPTIONS)
     assert not made and again.evidence_id == evidence.evidence_id
-    more = ForecastTrial(weights=("lora",), seeds=3, recipe=SMALL.recipe)
+    more = replace(SMALL, weights=("lora",), seeds=3)
     audit.validate_forecast(more, PROMPTS, OPTIONS)
     assert [(one.kind, one.seed) for one in made] == [("lora", 2)]
 
