@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from concept_audit.data.read import read_labelled, read_prompts, read_queries
     from concept_audit.data.write import FORMATS, Format
     from concept_audit.errors import AuditError, ConceptError, DataError, ModelError, StoreError
+    from concept_audit.evidence.forecast_report import forecast_table, forecast_verdict, probe_table
     from concept_audit.evidence.options import Recipe
     from concept_audit.influence.options import (
         CurvatureOptions,
@@ -96,10 +97,13 @@ _HOME = {
     "ValidateOptions": "pipeline.validation.options",
     "audit_names": "store.listing",
     "build": "pipeline.build",
+    "forecast_table": "evidence.forecast_report",
+    "forecast_verdict": "evidence.forecast_report",
     "is_allowed": "addresses",
     "messages_from_json": "store.examples",
     "methods_of": "types",
     "precision_recall": "metrics",
+    "probe_table": "evidence.forecast_report",
     "read_labelled": "data.read",
     "read_prompts": "data.read",
     "read_queries": "data.read",
@@ -149,10 +153,13 @@ __all__ = [
     "ValidateOptions",
     "audit_names",
     "build",
+    "forecast_table",
+    "forecast_verdict",
     "is_allowed",
     "messages_from_json",
     "methods_of",
     "precision_recall",
+    "probe_table",
     "read_labelled",
     "read_prompts",
     "read_queries",

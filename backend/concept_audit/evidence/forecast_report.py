@@ -27,7 +27,7 @@ VIEWS = {
 MEASURES = {"spearman": "Spearman", "top_up": "top 20 up", "top_down": "top 20 down", "sign": "same sign"}
 
 
-def verdict(evidence: Evidence) -> list[str]:
+def forecast_verdict(evidence: Evidence) -> list[str]:
     """What came out, one sentence a kind of run; empty where there is no feature to tell of."""
     about, sentences = evidence.about, []
     for kind in about["recipes"]:
@@ -92,7 +92,7 @@ def probe_table(evidence: Evidence) -> pd.DataFrame:
 def forecast_text(evidence: Evidence) -> str:
     """For a terminal: the sentences, and both tables."""
     tables = [table.to_string(index=False) for table in (forecast_table(evidence), probe_table(evidence)) if len(table)]
-    return "\n\n".join([*verdict(evidence), *tables, *_notes(evidence)])
+    return "\n\n".join([*forecast_verdict(evidence), *tables, *_notes(evidence)])
 
 
 def forecast_markdown(evidence: Evidence) -> str:
@@ -101,7 +101,7 @@ def forecast_markdown(evidence: Evidence) -> str:
     parts = [
         f"# The forecast of `{about['audit']}` against training",
         f"Model `{about['model_name']}` (`{about['model']}`), evidence `{evidence.evidence_id}`.",
-        *verdict(evidence),
+        *forecast_verdict(evidence),
         "## What was done",
         *[f"{KINDS[kind]}: {_recipe(recipe)}." for kind, recipe in about["recipes"].items()],
         f"Every live SAE feature and the stream were read on {about['n_prompts']} prompts before and after each run, as the "

@@ -22,7 +22,7 @@ from concept_audit import (
 )
 from concept_audit.cli import main
 from concept_audit.evidence.forecast_agreement import agreement, between_seeds, views
-from concept_audit.evidence.forecast_report import forecast_markdown, forecast_table, forecast_text, verdict
+from concept_audit.evidence.forecast_report import forecast_markdown, forecast_table, forecast_text, forecast_verdict
 from concept_audit.evidence.forecast_runs import Prompted, read, real_change
 from concept_audit.influence.forecast import changes, gradient_sum
 from concept_audit.influence.queries import precondition
@@ -230,7 +230,7 @@ def test_the_command_trains_tells_and_writes_a_report(probed, tmp_path, capsys):
     kept = audit.evidence.get(Audit(audit.root).evidence.of_forecasts()["evidence_id"].iloc[0])
     assert kept.about["n_rows"] == 16 and set(kept.about["recipes"]) == {"lora"}
     assert (
-        verdict(kept)
+        forecast_verdict(kept)
         and len(forecast_table(kept)) == 3 * 3
         and "Not told: data less own answers" in forecast_markdown(kept)
     )
