@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from concept_audit.data.read import read_labelled, read_prompts, read_queries
     from concept_audit.data.write import FORMATS, Format
     from concept_audit.errors import AuditError, ConceptError, DataError, ModelError, StoreError
+    from concept_audit.evidence.forecast_report import forecast_table, forecast_verdict, probe_table
     from concept_audit.evidence.options import Recipe
     from concept_audit.influence.options import (
         CurvatureOptions,
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from concept_audit.pipeline.engines.on_ray import RayEngine
     from concept_audit.pipeline.engines.processes import ProcessEngine
     from concept_audit.pipeline.options import BuildOptions
+    from concept_audit.pipeline.validation.forecast_options import ForecastTrial
     from concept_audit.pipeline.validation.options import Candidate, ValidateOptions
     from concept_audit.progress import Progress, Stage
     from concept_audit.store.compare import Agreement
@@ -68,6 +70,7 @@ _HOME = {
     "Evidence": "store.evidence",
     "Example": "types",
     "FlagChange": "store.flags",
+    "ForecastTrial": "pipeline.validation.forecast_options",
     "Format": "data.write",
     "Heatmap": "concepts.heatmap",
     "IndexOptions": "influence.options",
@@ -94,10 +97,13 @@ _HOME = {
     "ValidateOptions": "pipeline.validation.options",
     "audit_names": "store.listing",
     "build": "pipeline.build",
+    "forecast_table": "evidence.forecast_report",
+    "forecast_verdict": "evidence.forecast_report",
     "is_allowed": "addresses",
     "messages_from_json": "store.examples",
     "methods_of": "types",
     "precision_recall": "metrics",
+    "probe_table": "evidence.forecast_report",
     "read_labelled": "data.read",
     "read_prompts": "data.read",
     "read_queries": "data.read",
@@ -120,6 +126,7 @@ __all__ = [
     "Evidence",
     "Example",
     "FlagChange",
+    "ForecastTrial",
     "Format",
     "Heatmap",
     "IndexOptions",
@@ -146,10 +153,13 @@ __all__ = [
     "ValidateOptions",
     "audit_names",
     "build",
+    "forecast_table",
+    "forecast_verdict",
     "is_allowed",
     "messages_from_json",
     "methods_of",
     "precision_recall",
+    "probe_table",
     "read_labelled",
     "read_prompts",
     "read_queries",

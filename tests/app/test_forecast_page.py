@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from concept_audit import Audit, Progress, RowFilter
+from concept_audit import Audit, ForecastTrial, Progress, Recipe, RowFilter
 from concept_audit_app.components.forecasting import Jobs
 from tests.app.test_pages import open_page, words
 
@@ -51,6 +51,25 @@ def test_the_page_shows_what_is_kept_and_compares_parts(page, forecast_cache):
         shown = box.select(view).run()
         assert not shown.exception and "by chance" in words(shown), view
         box = next(box for box in shown.selectbox if box.label == "Forecast of")
+
+
+def test_what_training_said_of_the_forecast_is_shown_where_it_was_measured_and_not_claimed_elsewhere(
+    page, forecast_cache, tmp_path, monkeypatch
+):
+    assert "Nobody has measured" in words(page) and "Measured on this audit" not in words(page)
+    assert any("--forecast --quick" in block.value for block in page.code)
+    cache = shutil.copytree(forecast_cache, tmp_path / "cache")
+    audit = Audit(cache / "small")
+    recipe = Recipe(rank=2, max_steps=1, batch=4, max_tokens=24)
+    evidence = audit.validate_forecast(ForecastTrial(weights=("lora",), seeds=1, recipe=recipe))
+    assert len(evidence.results)
+    monkeypatch.setenv("CONCEPT_AUDIT_CACHE", str(cache))
+    test = open_page("forecast")
+    assert not test.exception
+    assert "Measured on this audit: LoRA (1 run" in words(test) and "Nobody has measured" not in words(test)
+    assert any("prediction" in frame.value for frame in test.dataframe)
+    other = Audit(cache / "small").evidence.list()
+    assert "" not in other["concept_id"].tolist()
 
 
 def test_flags_that_are_not_there_yet_are_said_to_be_missing(cache_copy, monkeypatch):

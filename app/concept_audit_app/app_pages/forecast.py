@@ -6,6 +6,7 @@ import streamlit as st
 
 from concept_audit import AuditError, RowFilter
 from concept_audit_app.components.charts import short
+from concept_audit_app.components.forecast_evidence import measured
 from concept_audit_app.components.forecast_view import show_forecast
 from concept_audit_app.components.forecasting import needed
 from concept_audit_app.components.session import current_audit, read_only
@@ -90,3 +91,4 @@ except AuditError as error:
 if table["low"].isna().all() and len(table):
     st.warning("Too few rows for intervals: they fall into fewer than four groups.", icon=":material/warning:")
 show_forecast(table, audit.name, across)
+measured(audit)

@@ -111,6 +111,7 @@ class Audit:
         self.build_index = self.index.build
         self.forecast = self.forecasts.forecast
         self.validate = self.evidence.validate
+        self.validate_forecast = self.evidence.validate_forecast
         self.evidence_report = self.evidence.report
 
     @property

@@ -1,18 +1,25 @@
-"""Whether removing what is flagged changes the model: fine-tuning runs, and what they say."""
+"""Whether removing what is flagged changes the model, and training as forecast: fine-tuning runs, and what they say."""
 
 from __future__ import annotations
 
 import pandas as pd
 
 from concept_audit.audit.concepts import Concepts
-from concept_audit.audit.opened import OpenAudit
+from concept_audit.audit.forecast import neutral_prompts
+from concept_audit.audit.opened import DEFAULTS, OpenAudit
+from concept_audit.errors import ConceptError
 from concept_audit.evidence.report import report
+from concept_audit.influence.options import InfluenceOptions
 from concept_audit.metrics import Estimate
+from concept_audit.pipeline.forecast import Prompts
 from concept_audit.pipeline.validate import validate
 from concept_audit.pipeline.validation.first_order import first_order
+from concept_audit.pipeline.validation.forecast import validate_forecast
+from concept_audit.pipeline.validation.forecast_options import ForecastTrial
 from concept_audit.pipeline.validation.options import ValidateOptions
 from concept_audit.progress import Progress
 from concept_audit.store import evidence as store_evidence
+from concept_audit.store import forecast as store_forecast
 
 
 class Validations:
@@ -40,6 +47,45 @@ class Validations:
         self._opened.write(lambda cursor: store_evidence.save_evidence(cursor, build, found.version, evidence))
         return evidence
 
+    def validate_forecast(
+        self,
+        trial: ForecastTrial | None = None,
+        prompts: Prompts | None = None,
+        options: InfluenceOptions = DEFAULTS,
+        progress: Progress | None = None,
+    ) -> store_evidence.Evidence:
+        """Train on the rows, and tell how far the concepts change as the forecast says; see `ForecastTrial`.
+
+        Runs that were done are not done again.
+
+        Args:
+            prompts: conversations whose assistant turns are read; None for the 64 that come with the package.
+            options: of the forecast.
+
+        Raises:
+            ConceptError: options that make no sense, no rows to train on, or preference pairs.
+        """
+        if prompts is not None and not len(prompts):
+            raise ConceptError("no prompts: give at least one conversation with an assistant turn")
+        opened = self._opened
+        model = opened.made.fingerprints["model"]
+        probes = opened.read(lambda cursor: store_forecast.probe_directions(cursor, model, opened.layers))
+        evidence = validate_forecast(
+            opened.sources(),
+            neutral_prompts() if prompts is None else prompts,
+            options,
+            trial or ForecastTrial(),
+            probes,
+            progress or opened.progress,
+        )
+        build = opened.build_id
+        opened.write(lambda cursor: store_evidence.save_evidence(cursor, build, 1, evidence))
+        return evidence
+
+    def of_forecasts(self) -> pd.DataFrame:
+        """Forecasts held against training that are kept, latest first: evidence_id, number, current."""
+        return self._opened.read(store_evidence.list_forecast_evidence)
+
     def first_order(
         self, concept: str, subsets: int = 40, size: int = 8, pool: int = 96, progress: Progress | None = None
     ) -> tuple[Estimate, pd.DataFrame]:
@@ -61,7 +107,7 @@ class Validations:
         return first_order(self._opened.sources(), found, progress, subsets, size, pool)
 
     def list(self) -> pd.DataFrame:
-        """Validations that are kept, latest first: evidence_id, concept_id, version, number, current."""
+        """Validations of concepts that are kept, latest first: evidence_id, concept_id, version, number, current."""
         return self._opened.read(store_evidence.list_evidence)
 
     def get(self, evidence_id: str) -> store_evidence.Evidence:

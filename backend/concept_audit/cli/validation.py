@@ -1,25 +1,29 @@
-"""``concept-audit validate``: does removing what a ranking flags change the model?"""
+"""``concept-audit validate``: does removing what a ranking flags change the model, and training as the forecast says?"""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from concept_audit.cli.concepts import CONCEPT
 from concept_audit.cli.engines import EngineFlags, working
 from concept_audit.cli.flags import FILE, flags, made, option, switch
 from concept_audit.cli.opening import JSON, Running, print_json
 from concept_audit.errors import AuditError
 from concept_audit.evidence.options import Recipe
 from concept_audit.influence.options import InfluenceOptions
+from concept_audit.model.options import TRAINED
+from concept_audit.pipeline.validation.forecast_options import ForecastTrial
 from concept_audit.pipeline.validation.options import FULL, QUICK, ValidateOptions
 from concept_audit.progress import for_this_terminal
 
 if TYPE_CHECKING:
     from concept_audit.pipeline.validation.options import Candidate
+    from concept_audit.store.evidence import Evidence
 
+OF_FORECASTS = ("seeds", "pool_rows", "quick")
 _FLAGS = ("contrast", "own_answers", "unit_normalised", "partial")
 _VALUES = {"layer": int, "damping": float, "curvature": str, "target": str, "seed": int, "engine": str}
 LISTED = tuple[str, ...] | None
@@ -42,9 +46,18 @@ else:
 
 @dataclass(frozen=True, kw_only=True)
 class Validate(Running):
-    """train without the rows that methods flag, and tell what it does to the model"""
+    """train without the rows that methods flag, or on all of them, and tell what it does to the model"""
 
-    concept: CONCEPT
+    concept: Annotated[
+        str | None, option("a probe's name, or sae:N for an SAE feature; needed but with --forecast", "NAME")
+    ] = None
+    forecast: Annotated[
+        bool,
+        switch("train on the rows, and tell how far every concept changes as forecast; takes --seeds, --rows, --quick"),
+    ] = False
+    prompts: Annotated[
+        FILE, option("conversations on which --forecast reads the concepts (None: 64 neutral ones)", "FILE")
+    ] = None
     validation: ValidateFlags
     recipe: RecipeFlags
     engine: EngineFlags
@@ -54,19 +67,68 @@ class Validate(Running):
     json: JSON = False
 
     def run(self) -> None:
+        if self.forecast:
+            self._run_forecast()
+            return
+        if self.prompts:
+            raise AuditError("--prompts: only --forecast reads them")
+        if self.concept is None:
+            raise AuditError("which concept? Give --concept NAME, or --forecast for all of them")
         options = self.validate_options()
         progress = for_this_terminal()
         from concept_audit.evidence.report import table, write_report
 
         with working(self.engine) as engine:
             evidence = self.open(progress, engine).validate(self.concept, options)
-        if self.json:
-            print_json({"evidence_id": evidence.evidence_id, "results": evidence.results.to_dict("records")})
-        else:
-            print(table(evidence))
+        self._tell(evidence, table)
         if self.report:
             write_report(evidence, self.report)
             progress.say(f"The report is in {self.report}")
+
+    def _run_forecast(self) -> None:
+        trial = self.forecast_trial()
+        progress = for_this_terminal()
+        from concept_audit.data.read import read_queries
+        from concept_audit.evidence.forecast_report import forecast_markdown, forecast_text
+        from concept_audit.files import atomic_write
+
+        prompts = [example.messages for example in read_queries(self.prompts)] if self.prompts else None
+        with working(self.engine) as engine:
+            evidence = self.open(progress, engine).validate_forecast(trial, prompts)
+        self._tell(evidence, forecast_text)
+        if self.report:
+            with atomic_write(self.report) as partial:
+                partial.write_text(forecast_markdown(evidence), "utf-8")
+            progress.say(f"The report is in {self.report}")
+
+    def _tell(self, evidence: Evidence, told: Callable[[Evidence], str]) -> None:
+        if self.json:
+            print_json({"evidence_id": evidence.evidence_id, "results": evidence.results.to_dict("records")})
+        else:
+            print(told(evidence))
+
+    def forecast_trial(self) -> ForecastTrial:
+        """The runs that were typed.
+
+        Raises:
+            AuditError: an option is given that has no meaning for a forecast.
+        """
+        typed: Any = self.validation
+        usual = {field.name: field.default for field in dataclasses.fields(typed)}
+        given = [name for name, value in vars(typed).items() if value != usual[name] and name not in OF_FORECASTS]
+        given += [name for name in ("concept", "retention", "no_retention") if getattr(self, name)]
+        if given:
+            names = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+            raise AuditError(f"--forecast is of every concept and removes nothing: leave out {names}")
+        recipe = {name: value for name, value in vars(self.recipe).items() if value is not None}
+        weights = recipe.get("weights")
+        return ForecastTrial(
+            weights=(weights,) if weights else TRAINED,
+            seeds=3 if typed.seeds is None else typed.seeds,
+            recipe=dataclasses.replace((QUICK if typed.quick else FULL)["recipe"], **recipe),
+            pool_rows=typed.pool_rows,
+            quick=typed.quick,
+        )
 
     def validate_options(self) -> ValidateOptions:
         """The options that were typed.

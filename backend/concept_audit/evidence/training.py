@@ -113,29 +113,58 @@ def minimised(
     Raises:
         ConceptError: no row has one within `recipe.max_tokens`.
     """
+    usable = usable_rows(objective, len(keys), recipe)
+    with trainable(lm, recipe.weights, recipe.rank, seed) as parameters:
+        yield train(lm, parameters, objective, usable, keys, recipe, seed, advance)
+
+
+def usable_rows(objective: Objective, rows: int, recipe: Recipe) -> Sequence[int]:
+    """Places of the rows that a run can train on.
+
+    Raises:
+        ConceptError: there are none.
+    """
     usable = objective.usable
     if not usable:
         raise ConceptError(
-            f"none of the {len(keys)} rows to train on has a response within the first {recipe.max_tokens} "
+            f"none of the {rows} rows to train on has a response within the first {recipe.max_tokens} "
             "tokens; raise the recipe's max_tokens, or take a larger share"
         )
+    return usable
+
+
+def train(
+    lm: LanguageModel,
+    parameters: Sequence[torch.nn.Parameter],
+    objective: Objective,
+    usable: Sequence[int],
+    keys: Sequence[str],
+    recipe: Recipe,
+    seed: int,
+    advance: Callable[[int], None] = lambda rows: None,
+) -> Training:
+    """Fine-tune parameters that are open for training, in place.
+
+    Args:
+        usable: places of the rows to train on (see `usable_rows`).
+        keys: one a row, by which rows are shuffled.
+    """
     steps = _steps([keys[i] for i in usable], recipe, seed)
     report = Training()
-    with trainable(lm, recipe.weights, recipe.rank, seed) as parameters:
-        # Small steps would be lost in bfloat16: they are taken on copies (Micikevicius et al. 2018).
-        masters = [parameter.detach().to(lm.wide_dtype, copy=True) for parameter in parameters]
-        optimiser = torch.optim.AdamW(masters, lr=recipe.learning_rate, weight_decay=0.0)
-        head = LanguageModelHead(lm)
-        for number, step in enumerate(steps):
-            for group in optimiser.param_groups:
-                group["lr"] = recipe.learning_rate * (1 - number / len(steps))
-            chosen = [usable[place] for place in step]
-            report.losses.append(objective.add_gradient(lm, head, chosen))
-            _step(optimiser, masters, parameters)
-            report.steps += 1
-            report.rows += len(chosen)
-            advance(len(chosen))
-        yield report
+    # Small steps would be lost in bfloat16: they are taken on copies (Micikevicius et al. 2018).
+    masters = [parameter.detach().to(lm.wide_dtype, copy=True) for parameter in parameters]
+    optimiser = torch.optim.AdamW(masters, lr=recipe.learning_rate, weight_decay=0.0)
+    head = LanguageModelHead(lm)
+    for number, step in enumerate(steps):
+        for group in optimiser.param_groups:
+            group["lr"] = recipe.learning_rate * (1 - number / len(steps))
+        chosen = [usable[place] for place in step]
+        report.losses.append(objective.add_gradient(lm, head, chosen))
+        _step(optimiser, masters, parameters)
+        report.steps += 1
+        report.rows += len(chosen)
+        advance(len(chosen))
+    return report
 
 
 def _step(

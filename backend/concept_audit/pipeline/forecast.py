@@ -249,7 +249,7 @@ def compute_forecast(sources: Sources, wanted: ForecastRequest, progress: Progre
         return files
     scoring, curvature = wanted.options.scoring, wanted.options.curvature
     lm = sources.model().differentiable()
-    prompts = _rendered(lm, wanted.prompts, sources.manifest.configuration["max_tokens"])
+    prompts = rendered_prompts(lm, wanted.prompts, sources.manifest.configuration["max_tokens"])
     made = sources.manifest.configuration
     sae = sources.sae_source if len(files.features) else None
     reach = max([*sources.layers, *([made["sae_layer"]] if sae is not None else [])])
@@ -317,7 +317,7 @@ def _summed(
     return gradient_sum(lm, layers, Rows(parts.ids, parts.response), weights, parts.owner.tolist(), say=worker.say)
 
 
-def _rendered(lm: LanguageModel, prompts: Prompts, max_tokens: int) -> Rows:
+def rendered_prompts(lm: LanguageModel, prompts: Prompts, max_tokens: int) -> Rows:
     renderer = ChatRenderer(lm.tokenizer, max_tokens)
     made = []
     for number, messages in enumerate(prompts, start=1):

@@ -41,6 +41,8 @@ CREATE TABLE base.evidence_scores (
     evidence_id VARCHAR NOT NULL, method VARCHAR NOT NULL, example_id BIGINT NOT NULL, score DOUBLE,
     label TINYINT, percentile_low DOUBLE, percentile_high DOUBLE);
 """
+EVERY_CONCEPT = ""
+"""The concept of evidence that is about all of them: forecasts."""
 RUN_COLUMNS = [
     "kind",
     "method",
@@ -66,11 +68,11 @@ class Evidence:
 
     Attributes:
         evidence_id: a hash of all that it depends on.
-        concept_id: of the concept that it is about.
+        concept_id: of the concept that it is about; `EVERY_CONCEPT` for a forecast.
         about: concept, model, data, recipe and options, JSON values.
         runs: one line for each run: `RUN_COLUMNS`. ``kind`` is ``base`` (not trained), ``whole``, ``removal``,
-            ``swap``, ``retention`` or ``subset``; ``own``, ``text``, ``shown``, ``preference``, ``loss``, ``judge`` are
-            means over the held-out prompts or rows; see `concept_audit.evidence.measures.Measured`.
+            ``swap``, ``retention`` or ``subset``, of a forecast ``lora`` or ``all``; ``own``, ``text``, ``shown``,
+            ``preference``, ``loss``, ``judge`` are means over the held-out prompts or rows; see `concept_audit.evidence.measures.Measured`.
         results: one line for each finding: `RESULT_COLUMNS`.
         scores: one line for each method and row: `SCORE_COLUMNS`.
     """
@@ -176,7 +178,22 @@ def list_evidence(cursor: Cursor) -> pd.DataFrame:
         """SELECT e.evidence_id, e.concept_id, e.version, e.number,
                   coalesce(c.version = e.version, false) AND e.build_id =
                   (SELECT value FROM audit.base.meta WHERE key = 'build_id') AS current
-           FROM base.evidence e LEFT JOIN main.concepts c USING (concept_id) ORDER BY e.number DESC"""
+           FROM base.evidence e LEFT JOIN main.concepts c USING (concept_id) WHERE e.concept_id <> ?
+           ORDER BY e.number DESC""",
+        [EVERY_CONCEPT],
+    ).df()
+
+
+def list_forecast_evidence(cursor: Cursor) -> pd.DataFrame:
+    """Forecasts held against training runs that are kept, latest first: evidence_id, number, current.
+
+    ``current`` tells whether the data and the SAE are still those that it is about.
+    """
+    return cursor.execute(
+        """SELECT evidence_id, number,
+                  build_id = (SELECT value FROM audit.base.meta WHERE key = 'build_id') AS current
+           FROM base.evidence WHERE concept_id = ? ORDER BY number DESC""",
+        [EVERY_CONCEPT],
     ).df()
 
 

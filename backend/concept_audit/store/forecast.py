@@ -76,3 +76,29 @@ def removal_effects(cursor: Cursor, flagged: RowFilter) -> pd.DataFrame:
         ).fetchall()[0]
         parts.append({"concept_id": concept, "before": before, "after": after, "n_left_out": gone})
     return pd.DataFrame(parts, columns=["concept_id", "before", "after", "n_left_out"])
+
+
+def mean_activations(cursor: Cursor, rows: np.ndarray, features: np.ndarray) -> np.ndarray:
+    """Mean over rows of the features' mean activations over response tokens: float64 [features].
+
+    Args:
+        rows: example ids, int64.
+        features: feature ids, int64.
+    """
+    found = cursor.execute(
+        """SELECT feature_id, sum(mean_activation::DOUBLE) AS total FROM main.feature_activations
+           WHERE example_id IN (SELECT unnest(?::BIGINT[])) GROUP BY feature_id""",
+        [rows.tolist()],
+    ).fetchnumpy()
+    totals = dict(zip(found["feature_id"].tolist(), found["total"].tolist(), strict=True))
+    return np.array([totals.get(feature, 0.0) for feature in features.tolist()]) / max(len(rows), 1)
+
+
+def feature_directions(cursor: Cursor, features: np.ndarray) -> np.ndarray:
+    """Unit decoder directions of features, in their order: float32 [features, d_model]."""
+    found = cursor.execute(
+        """SELECT c.direction FROM (SELECT unnest(?::INTEGER[]) AS feature_id, generate_subscripts(?::INTEGER[], 1) AS place) w
+           JOIN main.concepts c ON c.concept_id = 'sae:' || w.feature_id ORDER BY w.place""",
+        [features.tolist(), features.tolist()],
+    ).fetchall()
+    return np.array([direction for (direction,) in found], np.float32)

@@ -41,9 +41,9 @@ def write_shared(store: ShardStore, path: Path, setting: Setting, wanted: Collec
         [ids if i in wanted else nothing.astype(ids.dtype) for i, ids in enumerate(setting.rows.ids)],
         [mask if i in wanted else nothing.astype(bool) for i, mask in enumerate(setting.rows.response)],
     )
-    tensors = _joined("prompts", held.prompts) | {"direction": torch.from_numpy(np.asarray(held.direction))}
+    tensors = joined("prompts", held.prompts) | {"direction": torch.from_numpy(np.asarray(held.direction))}
     for name, part in {"rows": rows, **{name: getattr(held, name) for name in READ}}.items():
-        tensors |= _joined(f"{name}.ids", part.ids) | _joined(f"{name}.response", part.response)
+        tensors |= joined(f"{name}.ids", part.ids) | joined(f"{name}.response", part.response)
     store.write_tensors(path, tensors, {"layer": held.layer})
 
 
@@ -55,24 +55,25 @@ def read_shared(path: Path) -> Shared:
     """
     tensors, layer = read_tensors(path), int(read_about(path)["layer"])
     parts = {
-        name: Rows(_parted(tensors, f"{name}.ids"), _parted(tensors, f"{name}.response")) for name in ("rows", *READ)
+        name: Rows(parted(tensors, f"{name}.ids"), parted(tensors, f"{name}.response")) for name in ("rows", *READ)
     }
     held = HeldOut(
         layer=layer,
         direction=tensors["direction"].numpy(),
-        prompts=_parted(tensors, "prompts"),
+        prompts=parted(tensors, "prompts"),
         **{name: parts[name] for name in READ},
     )
     return Shared(parts["rows"], held)
 
 
-def _joined(name: str, arrays: Sequence[np.ndarray]) -> dict[str, torch.Tensor]:
+def joined(name: str, arrays: Sequence[np.ndarray]) -> dict[str, torch.Tensor]:
     """Arrays one after the other, and how long each is."""
     lengths = torch.tensor([len(array) for array in arrays], dtype=torch.int64)
     joined = np.concatenate([np.asarray(array) for array in arrays]) if arrays else np.zeros(0, np.int64)
     return {name: torch.from_numpy(joined), f"{name}.lengths": lengths}
 
 
-def _parted(tensors: dict[str, torch.Tensor], name: str) -> list[np.ndarray]:
+def parted(tensors: dict[str, torch.Tensor], name: str) -> list[np.ndarray]:
+    """The arrays that `joined` put one after the other."""
     parts = torch.split(tensors[name], tensors[f"{name}.lengths"].tolist())
     return [part.numpy() for part in parts][: len(tensors[f"{name}.lengths"])]
