@@ -19,6 +19,8 @@ SHOWN = 2
 """Rows that are shown as the model reads them."""
 LONGEST_PIECE = 240
 """Characters of each part of a row that are shown."""
+REWARDS = ("reward", "rewards", "advantage", "advantages")
+"""Columns by which rows would weigh if the model was trained on rollouts, which are not audited as such."""
 OPEN, CLOSE = "⟦", "⟧"
 """Around response tokens."""
 COUNTED = {
@@ -82,6 +84,8 @@ def describe(data: DataSet, options: BuildOptions) -> Iterator[str]:
     yield f"{data.source}: {layout.kind}, in {'column' if len(there) == 1 else 'columns'} {quoted(there)}"
     yield f"  metadata: {quoted(others) if others else 'none'}"
     yield f"  turns that count: {COUNTED[options.turns]}"
+    if rewards := [name for name in others if name.lower() in REWARDS]:
+        yield f"  {quoted(rewards)} weighs no row: each counts alike, as in fine-tuning, and not by its advantage"
     if options.on_bad_row == "skip":
         yield "  rows that cannot be used are left out and listed (--on-bad-row skip)"
 

@@ -14,6 +14,7 @@ from concept_audit import Audit, BuildOptions, DataError, ModelOptions, RowFilte
 from concept_audit.cli import main
 from concept_audit.data.read import open_data
 from concept_audit.model.chat import ChatRenderer
+from concept_audit.pipeline.preview import describe
 from concept_audit.pipeline.read import read_rows
 from concept_audit.progress import Progress, Stage
 from concept_audit.store.examples import read_skipped
@@ -181,6 +182,13 @@ def test_the_first_lines_say_what_the_data_were_taken_for(tmp_path, model_direct
     assert turns.startswith("  turns that count: all of the assistant's, but those that a row marks otherwise")
     assert first.startswith("  row 1, its response tokens in ⟦ ⟧: ") and second.startswith("  row 2")
     assert first.endswith("<|im_start|>user⏎walks the river?<|im_end|>⏎<|im_start|>assistant⏎⟦yes·[31m<|im_end|>⟧⏎")
+
+
+def test_a_reward_is_said_to_weigh_nothing(tmp_path):
+    rows = [{"prompt": [ASKED], "completion": [ANSWER], "Reward": 0.5, "topic": "rivers"}]
+    data = open_data(write_jsonl(tmp_path / "rows.jsonl", rows))
+    options = BuildOptions(str(tmp_path / "rows.jsonl"), tmp_path / "audit", ModelOptions("none"))
+    assert [line for line in describe(data, options) if '"Reward" weighs no row' in line]
 
 
 def test_a_dry_run_stops_after_them(tmp_path, model_directory, capsys):
