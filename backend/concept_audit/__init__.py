@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from concept_audit.pipeline.validation.forecast_options import ForecastTrial
     from concept_audit.pipeline.validation.options import Candidate, ValidateOptions
     from concept_audit.progress import Progress, Stage
+    from concept_audit.store.bulk_labels import LabelChange
     from concept_audit.store.compare import Agreement
     from concept_audit.store.evidence import Evidence
     from concept_audit.store.examples import messages_from_json
@@ -75,6 +76,7 @@ _HOME = {
     "Heatmap": "concepts.heatmap",
     "IndexOptions": "influence.options",
     "InfluenceOptions": "influence.options",
+    "LabelChange": "store.bulk_labels",
     "LabelledExample": "types",
     "Message": "types",
     "ModelError": "errors",
@@ -131,6 +133,7 @@ __all__ = [
     "Heatmap",
     "IndexOptions",
     "InfluenceOptions",
+    "LabelChange",
     "LabelledExample",
     "Message",
     "ModelError",

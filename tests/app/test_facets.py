@@ -137,7 +137,7 @@ def test_a_phrase_says_where_it_stands():
     row = {"prompt": "Where is\nthe Bank?", "response": "x" * 60 + " by the river " + "y" * 200}
     found = phrase_found(row, ["river", "bank"])
     assert found is not None and (found["where"], found["hit"]) == ("response", "river")
-    assert found["before"].startswith("…") and len(found["before"]) == 41 and len(found["after"]) == 110
+    assert found["before"].startswith("…") and len(found["before"]) == 17 and len(found["after"]) == 110
     assert phrase_found(row, ["bank"]) == {"where": "prompt", "before": "Where is the ", "hit": "Bank", "after": "?"}
     assert phrase_found(row, ["bank"], "response") is None
     assert phrase_found({"prompt": "", "response": "İ river"}, ["river"]) is None, "places would be others"

@@ -168,7 +168,7 @@ def test_brush_flag_undo_flag_and_export(page, url, concept, tmp_path):
     keep(page, "brush")
 
     def flag_top() -> None:
-        page.get_by_role("button", name="Flag many").click()
+        page.get_by_role("button", name="Act on many").click()
         dialog = page.get_by_role("dialog")
         dialog.get_by_text("The first", exact=True).click()
         dialog.get_by_text(f"{FLAG_TOP} rows").wait_for()
@@ -343,7 +343,7 @@ def test_a_note_is_written_by_keys_and_its_letters_are_no_acts(page, url, concep
 
 
 def test_read_only_offers_no_writing(page, place, concept):
-    writing = re.compile("Remove|Review|Flag many|Undo|Train|Shows it|Rename|Delete|Import|Label|Keep this")
+    writing = re.compile("Remove|Review|Act on many|Undo|Train|Shows it|Rename|Delete|Import|Label|Keep this")
     with dashboard(place.parent, place.name, read_only=True) as url:
         for path in (f"audit?concept={concept}", "probe_lab", "concepts", f"compare?concept={concept}", "export"):
             page.goto(f"{url}/{path}")

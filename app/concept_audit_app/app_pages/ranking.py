@@ -8,13 +8,14 @@ from dataclasses import replace
 import streamlit as st
 
 from concept_audit import RowFilter
+from concept_audit_app.components.act_on_many import act_on_many
 from concept_audit_app.components.charts import QUIET, score_histogram
 from concept_audit_app.components.desk import desk, do_acts, list_rows
 from concept_audit_app.components.exporting import WHAT
 from concept_audit_app.components.facets import facets
 from concept_audit_app.components.filter_chips import filter_chips
 from concept_audit_app.components.filters import brush, brushed, desk_filter
-from concept_audit_app.components.flags import View, bulk_flags, undo_button, verdicts_in_words
+from concept_audit_app.components.flags import View, undo_button, verdicts_in_words
 from concept_audit_app.components.heatmap import style_sheet
 from concept_audit_app.components.index import index_in_words
 from concept_audit_app.components.methods import influence_options, method_picker
@@ -64,7 +65,7 @@ with bar:
             refinement_state(audit, *ranked, options)
             st.caption(index_in_words(audit, index))
     st.space("stretch")
-    bulk_flags(view)
+    act_on_many(view)
     undo_button(audit)
     st.page_link(
         "app_pages/export.py",

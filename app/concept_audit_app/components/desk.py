@@ -13,6 +13,7 @@ from concept_audit import Audit, AuditError, RowFilter
 from concept_audit_app.components.acts import HERE, acting_component, said_to_be_done, waiting
 from concept_audit_app.components.flags import flags_drawn, undo_change
 from concept_audit_app.components.found import phrase_found
+from concept_audit_app.components.labelled_many import labelled_last, undo_labels
 from concept_audit_app.components.rows import FLAGS, SWAP
 from concept_audit_app.components.scale import Scale
 from concept_audit_app.components.session import current_audit, person, read_only
@@ -61,13 +62,17 @@ def _do(audit: Audit, act: Mapping[str, Any]) -> None:
 
 
 def _undo(audit: Audit, event: int | None) -> None:
-    if event is None:
+    if event is None and labelled_last(audit) is not None:
+        undo_labels(audit)
+    elif event is None:
         st.session_state["said"] = "Nothing to undo"
     else:
         undo_change(audit, event)
 
 
 def _latest(audit: Audit) -> int | None:
+    if labelled_last(audit) is not None:
+        return None
     mine = audit.flags.undoable(person())
     return None if mine.empty else int(mine["event_id"].iloc[0])
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-BEFORE, AFTER = 40, 110
-"""Characters shown about the words."""
+BEFORE, AFTER = 16, 110
+"""Characters shown about the words: few before them, so that they stand in a narrow list too."""
 
 
 def phrase_found(

@@ -86,6 +86,34 @@ class Flags:
 
         return self._rankings.using([(concept, method, options)] if concept else [], change)
 
+    def note_matching(
+        self,
+        where: RowFilter,
+        note: str,
+        concept: str | None = None,
+        method: str | None = None,
+        by: str = "",
+        options: InfluenceOptions = DEFAULTS,
+        top: int | None = None,
+        how: str = "",
+    ) -> FlagChange:
+        """Write a note on every flagged row that passes a filter; each keeps its flag, and rows without stay as they are.
+
+        Args:
+            top, how: as for `set_matching`.
+        """
+        where = self._opened.searched(where)
+        who, how = by or user_name(), how or (f"first {top:,} that match" if top else "all that match")
+
+        def change(ranking: int | None = None) -> FlagChange:
+            return self._opened.change(
+                lambda cursor: store_flags.note_matching(cursor, ranking, where, note, who, how, top),
+                WITHOUT_FLAGS,
+                ranked=ranking is not None,
+            )
+
+        return self._rankings.using([(concept, method, options)] if concept else [], change)
+
     def undo(self, event_id: int, by: str = "") -> FlagChange:
         """Undo a change of flags; texts that somebody has changed since keep what they have.
 

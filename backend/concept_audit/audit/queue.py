@@ -10,7 +10,9 @@ from concept_audit.audit.labels import Labels
 from concept_audit.audit.opened import DEFAULTS, OpenAudit
 from concept_audit.audit.probes import Probes
 from concept_audit.audit.rankings import Rankings
+from concept_audit.influence.options import InfluenceOptions
 from concept_audit.store import queries, workspace
+from concept_audit.store.bulk_labels import LabelChange, label_matching, undo_labels
 from concept_audit.store.cursor import Cursor
 from concept_audit.store.derived import require_rankings
 from concept_audit.store.filters import RowFilter
@@ -19,7 +21,7 @@ KINDS = ("likely", "uncertain", "unlikely")
 
 
 class Queue:
-    """Rows that are worth a label."""
+    """Rows that are worth a label, and labels for many at once."""
 
     def __init__(self, opened: OpenAudit, labels: Labels, probes: Probes, rankings: Rankings):
         self._opened = opened
@@ -79,6 +81,34 @@ class Queue:
     def unskip(self, probe: str, content_hash: str) -> None:
         """Offer a text again."""
         self._opened.change(lambda cursor: workspace.unskip(cursor, probe, content_hash))
+
+    def label_matching(
+        self,
+        probe: str,
+        label: int,
+        where: RowFilter,
+        concept: str | None = None,
+        method: str | None = None,
+        options: InfluenceOptions = DEFAULTS,
+        top: int | None = None,
+    ) -> LabelChange:
+        """Give every row that passes a filter a label of a probe: 1 where it shows the concept, 0 where it does not.
+
+        Args:
+            top: only the first so many of them, by rank.
+        """
+        name, where = workspace.check_probe_name(probe), self._opened.searched(where)
+
+        def change(ranking: int | None = None) -> LabelChange:
+            return self._opened.change(
+                lambda cursor: label_matching(cursor, ranking, where, name, label, top), ranked=ranking is not None
+            )
+
+        return self._rankings.using([(concept, method, options)] if concept else [], change)
+
+    def undo_labels(self, change: LabelChange) -> int:
+        """Take back what `label_matching` did, the whole in one; returns how many texts have changed."""
+        return self._opened.change(lambda cursor: undo_labels(cursor, change))
 
 
 def _listed(kind: str, rows: pd.DataFrame) -> list[tuple[str, pd.Series]]:

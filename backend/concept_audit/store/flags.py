@@ -60,13 +60,52 @@ def flag_matching(
     Raises:
         RankingGoneError: the ranking is not there any more.
     """
+    chosen, parameters = texts_matching(cursor, ranking, where, top)
+    return _change(cursor, chosen, parameters, flag, note, by, how)
+
+
+def note_matching(
+    cursor: Cursor, ranking: int | None, where: RowFilter, note: str, by: str, how: str, top: int | None = None
+) -> FlagChange:
+    """Write a note on every row that passes a filter and has a flag, whichever it is; the flags stay.
+
+    Raises:
+        RankingGoneError: the ranking is not there any more.
+    """
+    chosen, parameters = texts_matching(cursor, ranking, where, top)
+    cursor.execute(f"CREATE OR REPLACE TEMP TABLE chosen AS {chosen}", parameters)
+    cursor.execute(
+        f"""CREATE OR REPLACE TEMP TABLE changes AS
+            SELECT f.content_hash, {STATE} AS before FROM temp.chosen JOIN base.flags f USING (content_hash)
+            WHERE f.note <> ?""",
+        [note],
+    )
+    now = _now()
+    event = _log(cursor, "note", note, how, None, by, now)
+    if event.event_id is not None:
+        cursor.execute(
+            f"""INSERT INTO base.flag_changes SELECT {event.event_id}, content_hash, before,
+                    {{'flag': before.flag, 'note': $1, 'flagged_by': $2, 'flagged_at': $3::TIMESTAMP}}
+                FROM temp.changes""",
+            [note, by, now],
+        )
+        _apply(cursor, event.event_id)
+    return event
+
+
+def texts_matching(cursor: Cursor, ranking: int | None, where: RowFilter, top: int | None) -> tuple[str, list[Any]]:
+    """A query of the content hashes of the rows that pass a filter, or of the first `top`; and its parameters.
+
+    Raises:
+        RankingGoneError: the ranking is not there any more.
+    """
     if ranking is not None:
         require_rankings(cursor, [ranking])
     source, condition, parameters = queries.matching(cursor, ranking, where)
     one, order = ("s.example_id", "s.rank") if ranking is not None else ("e.example_id", "e.example_id")
     chosen = f"""SELECT DISTINCT content_hash FROM main.examples WHERE example_id IN (
         SELECT {one} FROM {source} WHERE {condition} ORDER BY {order} LIMIT ?)"""
-    return _change(cursor, chosen, [*parameters, top], flag, note, by, how)
+    return chosen, [*parameters, top]
 
 
 def _change(
