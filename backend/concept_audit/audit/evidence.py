@@ -10,9 +10,12 @@ from concept_audit.evidence.report import report
 from concept_audit.metrics import Estimate
 from concept_audit.pipeline.validate import validate
 from concept_audit.pipeline.validation.first_order import first_order
-from concept_audit.pipeline.validation.options import ValidateOptions
+from concept_audit.pipeline.validation.options import Cost, ValidateOptions, cost_of
 from concept_audit.progress import Progress
 from concept_audit.store import evidence as store_evidence
+from concept_audit.store.locks import held
+
+REFUSAL = "{name}: {{who}} validates here already, and one at a time is enough; wait for it, or stop it"
 
 
 class Validations:
@@ -27,18 +30,28 @@ class Validations:
     ) -> store_evidence.Evidence:
         """Train without what the methods flag, and tell what it does to the model; see `ValidateOptions`.
 
-        A validation that was interrupted goes on where it was.
+        A validation that was interrupted, by an error that `progress` raises too, goes on where it was.
 
         Raises:
             ConceptError: unknown concept, or options that make no sense.
+            StoreError: another validation of this audit is under way.
         """
         found = self._concepts.get(concept)
-        evidence = validate(
-            self._opened.sources(), found, options or ValidateOptions(), progress or self._opened.progress
-        )
+        with held(self._opened.layout.lock_of("validate"), REFUSAL.format(name=self._opened.name)):
+            evidence = validate(
+                self._opened.sources(), found, options or ValidateOptions(), progress or self._opened.progress
+            )
         build = self._opened.build_id
         self._opened.write(lambda cursor: store_evidence.save_evidence(cursor, build, found.version, evidence))
         return evidence
+
+    def cost(self, options: ValidateOptions | None = None) -> Cost:
+        """What a validation takes, before any of it is done.
+
+        Raises:
+            ConceptError: options that make no sense.
+        """
+        return cost_of(options or ValidateOptions(), self._opened.overview().n_rows)
 
     def first_order(
         self, concept: str, subsets: int = 40, size: int = 8, pool: int = 96, progress: Progress | None = None
