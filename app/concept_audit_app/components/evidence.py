@@ -6,7 +6,6 @@ import io
 import json
 import zipfile
 from collections.abc import Sequence
-from shlex import quote
 
 import streamlit as st
 
@@ -16,6 +15,7 @@ from concept_audit_app.components.methods import NAMES
 from concept_audit_app.components.plain import counted
 from concept_audit_app.components.tables import records
 from concept_audit_app.components.url import select_by_id
+from concept_audit_app.components.validating import validation_desk
 
 MOST_VALUES = 30
 FORMS = ("contrast", "own_answers", "unit_normalised", "leave_out_own")
@@ -51,7 +51,9 @@ def choose_target(audit: Audit, known: Evidence | None) -> tuple[str, str, str]:
     words = {"flagged": "Flagged rows"} | {
         n: f"Positive labels of {t[1]}" for n, t in targets.items() if t[0] == "labelled"
     }
-    chosen = select_by_id("Rows that should come first", list(targets), lambda n: words.get(n, n), "target", default)
+    chosen = select_by_id(
+        "Rows that should come first", list(targets), lambda n: words.get(n, n), "target", default, width=420
+    )
     return targets[chosen]
 
 
@@ -125,21 +127,12 @@ def agreement(audit: Audit, concept: Concept) -> None:
 
 
 def choose_validation(audit: Audit, concept: Concept) -> Evidence | None:
-    """The validation of this concept to show; says how to make one where there is none."""
+    """The validation of this concept to show, if there is one; below it, or instead, what can be done about one."""
     kept = audit.evidence.list()
     mine = kept[kept["concept_id"] == concept.concept_id]
     st.subheader("Does removing what is flagged change the model?")
+    validation_desk(audit, concept, again=not mine.empty)
     if mine.empty:
-        st.info(
-            "Nobody has trained without the flagged rows yet. It takes minutes to hours, so it runs in a terminal, goes "
-            "on where it was if it is stopped, and shows up here when it is done:",
-            icon=":material/model_training:",
-        )
-        # A feature is called by its number; a name may have spaces and quotes.
-        named = concept.concept_id if concept.kind == "sae_feature" else concept.name
-        st.code(
-            f"concept-audit validate {quote(str(audit.root))} --concept {quote(named)} --quick", None, wrap_lines=True
-        )
         return None
     names = {
         row["evidence_id"]: f"Validation {row['number']}, version {row['version']} of the concept"

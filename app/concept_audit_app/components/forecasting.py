@@ -64,9 +64,9 @@ class Jobs:
         """The job of a forecast, if it was ever started and not forgotten since."""
         return self._jobs.get(key)
 
-    def under_way(self, root: str) -> Sequence[Job]:
-        """The jobs of an audit that have not ended."""
-        return [job for (of, _), job in list(self._jobs.items()) if of == root and not job.done]
+    def under_way(self) -> dict[Key, Job]:
+        """The jobs that have not ended."""
+        return {key: job for key, job in list(self._jobs.items()) if not job.done}
 
     def start(self, key: Key, compute: Callable[[Progress], None]) -> None:
         """Compute a forecast, unless that is under way."""

@@ -12,6 +12,7 @@ from concept_audit_app.components.index import index_state
 from concept_audit_app.components.plain import counted, plain
 from concept_audit_app.components.tables import records
 from concept_audit_app.components.url import select_by_id
+from concept_audit_app.components.validating import validations
 
 SEPARATING = 10
 MOST_VALUES = 30
@@ -74,8 +75,10 @@ def running(audit: Audit) -> None:
     """What is being computed for this audit: the gradient index, forecasts, validations."""
     st.subheader("Work in the background")
     index_state(audit)
-    for job in jobs().under_way(str(audit.root)):
-        st.progress(job.share, f"Forecast: {plain(job.doing) or 'the model is being loaded'}")
+    for title, kind in (("Forecast", jobs()), ("Validation", validations())):
+        for (root, _), job in kind.under_way().items():
+            if root == str(audit.root):
+                st.progress(job.share, f"{title}: {plain(job.doing) or 'the model is being loaded'}")
 
 
 def data(audit: Audit) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
+
 import pandas as pd
 
 from concept_audit.audit.concepts import Concepts
@@ -16,10 +18,13 @@ from concept_audit.pipeline.validate import validate
 from concept_audit.pipeline.validation.first_order import first_order
 from concept_audit.pipeline.validation.forecast import validate_forecast
 from concept_audit.pipeline.validation.forecast_options import ForecastTrial
-from concept_audit.pipeline.validation.options import ValidateOptions
+from concept_audit.pipeline.validation.options import Cost, ValidateOptions, cost_of
 from concept_audit.progress import Progress
 from concept_audit.store import evidence as store_evidence
 from concept_audit.store import forecast as store_forecast
+from concept_audit.store.locks import held
+
+REFUSAL = "{name}: {{who}} validates here already, and one at a time is enough; wait for it, or stop it"
 
 
 class Validations:
@@ -34,15 +39,17 @@ class Validations:
     ) -> store_evidence.Evidence:
         """Train without what the methods flag, and tell what it does to the model; see `ValidateOptions`.
 
-        A validation that was interrupted goes on where it was.
+        A validation that was interrupted, by an error that `progress` raises too, goes on where it was.
 
         Raises:
             ConceptError: unknown concept, or options that make no sense.
+            StoreError: another validation of this audit is under way.
         """
         found = self._concepts.get(concept)
-        evidence = validate(
-            self._opened.sources(), found, options or ValidateOptions(), progress or self._opened.progress
-        )
+        with self._alone():
+            evidence = validate(
+                self._opened.sources(), found, options or ValidateOptions(), progress or self._opened.progress
+            )
         build = self._opened.build_id
         self._opened.write(lambda cursor: store_evidence.save_evidence(cursor, build, found.version, evidence))
         return evidence
@@ -64,20 +71,22 @@ class Validations:
 
         Raises:
             ConceptError: options that make no sense, no rows to train on, or preference pairs.
+            StoreError: another validation of this audit is under way.
         """
         if prompts is not None and not len(prompts):
             raise ConceptError("no prompts: give at least one conversation with an assistant turn")
         opened = self._opened
         model = opened.made.fingerprints["model"]
         probes = opened.read(lambda cursor: store_forecast.probe_directions(cursor, model, opened.layers))
-        evidence = validate_forecast(
-            opened.sources(),
-            neutral_prompts() if prompts is None else prompts,
-            options,
-            trial or ForecastTrial(),
-            probes,
-            progress or opened.progress,
-        )
+        with self._alone():
+            evidence = validate_forecast(
+                opened.sources(),
+                neutral_prompts() if prompts is None else prompts,
+                options,
+                trial or ForecastTrial(),
+                probes,
+                progress or opened.progress,
+            )
         build = opened.build_id
         opened.write(lambda cursor: store_evidence.save_evidence(cursor, build, 1, evidence))
         return evidence
@@ -85,6 +94,14 @@ class Validations:
     def of_forecasts(self) -> pd.DataFrame:
         """Forecasts held against training that are kept, latest first: evidence_id, number, current."""
         return self._opened.read(store_evidence.list_forecast_evidence)
+
+    def cost(self, options: ValidateOptions | None = None) -> Cost:
+        """What a validation takes, before any of it is done.
+
+        Raises:
+            ConceptError: options that make no sense.
+        """
+        return cost_of(options or ValidateOptions(), self._opened.overview().n_rows, self._opened.made.pair is not None)
 
     def first_order(
         self, concept: str, subsets: int = 40, size: int = 8, pool: int = 96, progress: Progress | None = None
@@ -125,3 +142,6 @@ class Validations:
             ConceptError: there is none with this id.
         """
         return report(self.get(evidence_id))
+
+    def _alone(self) -> AbstractContextManager[None]:
+        return held(self._opened.layout.lock_of("validate"), REFUSAL.format(name=self._opened.name))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -57,12 +58,15 @@ class Measured:
     answers: list[list[int]]
 
 
-def measure(lm: LanguageModel, held_out: HeldOut, answer_tokens: int, draws: int = 1) -> Measured:
+def measure(
+    lm: LanguageModel, held_out: HeldOut, answer_tokens: int, draws: int = 1, step: Callable[[], None] = lambda: None
+) -> Measured:
     """Measure a model.
 
     Args:
         answer_tokens: the own answers are cut at this many tokens; 0 leaves them out.
         draws: own answers to each prompt, drawn with the same chance from every model; 1 is the likeliest answer.
+        step: told whenever some prompts are answered.
     """
     made: dict[int, np.ndarray] = {}
     prompts = held_out.prompts * draws
@@ -70,6 +74,7 @@ def measure(lm: LanguageModel, held_out: HeldOut, answer_tokens: int, draws: int
         seeds = list(range(len(prompts))) if draws > 1 else None
         for batch in answers(lm, prompts, answer_tokens, seeds):
             made |= batch
+            step()
     own = answered_rows(prompts, [made[i] for i in range(len(made))])
     return Measured(
         own=projections(lm, own, held_out.layer, held_out.direction).tolist(),

@@ -144,6 +144,36 @@ QUICK: dict[str, Any] = {
 LDS: as few subsets as fit would tell nothing."""
 
 
+@dataclass(frozen=True)
+class Cost:
+    """What a validation takes, before any of it is done.
+
+    Attributes:
+        runs: trainings, each of which is measured as well.
+        rows: rows that a training sees, at most, counted each time.
+    """
+
+    runs: int
+    rows: int
+
+
+def cost_of(options: ValidateOptions, n_rows: int, pairs: bool = False) -> Cost:
+    """What a validation of so many rows takes; runs that are done already are not taken off.
+
+    Raises:
+        ConceptError: as `resolved`.
+    """
+    made = resolved(options, pairs)
+    # Pairs are swapped as well as removed.
+    kinds = 1 + pairs + made.retention
+    arms = (len(made.removed) + 1) * len(made.shares) * kinds if made.removed else 0
+    runs = made.whole_seeds + made.seeds * arms + made.subsets * made.subset_seeds
+    rows = min(n_rows, made.pool_rows or n_rows) * made.recipe.epochs
+    if made.recipe.max_steps is not None:
+        rows = min(rows, made.recipe.max_steps * made.recipe.batch)
+    return Cost(runs, rows)
+
+
 def resolved(options: ValidateOptions, pairs: bool = False) -> ResolvedOptions:
     """The options with every value that was left open filled in, checked.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -128,8 +128,10 @@ def done_runs(
     if missing := missing_of(work):
         trained = {place for number in missing for place in work.runs[number].rows}
         write_shared(sources.layout.shards, shared, setting, trained)
-    sources.driver(progress).finish(work, "Counterfactual runs", dict.fromkeys(range(len(names)), 1), "runs")
-    sources.layout.shards.delete([shared])
+    try:
+        sources.driver(progress).finish(work, "Counterfactual runs", dict.fromkeys(range(len(names)), 1), "runs")
+    finally:
+        sources.layout.shards.delete([shared])
     found = {name: read_unit(sources.layout, name) or {} for name in names}
     if options.judge_url and options.judge_model:
         judge = Judge(options.judge_url, options.judge_model, options.judge_behaviour or setting.concept.name)
@@ -171,21 +173,30 @@ class TrainingRuns:
     def run(self, opened: tuple[Worker, LanguageModel, Shared], number: int) -> None:
         worker, lm, shared = opened
         run = self.runs[number]
-        worker.advance(0, f"{run.kind} {run.method}".strip())
-        made = one_run(lm, shared, run, self)
+        words = f"{run.kind} {run.method}".strip()
+        worker.advance(0, words)
+        made = one_run(lm, shared, run, self, lambda: worker.advance(0, words))
         self.units.write(number, {"seed": run.seed, "n_rows": len(run.rows), **made})
         worker.advance(1)
 
 
-def one_run(lm: LanguageModel, setting: Shared, run: Run, options: TrainingRuns) -> dict[str, Any]:
-    """Train on a run's rows, measure, and put the model back."""
+def one_run(
+    lm: LanguageModel, setting: Shared, run: Run, options: TrainingRuns, step: Callable[[], None] = lambda: None
+) -> dict[str, Any]:
+    """Train on a run's rows, measure, and put the model back, also where it is left in the middle.
+
+    Args:
+        step: told of each step; what it raises leaves the run, of which nothing is kept.
+    """
     keys = list(map(str, run.rows))
     if not run.rows:
-        training, measured = None, measure(lm, setting.held_out, options.answer_tokens, options.draws)
+        training, measured = None, measure(lm, setting.held_out, options.answer_tokens, options.draws, step)
     else:
-        with minimised(lm, _objective(lm, setting, run, options), keys, options.recipe, run.seed) as training:
-            measured = measure(lm, setting.held_out, options.answer_tokens, options.draws)
+        objective = _objective(lm, setting, run, options)
+        with minimised(lm, objective, keys, options.recipe, run.seed, lambda rows: step()) as training:
+            measured = measure(lm, setting.held_out, options.answer_tokens, options.draws, step)
     made = [np.asarray(ids, np.int64) for ids in measured.answers]
+    step()
     # What is said, as the model that was not trained reads it.
     own = answered_rows(setting.held_out.prompts * options.draws, made)
     text = projections(lm, own, setting.held_out.layer, setting.held_out.direction)
