@@ -45,7 +45,7 @@ def forecast_verdict(evidence: Evidence) -> list[str]:
         )
         seeds = f"{about['seeds']} run" + ("s" if about["seeds"] != 1 else "")
         sentences.append(
-            f"{KINDS[kind]} ({seeds} on {about['n_rows']:,} rows): Spearman over {found['spearman']['n']:,} features "
+            f"{KINDS[kind][0].upper()}{KINDS[kind][1:]} ({seeds} on {about['n_rows']:,} rows): Spearman over {found['spearman']['n']:,} features "
             f"{_interval(found['spearman'])} (beside it: {beside}); of the {up['n']} that were forecast to rise most "
             f"{_count(up)} rose most, of the {down['n']} to fall {_count(down)} fell most; "
             f"{_percent(sign['estimate'])} have the sign that was forecast."
