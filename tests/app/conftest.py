@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from concept_audit import BuildOptions, ModelOptions, build
+from concept_audit import Audit, BuildOptions, ModelOptions, build
 from concept_audit.concepts.options import SaeTraining
 from tests.app.browser import FLAGS, PATIENCE, chromium, dashboard
 
@@ -40,6 +40,14 @@ def app_cache(tmp_path_factory, model_directory, rows, write_rows) -> Path:
             sae_training=settings,
         )
     )
+    return cache
+
+
+@pytest.fixture(scope="session")
+def forecast_base(app_cache, tmp_path_factory) -> Path:
+    """A cache whose audit has the forecast of all its rows; tests that write copy it."""
+    cache = Path(shutil.copytree(app_cache, tmp_path_factory.mktemp("forecast-base") / "cache"))
+    Audit(cache / "small").forecasts.ensure()
     return cache
 
 

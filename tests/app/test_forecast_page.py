@@ -14,12 +14,11 @@ from tests.app.test_pages import open_page, words
 
 
 @pytest.fixture(scope="module")
-def forecast_cache(app_cache, tmp_path_factory):
+def forecast_cache(forecast_base, tmp_path_factory):
     """A cache whose audit has the forecast of all its rows, and of the first rows that somebody flagged."""
-    cache = shutil.copytree(app_cache, tmp_path_factory.mktemp("forecast") / "cache")
+    cache = shutil.copytree(forecast_base, tmp_path_factory.mktemp("forecast") / "cache")
     audit = Audit(cache / "small")
     audit.flags.set(audit.rows.list(limit=20)["content_hash"].tolist(), "remove")
-    audit.forecasts.ensure()
     audit.forecasts.ensure(RowFilter(flag="any"))
     return cache
 
@@ -34,6 +33,7 @@ def test_a_forecast_that_is_not_there_is_offered_and_not_in_read_only(cache_copy
     monkeypatch.setenv("CONCEPT_AUDIT_CACHE", str(cache_copy))
     test = open_page("forecast")
     assert not test.exception and "has not been computed yet" in words(test)
+    assert "Nobody has measured" in words(test)
     assert any(button.label == "Compute the forecast" for button in test.button)
     monkeypatch.setenv("CONCEPT_AUDIT_READ_ONLY", "1")
     test = open_page("forecast")
@@ -45,7 +45,10 @@ def test_the_page_shows_what_is_kept_and_compares_parts(page, forecast_cache):
     audit = Audit(forecast_cache / "small")
     assert not page.exception
     assert f"Of {len(audit.concepts.features()):,} SAE features" in words(page)
-    assert len(page.dataframe[-1].value) == len(audit.concepts.features())
+    features = next(frame.value for frame in page.dataframe if "null_low" in frame.value)
+    assert len(features) == len(audit.concepts.features())
+    every = audit.forecast().set_index("concept_id")["forecast"]  # whatever is flagged
+    assert features["forecast"].tolist() == every.loc[features["concept_id"]].tolist()
     box = next(box for box in page.selectbox if box.label == "Forecast of")
     for view in ("part", "compare", "without"):
         shown = box.select(view).run()

@@ -74,6 +74,7 @@ try:
             st.subheader("For every concept")
     wanted = {"all": [EVERY], "part": [where], "compare": [EVERY, where], "without": [EVERY, where]}[view]
     if not needed(audit, wanted, "This forecast", read_only()):
+        measured(audit)
         st.stop()
     with st.spinner("Intervals …"):
         if view == "compare":
@@ -84,7 +85,7 @@ try:
         elif view == "without":
             table, across = audit.forecasts.without(where), EVERYTHING
         else:
-            table, across = audit.forecasts.forecast(where), EVERYTHING
+            table, across = audit.forecasts.forecast(wanted[0]), EVERYTHING
 except AuditError as error:
     st.error(str(error), icon=":material/error:")
     st.stop()

@@ -49,15 +49,17 @@ class Validate(Running):
     """train without the rows that methods flag, or on all of them, and tell what it does to the model"""
 
     concept: Annotated[
-        str | None, option("a probe's name, or sae:N for an SAE feature; needed but with --forecast", "NAME")
+        str | None, option("a probe's name, or sae:N for an SAE feature; left out for the forecast", "NAME")
     ] = None
     forecast: Annotated[
         bool,
-        switch("train on the rows, and tell how far every concept changes as forecast; takes --seeds, --rows, --quick"),
+        switch(
+            "train on the rows, and tell how far every concept changes as forecast; of the numbers of runs and rows, those of seeds and rows count"
+        ),
     ] = False
-    prompts: Annotated[
-        FILE, option("conversations on which --forecast reads the concepts (None: 64 neutral ones)", "FILE")
-    ] = None
+    prompts: Annotated[FILE, option("conversations on which the forecast is tried (None: 64 neutral ones)", "FILE")] = (
+        None
+    )
     validation: ValidateFlags
     recipe: RecipeFlags
     engine: EngineFlags

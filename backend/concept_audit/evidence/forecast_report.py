@@ -29,7 +29,7 @@ MEASURES = {"spearman": "Spearman", "top_up": "top 20 up", "top_down": "top 20 d
 
 def forecast_verdict(evidence: Evidence) -> list[str]:
     """What came out, one sentence a kind of run; empty where there is no feature to tell of."""
-    about, sentences = evidence.about, []
+    about, sentences = evidence.about, list[str]()
     for kind in about["recipes"]:
         found = {line["measure"]: line for line in _of(evidence, "live", kind, "forecast")}
         if not found:
@@ -45,7 +45,7 @@ def forecast_verdict(evidence: Evidence) -> list[str]:
         )
         seeds = f"{about['seeds']} run" + ("s" if about["seeds"] != 1 else "")
         sentences.append(
-            f"{KINDS[kind]} ({seeds} on {about['n_rows']:,} rows): Spearman over {found['spearman']['n']:,} features "
+            f"{KINDS[kind][0].upper()}{KINDS[kind][1:]} ({seeds} on {about['n_rows']:,} rows): Spearman over {found['spearman']['n']:,} features "
             f"{_interval(found['spearman'])} (beside it: {beside}); of the {up['n']} that were forecast to rise most "
             f"{_count(up)} rose most, of the {down['n']} to fall {_count(down)} fell most; "
             f"{_percent(sign['estimate'])} have the sign that was forecast."
@@ -55,7 +55,7 @@ def forecast_verdict(evidence: Evidence) -> list[str]:
 
 def forecast_table(evidence: Evidence) -> pd.DataFrame:
     """Every prediction of the SAE features beside the forecast: one line a kind of run, view and prediction."""
-    lines = []
+    lines: list[dict[str, Any]] = []
     for kind in evidence.about["recipes"]:
         for view, view_name in VIEWS.items():
             for method, name in PREDICTIONS.items():
@@ -76,7 +76,7 @@ def probe_table(evidence: Evidence) -> pd.DataFrame:
     changes = evidence.results[evidence.results["measure"] == "change"]
     lines = []
     for (probe, kind), group in changes.groupby(["quantity", "other"], sort=False):
-        by = {line["method"]: line for line in group.to_dict("records")}
+        by = {line["method"]: line for line in _lines(group)}
         lines.append(
             {
                 "concept": probe,
@@ -138,7 +138,11 @@ def _of(evidence: Evidence, view: str, kind: str, method: str | None = None) -> 
     chosen = (results["quantity"] == view) & (results["other"] == kind)
     if method is not None:
         chosen &= results["method"] == method
-    return results[chosen].to_dict("records")
+    return _lines(results[chosen])
+
+
+def _lines(table: pd.DataFrame) -> list[dict[str, Any]]:
+    return [{str(name): value for name, value in line.items()} for line in table.to_dict("records")]
 
 
 def _interval(line: Mapping[str, Any]) -> str:
@@ -156,5 +160,6 @@ def _percent(value: float) -> str:
 
 
 def _markdown(table: pd.DataFrame) -> str:
-    rows = [list(table), ["---"] * table.shape[1], *table.astype(str).to_numpy().tolist()]
+    cells = [list(map(str, row)) for row in table.itertuples(index=False)]
+    rows = [list(map(str, table.columns)), ["---"] * table.shape[1], *cells]
     return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |" for row in rows)

@@ -111,7 +111,7 @@ class ForecastRuns:
         run = self.runs[number]
         worker.advance(0, f"{run.kind}, seed {run.seed}")
         if run.recipe is None:
-            made = {"reading": _json(read(lm, prompted))}
+            made: dict[str, Any] = {"reading": _json(read(lm, prompted))}
         else:
             found = real_change(lm, rows, keys, run.recipe, run.seed, prompted)
             made = {
