@@ -76,7 +76,7 @@ def test_rows_that_the_direction_was_fitted_to_have_no_say_as_labels():
     concept = Concept("probe:tone", "tone", "probe", 2, np.ones(4, np.float32))
     nothing = Rows([np.arange(3)] * 4, [np.ones(3, bool)] * 4)
     labels, fitted = np.array([1, 0, 1, -1]), np.array([True, False, False, False])
-    setting = Setting(concept, None, {}, None, [], nothing, np.arange(4), labels, None, fitted, 0, 0)
+    setting = Setting(concept, None, {}, None, [], nothing, False, np.arange(4), labels, None, fitted, 0, 0)
     assert setting.judged.tolist() == [False, True, True, False]
     kept = score_frame({"bm25": np.arange(4.0)}, setting, {})
     assert kept["label"].isna().tolist() == [True, False, False, True]
