@@ -126,7 +126,7 @@ def needed(audit: Audit, parts: Sequence[RowFilter], what: str, sealed: bool) ->
         st.markdown(f"**{what} has not been computed yet.**")
         n_rows = sum(audit.forecasts.count(where) for where in missing)
         st.caption(
-            f"A forward and a backward pass over {n_rows:,} rows, and a few passes over the prompts: about a second a row "
+            f"A forward and a backward pass over {n_rows:,} rows, and up to 16 passes over the prompts: about a second a row "
             "on a laptop, and a fraction on a GPU. The first time, the curvature is fitted as well. It goes on in the "
             "background if you leave this page, and where it was if it is stopped."
         )
