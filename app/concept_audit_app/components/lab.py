@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 import streamlit as st
 
-from concept_audit import Audit, AuditError
+from concept_audit import MIN_EACH, Audit, AuditError
 from concept_audit_app.components.plain import plain
 from concept_audit_app.components.session import read_only
 from concept_audit_app.components.tables import records
@@ -65,7 +65,7 @@ def invitation(audit: Audit) -> None:
         else:
             st.markdown(
                 "1. **Name** the behaviour that you are after.\n"
-                "2. **Label** a few rows by key: Y shows it, N does not. Five of each will do to begin with.\n"
+                f"2. **Label** rows by key: Y shows it, N does not. {MIN_EACH} of each will do to begin with.\n"
                 "3. **Train**, see how well it tells held-out examples, and rank all rows by it."
             )
             with st.container(horizontal=True, vertical_alignment="bottom"):
