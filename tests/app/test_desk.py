@@ -89,3 +89,21 @@ def test_each_part_of_the_filter_is_said_and_goes_by_its_cross(page, address):
         settle(page)
         assert f"{key}=" not in page.url
         assert page.get_by_role("button", name=words, exact=True).count() == 0
+
+
+def test_rows_like_a_row_are_found_and_shown_together(page, address):
+    page.set_viewport_size({"width": 1440, "height": 900})
+    page.goto(f"{address}/audit?concept=sae:3")
+    settle(page)
+    card = page.locator(CARDS).first
+    card.wait_for()
+    row = row_of(card)
+    card.get_by_role("button", name="Similar").click()
+    page.locator(".like").nth(7).wait_for()
+    page.get_by_role("link", name="Show these 9 together").click()
+    page.get_by_role("button", name="9 rows alone").wait_for()
+    settle(page)
+    assert row in {row_of(each) for each in cards(page).all()} and cards(page).count() == 9
+    page.get_by_role("button", name="9 rows alone").click()
+    settle(page)
+    assert "row=" not in page.url

@@ -12,6 +12,7 @@ from streamlit.elements.lib.mutable_popover_container import PopoverContainer
 
 from concept_audit import Audit, RowFilter
 from concept_audit_app.components.facet_filter import SOURCE, facets_in_url
+from concept_audit_app.components.plain import counted
 from concept_audit_app.components.session import first_page
 from concept_audit_app.components.tables import records
 from concept_audit_app.components.url import in_url, put
@@ -177,13 +178,13 @@ def _values(field: Mapping[str, Any]) -> list[str]:
 
 
 def brushed(where: RowFilter) -> RowFilter:
-    """The filter with the span of scores that was brushed in the histogram, and the single row that was opened.
+    """The filter with the span of scores that was brushed in the histogram, and the rows that were opened.
 
     They are in the URL as ``scores`` and ``row``.
     """
-    row = in_url("row") or ""
-    if row.isdecimal():
-        where = replace(where, example_ids=(int(row),))
+    opened = (in_url("row") or "").split(",")
+    if all(row.isdecimal() for row in opened):
+        where = replace(where, example_ids=tuple(map(int, opened)))
     low, _, high = (in_url("scores") or "").partition("..")
     try:
         return replace(where, scores=(float(low), float(high)))
@@ -206,14 +207,15 @@ def forget_brush() -> None:
 
 
 def brush_chip(where: RowFilter, hint: bool = True) -> None:
-    """The brushed span and the row that was opened, each with a button to let it go.
+    """The brushed span and the rows that were opened, each with a button to let it go.
 
     Args:
         hint: say how a span is brushed, where there is a histogram.
     """
     if where.example_ids is not None:
+        more = len(where.example_ids) > 1
         st.button(
-            f"Row {where.example_ids[0]:,} alone",
+            f"{counted(len(where.example_ids), 'row')} alone" if more else f"Row {where.example_ids[0]:,} alone",
             icon=":material/close:",
             key="forget-row",
             on_click=put,

@@ -109,6 +109,7 @@ def cards(
             own.get(number),
             elsewhere.get(number, ""),
             ask=not read_only(),
+            layer=concept.layer,
             query_note=note,
             says_exact=indexed,
             scale=scale,

@@ -17,6 +17,7 @@ from concept_audit import AuditError, Heatmap, Message, Segment, messages_from_j
 from concept_audit_app.components.heatmap import FULL, LEVELS, Look, Ramp, text_html, turn_html
 from concept_audit_app.components.scale import Scale
 from concept_audit_app.components.session import current_audit, person, read_only
+from concept_audit_app.components.similar import similar_rows
 
 FLAGS = {
     "remove": ("Remove", ":material/delete:"),
@@ -161,6 +162,7 @@ class RowCard:
         own_answer: what the model itself would answer, shown beside the row's.
         elsewhere: what other rankings say of the row, in words.
         ask: offer to ask the model for its own answer.
+        layer: offer the rows that are nearest at this layer.
         opens: the query of the Audit page that shows this row alone, for a link to it.
         query_note: what is said of a row that is one of the ranking's query examples.
         says_exact: say whether the score is exact or estimated by the gradient index.
@@ -173,6 +175,7 @@ class RowCard:
         own_answer: str | None = None,
         elsewhere: str = "",
         ask: bool = False,
+        layer: int | None = None,
         opens: Mapping[str, str] | None = None,
         query_note: str = "",
         says_exact: bool = False,
@@ -203,6 +206,8 @@ class RowCard:
                         on_click=_ask,
                         args=(example_id,),
                     )
+                if layer is not None:
+                    similar_rows(example_id, layer)
                 if not read_only():
                     if self._flag:
                         _note_box(row, self._flag)

@@ -12,6 +12,7 @@ from concept_audit.audit.opened import DEFAULTS, EVERY_ROW, OpenAudit
 from concept_audit.audit.rankings import Ranking, Rankings
 from concept_audit.concepts.heatmap import Heatmap, feature_heatmap, influence_heatmap, probe_heatmap, token_projections
 from concept_audit.errors import ConceptError
+from concept_audit.influence.baselines import likeness
 from concept_audit.influence.options import InfluenceOptions
 from concept_audit.pipeline.answers import own_answer
 from concept_audit.pipeline.kept_queries import token_influence
@@ -19,7 +20,14 @@ from concept_audit.pipeline.rank import NEED_GRADIENTS, keep_query
 from concept_audit.progress import Progress
 from concept_audit.store import derived, facets, queries
 from concept_audit.store import features as store_features
-from concept_audit.store.activations import answered_rows, read_answers, read_firings
+from concept_audit.store.activations import (
+    answered_rows,
+    mean_of_rows,
+    means_of,
+    read_answers,
+    read_firings,
+    read_means,
+)
 from concept_audit.store.examples import TokenizedExample, TokenizedText, read_texts
 from concept_audit.store.filters import RowFilter
 from concept_audit.store.rankings import digest
@@ -157,6 +165,35 @@ class Rows:
     def longest(self) -> int:
         """Tokens of the longest row; 0 if there are no rows."""
         return self._opened.cached_read("longest", store_features.longest, of_build=True)
+
+    def similar(self, example_id: int, layer: int, limit: int = 8) -> pd.DataFrame:
+        """The rows nearest to a row by their mean response activations at a layer: cosine, about the mean of all rows.
+
+        Returns:
+            similarity, then the columns of `list`; nearest first. Neither the row nor copies of it are among them, and
+            a text that stands in several rows is there once.
+
+        Raises:
+            ConceptError: the row has no response token, or the layer is not one of the audit's.
+        """
+        if layer not in self._opened.layers:
+            raise ConceptError(f"layer {layer}: this audit keeps the layers {', '.join(map(str, self._opened.layers))}")
+        means = self._opened.sources().shards("activations")
+        row = means_of(means, layer, [example_id])[0]
+        if np.isnan(row).any():
+            raise ConceptError(f"row {example_id} has no response token, so there is nothing to be near to")
+        mean = self._opened.remembered(("mean activation", layer), lambda: mean_of_rows(means, layer), of_build=True)
+        near = likeness(lambda: read_means(means, layer), mean, row)
+        near[[example_id, *np.flatnonzero(np.isnan(near))]] = -np.inf
+        # Copies lie exactly as near as what they are copies of, so some more are looked at.
+        first = [int(i) for i in np.argsort(-near, kind="stable")[: 4 * limit + 16] if np.isfinite(near[i])]
+        where = RowFilter(example_ids=(example_id, *first))
+        table = self._opened.read(lambda cursor: queries.rows(cursor, None, where)).set_index("example_id")
+        others = table.loc[first]
+        others = others[others["content_hash"] != table["content_hash"][example_id]].drop_duplicates("content_hash")
+        others = others.head(limit).reset_index()
+        others.insert(0, "similarity", near[others["example_id"].to_numpy(int)])
+        return others
 
     def heatmaps(self, concept: str, example_ids: Sequence[int], projected: bool = False) -> dict[int, Heatmap]:
         """Token heatmaps of rows, by example id: a feature's activation, a probe's projection.

@@ -57,6 +57,30 @@ def activation_similarity(
     return found
 
 
+def likeness(activations: Callable[[], Iterable[np.ndarray]], mean: np.ndarray, row: np.ndarray) -> np.ndarray:
+    """Cosine of each row's mean response activation with a row's, both less the mean of all rows.
+
+    Without the mean, which all rows share, every row of a model is nearly parallel to every other (Ethayarajh 2019,
+    arXiv 1909.00512).
+
+    Args:
+        activations: gives blocks of rows, each float32 [rows, d_model]; NaN in rows without response tokens.
+        mean: float64 [d_model], of all rows that have one.
+        row: float32 [d_model].
+
+    Returns:
+        float64 [all rows]; NaN where there is nothing to compare.
+    """
+    unit = row.astype(np.float64) - mean
+    unit /= max(float(np.linalg.norm(unit)), np.finfo(np.float64).tiny)
+    found = []
+    for block in activations():
+        centred = block.astype(np.float64) - mean
+        norms = np.linalg.norm(centred, axis=1)
+        found.append(centred @ unit / np.where(norms == 0, 1.0, norms))
+    return np.concatenate(found) if found else np.empty(0)
+
+
 def bm25(
     texts: Callable[[], Iterable[Sequence[str]]], queries: Sequence[str], own: OwnQueries | None = None
 ) -> np.ndarray:

@@ -59,6 +59,15 @@ def means_of(means: RowShards, layer: int, example_ids: Sequence[int]) -> np.nda
     return np.stack([rows[int(example_id)] for example_id in example_ids])
 
 
+def mean_of_rows(means: RowShards, layer: int) -> np.ndarray:
+    """The mean of all rows that have response tokens: float64 [d_model]; zeros if none has."""
+    total, count = np.zeros(1), 0
+    for block in read_means(means, layer):
+        present = block[~np.isnan(block).any(1)].astype(np.float64)
+        total, count = total + present.sum(0), count + len(present)
+    return total / max(count, 1)
+
+
 def write_answers(answers: RowShards, number: int, texts: Mapping[int, tuple[str, int]]) -> None:
     """Write the model's own answers to one shard's prompts.
 
