@@ -75,3 +75,30 @@ def test_flags_notes_labels_and_files_of_a_whole_filter_each_undone_in_one(page,
     assert set(audit.rows.list(RowFilter(flag="review"))["note"]) == {""}
     undo(page, f"{len(texts)} texts")
     assert audit.rows.count(RowFilter(flag="any")) == 0
+
+
+def test_the_twenty_worst_rows_are_flagged_and_the_rest_exported_in_five_clicks(page, address, cache_copy, tmp_path):
+    audit, clicks = Audit(cache_copy / "small"), []
+
+    def click(place) -> None:
+        clicks.append(str(place))
+        place.click()
+
+    page.goto(f"{address}/audit?concept=sae:3")
+    settle(page)
+    click(page.get_by_role("button", name="Act on many"))
+    click(page.get_by_role("dialog").get_by_role("button", name="Flag to remove: 20"))
+    page.get_by_text(re.compile("texts flagged to remove")).wait_for()
+    settle(page)
+    click(page.get_by_role("link", name="Export", exact=True))
+    settle(page)
+    click(page.get_by_role("radio", name="Cleaned data"))
+    settle(page)
+    flagged = set(audit.rows.list(RowFilter(flag="remove"))["example_id"])
+    rest = set(audit.rows.list()["example_id"]) - flagged
+    assert len(flagged) >= 20, "copies of a row share its flag"
+    with page.expect_download() as download:
+        click(page.get_by_role("button", name=f"Download {len(rest)} rows"))
+    download.value.save_as(tmp_path / "cleaned.csv")
+    assert set(pd.read_csv(tmp_path / "cleaned.csv")["example_id"]) == rest
+    assert len(clicks) == 5
