@@ -129,7 +129,7 @@ def test_words_are_looked_for_where_one_says_and_marked_in_list_and_row(page, ad
     marked = "[...CSS.highlights.get('found')].map(range => range.toString().toLowerCase())"
     assert set(page.evaluate(marked)) == {"what"}
     assert page.evaluate(
-        "[...CSS.highlights.get('found')].every(r => r.startContainer.parentElement.closest('.turn').dataset.role == 'user')"
+        "[...CSS.highlights.get('found')].every(r => r.startContainer.parentElement.closest('.turn').dataset.part == 'prompt')"
     )
 
 

@@ -112,7 +112,7 @@ function drawFound() {
   const card = cardOf(kept.cursor)
   const ranges = []
   for (const turn of kept.words.length && card ? card.querySelectorAll(".turn") : []) {
-    const answer = turn.dataset.role.startsWith("assistant")
+    const answer = turn.dataset.part === "response"
     if (kept.where && (kept.where === "response") !== answer) continue
     const walker = document.createTreeWalker(turn.lastElementChild, NodeFilter.SHOW_TEXT)
     const nodes = []

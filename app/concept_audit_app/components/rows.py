@@ -297,8 +297,9 @@ def _turn_html(role: str, body: str, dashed: bool = False) -> str:
     edge = "border-top:1px dashed rgba(128,128,128,.5);padding-top:.5rem;" if dashed else ""
     gutter = f'<span style="opacity:.8;font-size:.8rem;padding-top:.15rem">{text_html(role)}</span>' if role else ""
     columns = "5.2rem minmax(0,1fr)" if role else "minmax(0,1fr)"
+    part = "response" if role.startswith("assistant") or not role else "prompt"
     return (
-        f'<div class="turn" data-role="{text_html(role)}" '
+        f'<div class="turn" data-part="{part}" '
         f'style="display:grid;grid-template-columns:{columns};gap:.6rem;margin-bottom:.35rem;{edge}">{gutter}'
         '<div dir="auto" style="white-space:pre-wrap;overflow-wrap:anywhere;line-height:1.65;unicode-bidi:isolate">'
         f"{body}</div></div>"
