@@ -33,10 +33,11 @@ def is_split(model: nn.Module) -> bool:
 
 def home(model: nn.Module) -> torch.device:
     """Where input ids go: the device on which the model's first weights are used."""
-    parameter = next(model.parameters())
-    if not parameter.is_meta:
-        return parameter.device
-    return next(torch.device(hook.execution_device) for module in model.modules() if (hook := _fetches(module)))
+    here = next(model.parameters()).device
+    if here.type != "meta":
+        return here
+    hooks = (hook for module in model.modules() if (hook := _fetches(module)))
+    return next((torch.device(hook.execution_device) for hook in hooks), here)
 
 
 def weights(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:

@@ -135,11 +135,11 @@ def test_killed_between_runs_it_goes_on_where_it_was(audit, done, monkeypatch):
     one = runs.one_run
 
     def killed_after(count):
-        def run(lm, setting, run, options):
+        def run(lm, setting, run, options, step):
             if len(trained) == count:
                 raise KeyboardInterrupt
             trained.append(run)
-            return one(lm, setting, run, options)
+            return one(lm, setting, run, options, step)
 
         return run
 
