@@ -11,7 +11,7 @@ import streamlit as st
 from streamlit.elements.lib.mutable_popover_container import PopoverContainer
 
 from concept_audit import Audit, RowFilter
-from concept_audit_app.components.facet_filter import SOURCE, facets_in_url
+from concept_audit_app.components.facet_filter import SOURCE, facets_in_url, span
 from concept_audit_app.components.plain import counted
 from concept_audit_app.components.session import first_page
 from concept_audit_app.components.tables import records
@@ -185,11 +185,8 @@ def brushed(where: RowFilter) -> RowFilter:
     opened = (in_url("row") or "").split(",")
     if all(row.isdecimal() for row in opened):
         where = replace(where, example_ids=tuple(map(int, opened)))
-    low, _, high = (in_url("scores") or "").partition("..")
-    try:
-        return replace(where, scores=(float(low), float(high)))
-    except ValueError:
-        return where
+    scores = span(in_url("scores"))
+    return where if scores is None else replace(where, scores=scores)
 
 
 def brush(chart: str = "histogram") -> None:

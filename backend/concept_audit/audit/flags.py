@@ -10,6 +10,7 @@ from concept_audit.audit.opened import DEFAULTS, OpenAudit, user_name
 from concept_audit.audit.rankings import Rankings
 from concept_audit.influence.options import InfluenceOptions
 from concept_audit.store import flags as store_flags
+from concept_audit.store.cursor import Cursor
 from concept_audit.store.filters import RowFilter
 from concept_audit.store.flags import FlagChange
 
@@ -74,17 +75,12 @@ class Flags:
             top: only the first so many of them, by rank.
             how: in words, how they were chosen, for the log.
         """
-        where = self._opened.searched(where)
-        who, how = by or user_name(), how or (f"first {top:,} that match" if top else "all that match")
-
-        def change(ranking: int | None = None) -> FlagChange:
-            return self._opened.change(
-                lambda cursor: store_flags.flag_matching(cursor, ranking, where, flag, note, who, how, top),
-                WITHOUT_FLAGS,
-                ranked=ranking is not None,
-            )
-
-        return self._rankings.using([(concept, method, options)] if concept else [], change)
+        return self._matching(
+            lambda cursor, ranking, where, who, how: store_flags.flag_matching(
+                cursor, ranking, where, flag, note, who, how, top
+            ),
+            *(where, concept, method, by, options, top, how),
+        )
 
     def note_matching(
         self,
@@ -102,17 +98,34 @@ class Flags:
         Args:
             top, how: as for `set_matching`.
         """
+        return self._matching(
+            lambda cursor, ranking, where, who, how: store_flags.note_matching(
+                cursor, ranking, where, note, who, how, top
+            ),
+            *(where, concept, method, by, options, top, how),
+        )
+
+    def _matching(
+        self,
+        change: Callable[[Cursor, int | None, RowFilter, str, str], FlagChange],
+        where: RowFilter,
+        concept: str | None,
+        method: str | None,
+        by: str,
+        options: InfluenceOptions,
+        top: int | None,
+        how: str,
+    ) -> FlagChange:
+        """Make a change of the rows that pass a filter: given the ranking, the filter, who makes it and how in words."""
         where = self._opened.searched(where)
         who, how = by or user_name(), how or (f"first {top:,} that match" if top else "all that match")
 
-        def change(ranking: int | None = None) -> FlagChange:
+        def made(ranking: int | None = None) -> FlagChange:
             return self._opened.change(
-                lambda cursor: store_flags.note_matching(cursor, ranking, where, note, who, how, top),
-                WITHOUT_FLAGS,
-                ranked=ranking is not None,
+                lambda cursor: change(cursor, ranking, where, who, how), WITHOUT_FLAGS, ranked=ranking is not None
             )
 
-        return self._rankings.using([(concept, method, options)] if concept else [], change)
+        return self._rankings.using([(concept, method, options)] if concept else [], made)
 
     def undo(self, event_id: int, by: str = "") -> FlagChange:
         """Undo a change of flags; texts that somebody has changed since keep what they have.

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 
 from concept_audit.store.cursor import Cursor
 from concept_audit.store.filters import RowFilter
-from concept_audit.store.flags import texts_matching
+from concept_audit.store.flags import choose_matching
 
 
 @dataclass(frozen=True)
@@ -31,8 +31,7 @@ def label_matching(
     Raises:
         RankingGoneError: the ranking is not there any more.
     """
-    chosen, parameters = texts_matching(cursor, ranking, where, top)
-    cursor.execute(f"CREATE OR REPLACE TEMP TABLE chosen AS {chosen}", parameters)
+    choose_matching(cursor, ranking, where, top)
     cursor.execute(
         """CREATE OR REPLACE TEMP TABLE labelled AS
            SELECT c.content_hash, x.label AS before FROM temp.chosen c

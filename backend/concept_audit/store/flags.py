@@ -41,8 +41,8 @@ def set_flags(
     Args:
         how: in words, how the rows were chosen.
     """
-    chosen = "SELECT DISTINCT unnest(?::VARCHAR[]) AS content_hash"
-    return _change(cursor, chosen, [list(content_hashes)], flag, note, by, how)
+    _choose(cursor, "SELECT DISTINCT unnest(?::VARCHAR[]) AS content_hash", [list(content_hashes)])
+    return _change(cursor, flag, note, by, how)
 
 
 def flag_matching(
@@ -60,8 +60,8 @@ def flag_matching(
     Raises:
         RankingGoneError: the ranking is not there any more.
     """
-    chosen, parameters = texts_matching(cursor, ranking, where, top)
-    return _change(cursor, chosen, parameters, flag, note, by, how)
+    choose_matching(cursor, ranking, where, top)
+    return _change(cursor, flag, note, by, how)
 
 
 def note_matching(
@@ -72,29 +72,20 @@ def note_matching(
     Raises:
         RankingGoneError: the ranking is not there any more.
     """
-    chosen, parameters = texts_matching(cursor, ranking, where, top)
-    cursor.execute(f"CREATE OR REPLACE TEMP TABLE chosen AS {chosen}", parameters)
+    choose_matching(cursor, ranking, where, top)
     cursor.execute(
         f"""CREATE OR REPLACE TEMP TABLE changes AS
             SELECT f.content_hash, {STATE} AS before FROM temp.chosen JOIN base.flags f USING (content_hash)
             WHERE f.note <> ?""",
         [note],
     )
+    after = "{'flag': before.flag, 'note': $1, 'flagged_by': $2, 'flagged_at': $3::TIMESTAMP}"
     now = _now()
-    event = _log(cursor, "note", note, how, None, by, now)
-    if event.event_id is not None:
-        cursor.execute(
-            f"""INSERT INTO base.flag_changes SELECT {event.event_id}, content_hash, before,
-                    {{'flag': before.flag, 'note': $1, 'flagged_by': $2, 'flagged_at': $3::TIMESTAMP}}
-                FROM temp.changes""",
-            [note, by, now],
-        )
-        _apply(cursor, event.event_id)
-    return event
+    return _made(cursor, "note", note, by, how, now, after, [note, by, now])
 
 
-def texts_matching(cursor: Cursor, ranking: int | None, where: RowFilter, top: int | None) -> tuple[str, list[Any]]:
-    """A query of the content hashes of the rows that pass a filter, or of the first `top`; and its parameters.
+def choose_matching(cursor: Cursor, ranking: int | None, where: RowFilter, top: int | None) -> None:
+    """Put the content hashes of the rows that pass a filter, or of the first `top`, into the table ``temp.chosen``.
 
     Raises:
         RankingGoneError: the ranking is not there any more.
@@ -105,15 +96,15 @@ def texts_matching(cursor: Cursor, ranking: int | None, where: RowFilter, top: i
     one, order = ("s.example_id", "s.rank") if ranking is not None else ("e.example_id", "e.example_id")
     chosen = f"""SELECT DISTINCT content_hash FROM main.examples WHERE example_id IN (
         SELECT {one} FROM {source} WHERE {condition} ORDER BY {order} LIMIT ?)"""
-    return chosen, [*parameters, top]
+    _choose(cursor, chosen, [*parameters, top])
 
 
-def _change(
-    cursor: Cursor, chosen: str, parameters: Sequence[Any], flag: str | None, note: str, by: str, how: str
-) -> FlagChange:
-    now = _now()
-    after = "NULL" if flag is None else "{'flag': $1, 'note': $2, 'flagged_by': $3, 'flagged_at': $4::TIMESTAMP}"
+def _choose(cursor: Cursor, chosen: str, parameters: Sequence[Any]) -> None:
     cursor.execute(f"CREATE OR REPLACE TEMP TABLE chosen AS {chosen}", list(parameters))
+
+
+def _change(cursor: Cursor, flag: str | None, note: str, by: str, how: str) -> FlagChange:
+    """Flag the texts of ``temp.chosen``, or take their flags off."""
     cursor.execute(
         f"""CREATE OR REPLACE TEMP TABLE changes AS
             SELECT c.content_hash, CASE WHEN f.flag IS NOT NULL THEN {STATE} END AS before
@@ -121,14 +112,28 @@ def _change(
             WHERE {"f.flag IS NOT NULL" if flag is None else "f.flag IS DISTINCT FROM $1 OR f.note <> $2"}""",
         [] if flag is None else [flag, note],
     )
-    event = _log(cursor, "unflag" if flag is None else flag, note, how, None, by, now)
+    now = _now()
+    if flag is None:
+        return _made(cursor, "unflag", note, by, how, now, "NULL", [])
+    after = "{'flag': $1, 'note': $2, 'flagged_by': $3, 'flagged_at': $4::TIMESTAMP}"
+    return _made(cursor, flag, note, by, how, now, after, [flag, note, by, now])
+
+
+def _made(
+    cursor: Cursor, name: str, note: str, by: str, how: str, now: datetime, after: str, values: Sequence[Any]
+) -> FlagChange:
+    """Log the changes that lie in ``temp.changes``, and make them.
+
+    Args:
+        after: what each text has then, an expression whose parameters are `values`.
+    """
+    event = _log(cursor, name, note, how, None, by, now)
     if event.event_id is None:
         return event
-    values = [] if flag is None else [flag, note, by, now]
     cursor.execute(
         f"""INSERT INTO base.flag_changes
             SELECT {event.event_id}, content_hash, before, {after} FROM temp.changes""",
-        values,
+        list(values),
     )
     _apply(cursor, event.event_id)
     return event
