@@ -99,6 +99,18 @@ def test_a_click_keeps_a_value_a_shift_click_leaves_one_out_and_the_counts_follo
     page.get_by_role("button", name=f"Download {len(money)} rows").wait_for()
 
 
+def test_a_bound_typed_while_the_other_is_answered_is_not_lost(page, address, audit):
+    opened(page, address)
+    field(page, "number").get_by_label("number from").fill("10")
+    field(page, "number").get_by_label("number to").press("5")
+    page.wait_for_url("**range_number=10.0..inf")
+    settle(page)
+    page.keyboard.type("0")
+    assert field(page, "number").get_by_label("number to").input_value() == "50"
+    page.keyboard.press("Tab")
+    page.wait_for_url("**range_number=10.0..50.0")
+
+
 def test_quick_clicks_all_count(page, address, audit):
     opened(page, address)
     for name in ("money", "rivers"):
@@ -126,7 +138,8 @@ def test_words_are_looked_for_where_one_says_and_marked_in_list_and_row(page, ad
     lines = page.get_by_role("listbox", name="Rows of this page").get_by_role("option")
     assert lines.first.locator(".found").inner_text().lower() == "what"
     assert lines.first.locator(".phrase").inner_text().startswith(f"{place}: ")
-    marked = "[...CSS.highlights.get('found')].map(range => range.toString().toLowerCase())"
+    marked = "[...(CSS.highlights.get('found') ?? [])].map(range => range.toString().toLowerCase())"
+    page.wait_for_function(f"{marked}.length > 0")
     assert set(page.evaluate(marked)) == {"what"}
     assert page.evaluate(
         "[...CSS.highlights.get('found')].every(r => r.startContainer.parentElement.closest('.turn').dataset.part == 'prompt')"

@@ -8,6 +8,7 @@ const kept = (window.__conceptAuditFacets ??= {
   count: 0, // changes so far
   chosen: {}, // field → {kept, left, span}
   searches: {}, // field → what is looked for among its values
+  typed: {}, // field → the bounds of its range as they stand in the boxes, while they are not sent
 })
 const PAUSE = 350 // milliseconds after the latest letter of a search
 
@@ -47,6 +48,7 @@ function chooseSpan(field, low, high) {
   const span = kept.chosen[field].span
   const same = span && span[0] === low && span[1] === high
   kept.chosen[field].span = same || low === null ? null : [low, high]
+  delete kept.typed[field]
   send()
   draw()
 }
@@ -128,24 +130,33 @@ function plotOf(field) {
   return plot
 }
 
+// An answer may come while a bound is being typed, and draws the boxes anew: what stands in them is kept, and is sent
+// when the box is left or on Enter. (The browser's own change event does not see letters typed before the redraw.)
 function spanOf(field) {
   const line = make("div", "span")
   const span = kept.chosen[field.id].span
   const boxes = ["from", "to"].map((word, place) => {
     const box = make("input")
     box.inputMode = "decimal"
-    box.value = span && Number.isFinite(span[place]) ? span[place] : ""
+    box.value = kept.typed[field.id]?.[place] ?? (span && Number.isFinite(span[place]) ? span[place] : "")
     box.placeholder = word
     box.ariaLabel = `${field.name} ${word}`
     box.dataset.focus = `${word} ${field.id}`
-    box.onchange = () => {
-      const [low, high] = boxes.map((each) => (each.value.trim() === "" ? null : Number(each.value)))
-      if (Number.isNaN(low) || Number.isNaN(high)) return
-      kept.chosen[field.id].span = low === null && high === null ? null : [low, high]
-      send()
+    box.oninput = () => (kept.typed[field.id] = boxes.map((each) => each.value))
+    box.onblur = () => kept.drawing || take()
+    box.onkeydown = (event) => {
+      if (event.key === "Enter") take()
     }
     return box
   })
+  const take = () => {
+    if (!kept.typed[field.id]) return
+    const [low, high] = kept.typed[field.id].map((text) => (text.trim() === "" ? null : Number(text)))
+    if (Number.isNaN(low) || Number.isNaN(high)) return
+    delete kept.typed[field.id]
+    kept.chosen[field.id].span = low === null && high === null ? null : [low, high]
+    send()
+  }
   line.append(...boxes)
   return line
 }
@@ -169,7 +180,9 @@ function draw() {
   const place = kept.component.parentElement
   const focused = place.activeElement?.dataset?.focus ?? place.getRootNode().activeElement?.dataset?.focus
   const caret = place.querySelector(".facets :focus")?.selectionStart
+  kept.drawing = true // a box that is taken away is not left by the user
   place.querySelector(".facets").replaceChildren(...kept.fields.map(fieldOf))
+  kept.drawing = false
   if (!focused) return
   const again = [...place.querySelectorAll("[data-focus]")].find((each) => each.dataset.focus === focused)
   again?.focus()
@@ -178,6 +191,7 @@ function draw() {
 
 export default function (component) {
   const { data } = component
+  if (kept.component?.parentElement !== component.parentElement) kept.typed = {} // left, and come back to
   kept.component = component
   kept.fields = data.fields
   if (data.client !== kept.client || data.n >= kept.count) {
