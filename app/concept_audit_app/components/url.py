@@ -32,6 +32,8 @@ def in_url(key: str) -> str | None:
 def put(key: str, value: str | None) -> None:
     """Change the value of `in_url` from a callback; None takes it out of the URL."""
     st.session_state[f"{key}-value"] = value
+    # What the browser sent with this act may be older than what an act just before it wrote: not a change to follow.
+    st.session_state[f"{key}-seen"] = st.query_params.get(key)
 
 
 def all_in_url(key: str) -> tuple[str, ...]:
@@ -53,6 +55,7 @@ def all_in_url(key: str) -> tuple[str, ...]:
 def put_all(key: str, values: Sequence[str]) -> None:
     """Change the values of `all_in_url` from a callback; none takes it out of the URL."""
     st.session_state[f"{key}-value"] = tuple(values)
+    st.session_state[f"{key}-seen"] = tuple(st.query_params.get_all(key))  # as in `put`
 
 
 def select_by_id(
