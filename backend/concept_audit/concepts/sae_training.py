@@ -19,6 +19,7 @@ import torch
 
 from concept_audit.concepts.options import SaeTraining
 from concept_audit.concepts.sae import SparseAutoencoder, load_sae
+from concept_audit.errors import first_line
 from concept_audit.files import atomic_directory, move_files, partial_name, remove, remove_leftovers
 from concept_audit.model.exact import in_float64
 from concept_audit.model.precision import native_bfloat16
@@ -115,6 +116,7 @@ def train_sae(
     out: Path,
     stage: Stage,
     about: Mapping[str, str] | None = None,
+    say: Callable[[str], None] = lambda text: None,
 ) -> SaeQuality:
     """Train on token activations and save the SAE for inference to `out`, in one step.
 
@@ -124,14 +126,17 @@ def train_sae(
         checkpoints: directory for the state while training; removed at the end.
         stage: told the steps, with explained variance and L0 of the latest batch.
         about: metadata to save with it: whose activations these are; see `concepts.sae_identity.check_model`.
+        say: told in a sentence if the state of an interrupted training cannot be read and it begins anew.
     """
-    trainer = _trainer(steps, d_model, layer, settings, device)
-    saved = _checkpoints(checkpoints)
-    if saved:
-        trainer.sae.load_weights_from_checkpoint(saved[-1])
-        trainer.load_trainer_state(saved[-1])
+
+    def anew() -> Any:
+        return _trainer(steps, d_model, layer, settings, device)
+
+    trainer = _resumed(anew, checkpoints, say)
+    if trainer is not None:
         stage.skip(trainer.n_training_steps)
     else:
+        trainer = anew()
         _prepare(trainer, list(islice(feed.from_step(0), 8)))
     batches = feed.from_step(trainer.n_training_steps)
     while trainer.n_training_steps < steps:
@@ -184,6 +189,22 @@ def _trainer(steps: int, d_model: int, layer: int, settings: SaeTraining, device
         dead_feature_window=max(20, steps // 10),
     )
     return SAETrainer(configuration, sae, data_provider=iter(()))
+
+
+def _resumed(anew: Callable[[], Any], checkpoints: Path, say: Callable[[str], None]) -> Any | None:
+    """A trainer in the state that was kept last; None if none is there or it cannot be read, and is then deleted."""
+    for path in reversed(_checkpoints(checkpoints)):
+        trainer = anew()
+        try:
+            trainer.sae.load_weights_from_checkpoint(path)
+            trainer.load_trainer_state(path)
+        except Exception as error:  # SAELens and PyTorch raise whatever their parts do
+            # Half an hour of training is no reason to refuse the build: a trainer that half took it is not gone on with.
+            say(f"The interrupted training of the SAE cannot go on ({path.name}: {first_line(error)}) and begins anew")
+            remove(path)
+        else:
+            return trainer
+    return None
 
 
 def _prepare(trainer: Any, batches: Sequence[np.ndarray]) -> None:

@@ -236,6 +236,7 @@ class _Build:
                     self._layout.sae,
                     stage,
                     {"model_name": public_name(self._lm), "model_fingerprint": self._lm.fingerprint},
+                    self._driver.progress.say,
                 )
                 stage.detail = f"held-out explained variance {quality.explained_variance:.3f}, L0 {quality.l0:.1f}"
             files = {path.name: digest(path) for path in sorted(self._layout.sae.iterdir()) if path.is_file()}

@@ -36,10 +36,10 @@ def feed_of(tokens: np.ndarray, blocks: int = 6, seed: int = 0) -> TokenFeed:
     return TokenFeed([(len(b), lambda b=b: b) for b in np.array_split(tokens, blocks)], 64, seed)
 
 
-def train(tokens, tmp_path, steps=200, stage=None):
+def train(tokens, tmp_path, steps=200, stage=None, **more):
     stage = stage or Stage("", steps, "steps")
     place = (tmp_path / "checkpoints", tmp_path / "sae")
-    return train_sae(feed_of(tokens), steps, WIDTH, 5, SETTINGS, CPU, *place, stage)
+    return train_sae(feed_of(tokens), steps, WIDTH, 5, SETTINGS, CPU, *place, stage, **more)
 
 
 def test_training_explains_sparse_data_at_the_sparsity_asked_for(tokens, tmp_path):
@@ -52,25 +52,47 @@ def test_training_explains_sparse_data_at_the_sparsity_asked_for(tokens, tmp_pat
     assert not (tmp_path / "checkpoints").exists()
 
 
+class Killed(Exception):
+    pass
+
+
+class Fuse(Stage):
+    """Ends a training after its fiftieth step."""
+
+    def advance(self, units=1, detail=None):
+        super().advance(units, detail)
+        if self.done == 50:
+            raise Killed
+
+
+def weights(place) -> dict[str, torch.Tensor]:
+    return load_file(place / "sae" / "sae_weights.safetensors")
+
+
 def test_a_killed_training_goes_on_to_the_same_weights(tokens, tmp_path, monkeypatch):
     monkeypatch.setattr(sae_training, "CHECKPOINT_EVERY", 20)
     train(tokens, tmp_path / "whole", 90)
-
-    class Killed(Exception):
-        pass
-
-    class Fuse(Stage):
-        def advance(self, units=1, detail=None):
-            super().advance(units, detail)
-            if self.done == 50:
-                raise Killed
-
     with pytest.raises(Killed):
         train(tokens, tmp_path / "killed", 90, Fuse("", 90, "steps"))
     again = Stage("", 90, "steps")
     train(tokens, tmp_path / "killed", 90, again)
     assert again.skipped == 40
-    whole, killed = (load_file(tmp_path / name / "sae" / "sae_weights.safetensors") for name in ("whole", "killed"))
+    whole, killed = weights(tmp_path / "whole"), weights(tmp_path / "killed")
+    assert all(torch.equal(whole[name], killed[name]) for name in whole)
+
+
+@pytest.mark.parametrize("damaged", ["trainer_state.pt", "sae_weights.safetensors"])
+def test_a_training_whose_kept_state_is_damaged_begins_anew(tokens, tmp_path, monkeypatch, damaged):
+    monkeypatch.setattr(sae_training, "CHECKPOINT_EVERY", 20)
+    train(tokens, tmp_path / "whole", 90)
+    with pytest.raises(Killed):
+        train(tokens, tmp_path / "killed", 90, Fuse("", 90, "steps"))
+    [file] = (tmp_path / "killed" / "checkpoints").rglob(damaged)
+    file.write_bytes(file.read_bytes()[:100])
+    again, said = Stage("", 90, "steps"), []
+    train(tokens, tmp_path / "killed", 90, again, say=said.append)
+    assert again.skipped == 0 and len(said) == 1 and "begins anew" in said[0]
+    whole, killed = weights(tmp_path / "whole"), weights(tmp_path / "killed")
     assert all(torch.equal(whole[name], killed[name]) for name in whole)
 
 
