@@ -136,6 +136,32 @@ def test_the_ranking_that_was_asked_for_last_comes_first_and_the_others_go_on_la
     until(lambda: audit.log.count("first done") == 2)
 
 
+def test_it_steps_back_while_a_page_computes_what_somebody_waits_for(refiner):
+    audit = Slow()
+    refiner.want(*wanted(audit, "first"))
+    until(lambda: audit.log == ["first"])
+    with refiner.aside():
+        refiner.want(*wanted(audit, "second"))
+        audit.go.release()
+        until(lambda: audit.at_once == 0)
+        time.sleep(0.2)
+        assert audit.log == ["first"] and audit.at_once == 0, "nothing is begun beside the page"
+    for _ in range(5):
+        audit.go.release()
+    until(lambda: "first done" in audit.log)
+    assert audit.log == ["first", *["second"] * 3, "second done", *["first"] * 2, "first done"]
+
+
+def test_a_page_that_computes_before_anything_is_refined_disturbs_nothing(refiner):
+    audit = Slow()
+    with refiner.aside(), refiner.aside():
+        refiner.want(*wanted(audit, "first"))
+    for _ in range(3):
+        audit.go.release()
+    until(lambda: "first done" in audit.log)
+    assert audit.log == [*["first"] * 3, "first done"]
+
+
 def test_work_ends_with_the_process_at_its_next_step(refiner):
     audit = Slow()
     refiner.want(*wanted(audit, "first"))

@@ -45,8 +45,8 @@ def exact_first(page: Page) -> int:
     return 0 if found is None else TOP if found[1] is None else int(found[1].replace(",", ""))
 
 
-def measure(page: Page, url: str, concept: str) -> dict[str, float | str]:
-    """Seconds after the click until each stage of the ranking is on the page."""
+def measure(page: Page, url: str, concept: str, patience: float) -> dict[str, float | str | None]:
+    """Seconds after the click until each stage of the ranking is on the page; None: not within the patience."""
     page.goto(f"{url}/audit?concept={concept}")
     settle(page)
     row = page.get_by_role("listbox", name="Rows of this page").get_by_role("option").first
@@ -60,16 +60,17 @@ def measure(page: Page, url: str, concept: str) -> dict[str, float | str]:
     first = time.perf_counter() - begun
     settle(page)
     coloured = time.perf_counter() - begun
-    while exact_first(page) < TOP and time.perf_counter() - begun < PATIENCE:
+    while (known := exact_first(page)) < TOP and time.perf_counter() - begun < patience:
         page.wait_for_timeout(200)
-    exact = time.perf_counter() - begun
-    return {"concept": concept, "first row": round(first, 2), "coloured": round(coloured, 2), "exact": round(exact, 1)}
+    exact = round(time.perf_counter() - begun, 1) if known >= TOP else None
+    return {"concept": concept, "first row": round(first, 2), "coloured": round(coloured, 2), "exact": exact}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("audit", type=Path)
     parser.add_argument("--features", type=int, default=3)
+    parser.add_argument("--patience", type=float, default=PATIENCE, help="seconds to wait for exact scores")
     asked = parser.parse_args()
     concepts = unranked(Audit(asked.audit), asked.features)
     with dashboard(asked.audit.parent, asked.audit.name) as url, sync_playwright() as engine:
@@ -77,7 +78,7 @@ def main() -> None:
         page = browser.new_page(viewport={"width": 1440, "height": 900})
         page.set_default_timeout(PATIENCE * 1000)
         for concept in concepts:
-            print(json.dumps(measure(page, url, concept)), flush=True)
+            print(json.dumps(measure(page, url, concept, asked.patience)), flush=True)
         browser.close()
 
 

@@ -9,6 +9,7 @@ import streamlit as st
 from concept_audit import Audit, AuditError, Concept, InfluenceOptions, methods_of, usual_method
 from concept_audit_app.components.index import index_state, minutes_left, watch_index
 from concept_audit_app.components.progress import PageProgress
+from concept_audit_app.components.refining import refiner
 from concept_audit_app.components.session import first_page
 from concept_audit_app.components.url import choose, select_by_id
 
@@ -181,7 +182,8 @@ def offer(audit: Audit, concept: Concept, method: str, options: InfluenceOptions
             index_state(audit)
         if st.button("Compute", type="secondary" if soon else "primary", icon=":material/play_arrow:", key="compute"):
             try:
-                audit.rankings.ensure(concept.concept_id, method, options, PageProgress(cancel=True))
+                with refiner().aside():
+                    audit.rankings.ensure(concept.concept_id, method, options, PageProgress(cancel=True))
             except AuditError as error:
                 st.error(str(error), icon=":material/error:")
                 return

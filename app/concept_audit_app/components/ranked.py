@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 import pandas as pd
 import streamlit as st
@@ -13,6 +14,7 @@ from concept_audit_app.components.concepts import concept_picker, probe_quality
 from concept_audit_app.components.heatmap import legend_html, ramp
 from concept_audit_app.components.methods import NAMES, SLOW, WITH_GRADIENTS, offer
 from concept_audit_app.components.progress import PageProgress
+from concept_audit_app.components.refining import refiner
 from concept_audit_app.components.rows import RowCard, answers_asked
 from concept_audit_app.components.scale import Scale
 from concept_audit_app.components.session import read_only
@@ -51,10 +53,11 @@ def ready(audit: Audit, concept: Concept, method: str, options: InfluenceOptions
     wanted = (concept.concept_id, method, options)
     try:
         indexed = method in WITH_GRADIENTS and audit.rankings.served_by_index(*wanted)
-        if method in SLOW and not indexed and not read_only() and not audit.rankings.has(*wanted):
+        there = read_only() or audit.rankings.has(*wanted)
+        if method in SLOW and not indexed and not there:
             offer(audit, concept, method, options)
             st.stop()
-        with st.spinner("Ranking the rows …"):
+        with st.spinner("Ranking the rows …"), nullcontext() if there else refiner().aside():
             audit.rankings.ensure(*wanted, PageProgress())
     except AuditError as error:
         st.error(str(error), icon=":material/error:")

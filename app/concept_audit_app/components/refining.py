@@ -5,6 +5,8 @@ from __future__ import annotations
 import atexit
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import streamlit as st
@@ -38,6 +40,7 @@ class Refiner:
     """Refines one ranking at a time in a thread of its own.
 
     The ranking that was asked for last comes first: the one in work steps back, keeps what it has and goes on later.
+    So it does while a page computes what somebody waits for; see `aside`.
     The thread ends with the process, at the work's next step.
     """
 
@@ -46,6 +49,7 @@ class Refiner:
         self._waiting: dict[Key, Wanted] = {}
         self._current: Key | None = None
         self._step_back = self._ended = False
+        self._pages = 0  # that compute what somebody waits for
         self._stage: Stage | None = None
         self._problems: dict[Key, tuple[float, str]] = {}
         self._thread: threading.Thread | None = None
@@ -64,6 +68,19 @@ class Refiner:
                 self._thread.start()
                 atexit.register(self.close)
             self._turn.notify_all()
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """Leave the processor to what is done within: the work steps back at its next step, and goes on afterwards."""
+        with self._turn:
+            self._pages += 1
+            self._step_back = self._current is not None
+        try:
+            yield
+        finally:
+            with self._turn:
+                self._pages -= 1
+                self._turn.notify_all()
 
     def describe(self, key: Key) -> tuple[str, str]:
         """What is being done for a ranking, and what went wrong with it; each may be empty."""
@@ -93,7 +110,7 @@ class Refiner:
     def _run(self) -> None:
         while True:
             with self._turn:
-                self._turn.wait_for(lambda: self._waiting or self._ended)
+                self._turn.wait_for(lambda: (self._waiting and not self._pages) or self._ended)
                 if self._ended:
                     return
                 key, wanted = self._waiting.popitem()

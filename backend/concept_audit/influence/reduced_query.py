@@ -90,16 +90,18 @@ class Reducing:
 
     Args:
         dtype: in which the query is to be kept.
+        step: called before each layer.
     """
 
-    def __init__(self, dtype: torch.dtype):
-        self._dtype = dtype
+    def __init__(self, dtype: torch.dtype, step: Callable[[], None] = lambda: None):
+        self._dtype, self._step = dtype, step
         self._forms: list[Form] = []
         self._kept = self._whole = 0.0
 
     def add(self, gradients: Gradients) -> None:
         """Take the gradients of further layers."""
         for gradient in gradients:
+            self._step()
             form, kept = reduced(gradient)
             self._forms.append(tuple(part.to(self._dtype) for part in form))  # type: ignore[arg-type]
             self._kept += kept
@@ -119,6 +121,7 @@ def solved_by_blocks(
     damping: float,
     dtype: torch.dtype,
     budget: int | None = None,
+    step: Callable[[], None] = lambda: None,
 ) -> tuple[ReducedQuery, list[ReducedQuery]]:
     """(H + λI)⁻¹ of a query's gradient, a few blocks at a time, so that it is never whole in memory.
 
@@ -128,15 +131,16 @@ def solved_by_blocks(
         damping: λ as a share of each layer's mean eigenvalue.
         dtype: in which the queries are kept.
         budget: tokens a batch, padding included; chosen by the device if None.
+        step: called every second or so; what it raises ends the work.
 
     Returns:
         of all parts together, and of each.
     """
-    total, each = Reducing(dtype), [Reducing(dtype) for _ in parts]
+    total, each = Reducing(dtype, step), [Reducing(dtype, step) for _ in parts]
     # Of each part the gradient before and after the curvature is applied, and their sum.
     size = lm.wide_dtype.itemsize * (len(parts) + 2)
     for group in block_groups(layers, lambda layer: size * layer.d_in * layer.d_out, GROUP_BYTES):
-        found = [solved_group(lm, group, quantity, part, curvatures, damping, budget) for part in parts]
+        found = [solved_group(lm, group, quantity, part, curvatures, damping, budget, step) for part in parts]
         total.add(found[0] if len(found) == 1 else [sum(same[1:], same[0]) for same in zip(*found, strict=True)])
         if len(parts) > 1:
             for reducing, gradients in zip(each, found, strict=True):
@@ -153,7 +157,14 @@ def solved_group(
     curvatures: Callable[[int], LayerCurvature],
     damping: float,
     budget: int | None = None,
+    step: Callable[[], None] = lambda: None,
 ) -> Gradients:
     """(H + λI)⁻¹ of a query's gradient in some blocks; as `solved_by_blocks`."""
-    gradients = query_gradient(lm, group.layers, quantity, *part, budget)
-    return precondition(gradients, group.within(curvatures), damping)
+    within = group.within(curvatures)
+
+    def stepping(index: int) -> LayerCurvature:
+        step()
+        return within(index)
+
+    gradients = query_gradient(lm, group.layers, quantity, *part, budget, lambda done: step())
+    return precondition(gradients, stepping, damping)

@@ -58,6 +58,24 @@ def test_a_query_solved_by_blocks_is_the_whole_one(case, monkeypatch, room):
     same_scores(case, together, [a + b for a, b in zip(*case[-1], strict=True)], 1e-9)
 
 
+def test_the_work_can_be_ended_between_any_two_layers(case):
+    lm, _, layers, curvature, quantity, parts, _ = case
+    steps: list[int] = []
+    solved_by_blocks(
+        lm, layers, quantity, parts, curvature, DAMPING, torch.float64, step=lambda: steps.append(len(steps))
+    )
+    # A gradient of each part, then each layer solved, and reduced for each part and for their sum.
+    assert len(steps) >= len(parts) + len(layers) * (2 * len(parts) + 1)
+
+    def fuse():
+        steps.pop()
+        if not steps:
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        solved_by_blocks(lm, layers, quantity, parts, curvature, DAMPING, torch.float64, step=fuse)
+
+
 def test_factors_keep_the_share_that_is_named_and_no_score_is_off_by_more_than_is_told(case, monkeypatch):
     lm, data, layers, curvature, quantity, parts, _ = case
     monkeypatch.setattr(reduced_query, "SMALL", 0)

@@ -154,11 +154,11 @@ def solved_query(
         (H + λI)⁻¹ of the gradient, and what `own_influence` gives; empty without such rows.
     """
     opened = OpenIndex(sources, about, progress)
-    with progress.stage("Applying the curvature to the whole query"):
+    with progress.stage("Applying the curvature to the whole query") as stage:
         parts: list[tuple[Rows, Sequence[float]]] = [(target.queries, target.weights)]
         if target.own is not None:
             parts = [(queries, weights) for queries, weights, _ in by_sign(target.queries, target.weights)]
-        query, solved = opened.reduced(target, parts, damping)
+        query, solved = opened.reduced(target, parts, damping, lambda: stage.advance(0))
     if target.own is None:
         return query, {}
     own = opened.own(target, solved, damping, unit_normalised, progress)
@@ -349,12 +349,13 @@ class OpenIndex:
         return projection_reader(self.files, self._layers, self._lm.device)
 
     def reduced(
-        self, target: Target, parts: Sequence[tuple[Rows, Sequence[float]]], damping: float
+        self, target: Target, parts: Sequence[tuple[Rows, Sequence[float]]], damping: float, step: Callable[[], None]
     ) -> tuple[ReducedQuery, list[ReducedQuery]]:
         """(H + λI)⁻¹ of a target's gradient, and of each part of its queries; see `solved_by_blocks`."""
         layers = self.reached(target)
+        dtype = self._lm.wide_dtype
         return solved_by_blocks(
-            self._lm, layers, target.quantity, parts, self._curvatures, damping, self._lm.wide_dtype, self._budget
+            self._lm, layers, target.quantity, parts, self._curvatures, damping, dtype, self._budget, step
         )
 
     def solved(self, target: Target, damping: float, group: BlockGroup | None = None) -> Gradients:
