@@ -53,11 +53,11 @@ def ready(audit: Audit, concept: Concept, method: str, options: InfluenceOptions
     wanted = (concept.concept_id, method, options)
     try:
         indexed = method in WITH_GRADIENTS and audit.rankings.served_by_index(*wanted)
-        there = read_only() or audit.rankings.has(*wanted)
-        if method in SLOW and not indexed and not there:
+        slow = method in SLOW and not read_only() and not audit.rankings.has(*wanted)
+        if slow and not indexed:
             offer(audit, concept, method, options)
             st.stop()
-        with st.spinner("Ranking the rows …"), nullcontext() if there else refiner().aside():
+        with st.spinner("Ranking the rows …"), refiner().aside() if slow else nullcontext():
             audit.rankings.ensure(*wanted, PageProgress())
     except AuditError as error:
         st.error(str(error), icon=":material/error:")

@@ -7,24 +7,15 @@ import threading
 
 import numpy as np
 import pytest
-import torch
 
 from concept_audit import Audit, InfluenceOptions, LabelledExample, Message
 from concept_audit.influence import scoring
-from concept_audit.influence.queries import DenseQueries, NegatedConcept, Rows, query_gradient
+from concept_audit.influence.queries import Rows
 from concept_audit.influence.scoring import score_rows
-from concept_audit.influence.targets import Projection
 from concept_audit.model.activations import response_activations
-from concept_audit.model.linear import linear_layers
-from concept_audit.model.load import as_language_model
 from concept_audit.pipeline import attribution
 from concept_audit.progress import Progress
-from tests.conftest import chat_rows, small_model, small_tokenizer
-
-
-@pytest.fixture(scope="module")
-def lm():
-    return as_language_model("small", small_model("llama"), small_tokenizer())
+from tests.conftest import chat_rows
 
 
 @pytest.fixture(scope="module")
@@ -33,15 +24,6 @@ def data() -> Rows:
     ids = [random.integers(3, 390, length) for length in (8, 60, 21, 44, 30, 12)]
     # The last tokens of a row are no response: they count for nothing.
     return Rows(ids, [(np.arange(len(row)) >= 5) & (np.arange(len(row)) < len(row) - 2) for row in ids])
-
-
-@pytest.fixture(scope="module")
-def query(lm, data):
-    layers = linear_layers(lm, 1, 3)
-    v = np.random.default_rng(0).normal(size=32).astype(np.float32)
-    quantity = NegatedConcept(Projection(3, v))
-    gradient = query_gradient(lm, layers, quantity, Rows(data.ids[:1], data.response[:1]), [1.0])
-    return layers, DenseQueries([gradient], torch.float32)
 
 
 def scored(lm, query, data, **options) -> dict:

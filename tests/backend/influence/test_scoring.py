@@ -19,25 +19,10 @@ from tests.conftest import small_model, small_tokenizer
 
 
 @pytest.fixture(scope="module")
-def lm():
-    return as_language_model("small", small_model("llama"), small_tokenizer())
-
-
-@pytest.fixture(scope="module")
 def data() -> Rows:
     random = np.random.default_rng(3)
     ids = [random.integers(3, 390, length) for length in random.integers(8, 60, 20)]
     return Rows(ids, [np.arange(len(row)) >= 5 for row in ids])
-
-
-@pytest.fixture(scope="module")
-def query(lm, data):
-    layers = linear_layers(lm, 1, 3)
-    v = np.random.default_rng(0).normal(size=32).astype(np.float32)
-    gradient = query_gradient(
-        lm, layers, NegatedConcept(Projection(3, v)), Rows(data.ids[:1], data.response[:1]), [1.0]
-    )
-    return layers, DenseQueries([gradient], torch.float32)
 
 
 def scores(lm, query, data, budget=None, **options) -> np.ndarray:
