@@ -20,6 +20,8 @@ from concept_audit.pipeline.options import BuildOptions
 # Tests run side by side: each keeps to one core, and so do the processes that tests start.
 torch.set_num_threads(1)
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Where JAX is installed bm25s computes with it, and it would take the whole accelerator in every process.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Ray's workers give way to all else unless told otherwise, and so to the tests beside theirs.
 os.environ.setdefault("RAY_worker_niceness", "0")
 

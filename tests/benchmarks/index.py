@@ -2,7 +2,7 @@
 
 python tests/benchmarks/index.py fidelity --audit AUDIT [--random] [--truth FILE]     # with an index, an SAE and two probes
 python tests/benchmarks/index.py cost --audit AUDIT [--rows 48]
-python tests/benchmarks/index.py sweep --out DIR [--rows 100000] [--bytes 16384] [--two-bit-share 0.8]
+python tests/benchmarks/index.py sweep --out DIR [--rows 100000] [--bytes 16384] [--two-bit-share 0.8] [--device cuda]
 """
 
 from __future__ import annotations
@@ -241,21 +241,21 @@ def synthetic(out: Path, rows: int, packing: Packing) -> IndexFiles:
     return files
 
 
-def timed_sweep(files: IndexFiles, packing: Packing, queries: int) -> float:
+def timed_sweep(files: IndexFiles, packing: Packing, queries: int, device: str) -> float:
     asked = np.random.default_rng(0).normal(size=(packing.numbers, queries)).astype(np.float32)
     started = time.perf_counter()
-    total = sum(len(block) for block in sweep(files.paths(), asked, packing))
+    total = sum(len(block) for block in sweep(files.paths(), asked, packing, device=torch.device(device)))
     seconds = time.perf_counter() - started
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     print(
-        f"{total:,} rows × {packing.row_bytes:,} bytes ({packing.numbers:,} numbers), {queries} targets: "
+        f"{total:,} rows × {packing.row_bytes:,} bytes ({packing.numbers:,} numbers), {queries} targets, {device}: "
         f"{seconds:.2f} s, peak {peak:,.0f} MiB",
         flush=True,
     )
     return seconds
 
 
-def sweeps(out: Path, rows: int, row_bytes: int, two_bit_share: float) -> None:
+def sweeps(out: Path, rows: int, row_bytes: int, two_bit_share: float, device: str) -> None:
     """As shared out by importance: most bytes are of numbers of two bits, most of the others of four."""
     two = int(two_bit_share * row_bytes)
     four = int(0.8 * (row_bytes - two))
@@ -263,12 +263,12 @@ def sweeps(out: Path, rows: int, row_bytes: int, two_bit_share: float) -> None:
     files = synthetic(out, rows, packing)
     try:
         Path("/proc/sys/vm/drop_caches").write_text("3")
-        timed_sweep(files, packing, 1)
+        timed_sweep(files, packing, 1, device)
         print("   (from cold disk)")
     except OSError:
         print("cold disk: not allowed to drop the page cache here")
-    one = [timed_sweep(files, packing, 1) for _ in range(3)]
-    many = [timed_sweep(files, packing, 20) for _ in range(3)]
+    one = [timed_sweep(files, packing, 1, device) for _ in range(3)]
+    many = [timed_sweep(files, packing, 20, device) for _ in range(3)]
     print(f"twenty targets take {np.median(many) / np.median(one):.2f} × the time of one (limit 2)")
 
 
@@ -282,14 +282,16 @@ def main() -> None:
     parser.add_argument("--rows", type=int)
     parser.add_argument("--bytes", type=int, default=16_384)
     parser.add_argument("--two-bit-share", type=float, default=0.8)
+    parser.add_argument("--device", default="cpu", help="of the sweep")
+    parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
-    torch.set_num_threads(2)
+    torch.set_num_threads(options.threads)
     if options.part == "fidelity":
         fidelity(options.audit, options.random, options.truth)
     elif options.part == "cost":
         cost(options.audit, options.rows or 48)
     else:
-        sweeps(options.out, options.rows or 100_000, options.bytes, options.two_bit_share)
+        sweeps(options.out, options.rows or 100_000, options.bytes, options.two_bit_share, options.device)
 
 
 if __name__ == "__main__":

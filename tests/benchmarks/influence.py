@@ -1,9 +1,8 @@
-"""What exact influence costs: against the forward pass, by method, in memory, and on an accelerator.
+"""What exact influence costs: against the forward pass, by method, and in memory.
 
 python tests/benchmarks/influence.py cost --data rows.jsonl [--rows 48] [--layer 15]
 python tests/benchmarks/influence.py table1 --data rows.jsonl [--rows 1000]
 python tests/benchmarks/influence.py memory --data rows.jsonl
-python tests/benchmarks/influence.py accelerator [--rows 64]
 """
 
 from __future__ import annotations
@@ -41,7 +40,7 @@ from concept_audit.model.batches import batches_by_length
 from concept_audit.model.chat import ChatRenderer
 from concept_audit.model.generate import answers
 from concept_audit.model.linear import linear_layers
-from concept_audit.model.load import LanguageModel, as_language_model, load_model
+from concept_audit.model.load import LanguageModel, load_model
 from concept_audit.model.options import ModelOptions
 from concept_audit.progress import Progress
 
@@ -258,57 +257,9 @@ def resident() -> float:
     return pages * resource.getpagesize() / 2**20
 
 
-def accelerator(rows: int) -> None:
-    """A random 7B Llama in bfloat16, rows of 512 tokens, against the card's measured matrix-product peak."""
-    import transformers as hf
-
-    from tests.conftest import small_tokenizer
-
-    device = torch.device("cuda")
-    torch.manual_seed(0)
-    with torch.device(device):
-        config = hf.LlamaConfig(
-            hidden_size=4096,
-            intermediate_size=11008,
-            num_hidden_layers=32,
-            num_attention_heads=32,
-            vocab_size=32000,
-            max_position_embeddings=2048,
-        )
-        model = hf.AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).eval().requires_grad_(False)
-    lm = as_language_model("llama-7b-random", model, small_tokenizer())
-    ids = [np.random.default_rng(i).integers(0, 390, 512) for i in range(rows)]
-    data = Rows(ids, [np.arange(512) >= 200] * rows)
-    left, right = (torch.randn(8192, 8192, device=device, dtype=torch.bfloat16) for _ in range(2))
-    for _ in range(3):
-        left @ right
-    wait(lm)
-    started = time.perf_counter()
-    for _ in range(20):
-        left @ right
-    wait(lm)
-    flops = 20 * 2 * 8192**3 / (time.perf_counter() - started)
-    print(f"{torch.cuda.get_device_name()}: matrix products at {flops / 1e12:.0f} TFLOP/s")
-    layer = 16
-    layers = linear_layers(lm, 1, layer)
-    one = Rows(data.ids[:1], data.response[:1])
-    queries = DenseQueries(
-        [query_gradient(lm, layers, NegatedConcept(Projection(layer, unit(lm))), one, [1.0])], lm.dtype
-    )
-    block = sum(p.numel() for p in lm.blocks[0].parameters())
-    head = lm.model.get_output_embeddings().weight.numel() * 312 / 512
-    for name, weights, run in (
-        ("vector filter", layer * block, lambda: vector_filter(lm, data, layer)),
-        ("concept influence", (2 * 32 + layer) * block + 2 * head, lambda: score(lm, layers, queries, data)),
-    ):
-        run()
-        each = timed(lm, name, rows, run)
-        print(f"{name}: {1 / each:.1f} rows a second, {2 * weights * 512 / each / flops:.0%} of the peak")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=["cost", "table1", "memory", "accelerator", "peak"])
+    parser.add_argument("part", choices=["cost", "table1", "memory", "peak"])
     parser.add_argument("--data")
     parser.add_argument("--model", default="smollm2-135m-instruct")
     parser.add_argument("--cache", type=Path, default=Path("cache"))
@@ -317,8 +268,6 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--precision", default="float32")
     options = parser.parse_args()
-    if options.part == "accelerator":
-        return accelerator(options.rows)
     if options.part == "memory":
         return memory(options)
     lm = load_model(ModelOptions(options.model, dtype="float32"), options.cache, Progress())

@@ -17,6 +17,7 @@ import torch
 from concept_audit.influence.curvature import squared_in_basis
 from concept_audit.influence.options import FisherKind
 from concept_audit.influence.queries import Rows
+from concept_audit.influence.symmetric import from_upper, upper
 from concept_audit.influence.wide import squared_with_rest
 from concept_audit.model.batches import Batch, batches_by_length, halving
 from concept_audit.model.exact import exact_device
@@ -57,7 +58,7 @@ class Accumulator(Protocol):
     """What a pass collects: named tensors that grow by addition."""
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """The sums themselves, to put away or to fill."""
+        """The sums, to put away and to add to those of other rows."""
 
     def visitor(self, batch: Batch) -> Visit:
         """Adds a batch's inputs and output gradients."""
@@ -69,7 +70,8 @@ class Accumulator(Protocol):
 class Covariances:
     """Sums of a_t a_tᵀ and δ_t δ_tᵀ over tokens, and the numbers of tokens and rows.
 
-    Layers that read the same input share one sum.
+    Layers that read the same input share one sum. Those of an 8B model's block are 3 GB: they are put away as the upper
+    halves that they are known by.
     """
 
     def __init__(self, layers: Sequence[LinearLayer], dtype: torch.dtype, device: torch.device):
@@ -89,9 +91,12 @@ class Covariances:
         """From sums that were put away, of all layers or of those that are asked for."""
         made = cls.__new__(cls)
         made._layers, made._counts = layers, tensors["counts"]
-        every = range(len(layers))
-        made._inputs = {i: tensors[f"inputs.{i}"] for i in every if f"inputs.{i}" in tensors}
-        made._outputs = {i: tensors[f"outputs.{i}"] for i in every if f"outputs.{i}" in tensors}
+        made._inputs, made._outputs = {}, {}
+        for i, layer in enumerate(layers):
+            if f"inputs.{i}" in tensors:
+                made._inputs[i] = from_upper(tensors[f"inputs.{i}"], layer.d_in)
+            if f"outputs.{i}" in tensors:
+                made._outputs[i] = from_upper(tensors[f"outputs.{i}"], layer.d_out)
         return made
 
     @staticmethod
@@ -101,8 +106,8 @@ class Covariances:
         return {"counts", *(f"outputs.{i}" for i in of), *(f"inputs.{layers[i].source}" for i in of)}
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        found = {f"inputs.{i}": tensor for i, tensor in self._inputs.items()}
-        found |= {f"outputs.{i}": tensor for i, tensor in self._outputs.items()}
+        found = {f"inputs.{i}": upper(tensor) for i, tensor in self._inputs.items()}
+        found |= {f"outputs.{i}": upper(tensor) for i, tensor in self._outputs.items()}
         return {**found, "counts": self._counts}
 
     def visitor(self, batch: Batch) -> Visit:

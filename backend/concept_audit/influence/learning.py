@@ -26,6 +26,7 @@ from concept_audit.model.block_groups import block_groups
 from concept_audit.model.gradients import GradientPass, gradient_tokens_per_batch
 from concept_audit.model.linear import LinearLayer
 from concept_audit.model.load import LanguageModel
+from concept_audit.model.memory import room_on
 from concept_audit.progress import Progress
 from concept_audit.store.packing import Packing
 
@@ -60,14 +61,15 @@ class Learner:
     progress: Progress
 
     def sides(self, rows: Rows, asked: Directions = AT_RANDOM) -> list[Sides]:
-        """The two-sided bases of each layer, learned for as many blocks at a time as fit into `SIDE_BYTES`.
+        """The two-sided bases of each layer, learned for as many blocks at a time as find room.
 
         Args:
             rows: a concept is drawn on each.
             asked: those that are not drawn at random.
         """
         itemsize = self.lm.wide_dtype.itemsize
-        groups = list(block_groups(self.layers, lambda layer: moment_bytes(layer, itemsize), SIDE_BYTES))
+        room = room_on(self.lm.device, SIDE_BYTES)
+        groups = list(block_groups(self.layers, lambda layer: moment_bytes(layer, itemsize), room))
         found = []
         for number, group in enumerate(groups, start=1):
             named = "Two-sided bases" + (f", {number} of {len(groups)}" if len(groups) > 1 else "")
@@ -109,11 +111,11 @@ class Learner:
         """
         dtype = self.lm.dtype
         maps = [projection.sample_maps(self.curvatures(i), s, self.damping) for i, s in enumerate(sides)]
-        squares = torch.zeros(int(ends[-1]))
+        squares = torch.zeros(int(ends[-1]), device=self.lm.device)
         batch: dict[int, torch.Tensor] = {}
 
         def put(index: int, values: torch.Tensor) -> None:
-            batch[index] = (values.float() * SCALE).square().cpu()
+            batch[index] = (values.float() * SCALE).square()
 
         def add(chosen: Sequence[int] = ()) -> None:
             """What was put since; lengths are known once all layers have been."""
@@ -127,16 +129,16 @@ class Learner:
         collector = TwoSided([(left.to(dtype), right.to(dtype)) for left, right in maps], put)
         self._gradients(rows, asked, collector, 2, "Concepts drawn to learn the projection", add)
         add()
-        return squares / max(len(rows), 1)
+        return squares.cpu() / max(len(rows), 1)
 
     def _mean_squares(self, sides: Sequence[Sides], rows: Rows, ends: np.ndarray) -> torch.Tensor:
         """E[x²] of rows' own gradients between the sides: float32 [numbers of all layers]."""
         dtype = self.lm.dtype
         maps = [projection.row_maps(self.curvatures(i), s) for i, s in enumerate(sides)]
-        squares, counted = torch.zeros(int(ends[-1])), 0
+        squares, counted = torch.zeros(int(ends[-1]), device=self.lm.device), 0
 
         def put(index: int, values: torch.Tensor) -> None:
-            squares[ends[index] : ends[index + 1]] += values.float().square().sum(0).cpu()
+            squares[ends[index] : ends[index + 1]] += values.float().square().sum(0)
 
         collect = TwoSided([(left.to(dtype), right.to(dtype)) for left, right in maps], put)
         name = "Gradients of rows between the bases"
@@ -146,7 +148,7 @@ class Learner:
                 run.losses(batch, collect.visitor(batch))
                 counted += len(chosen)
                 stage.advance(len(chosen))
-        return squares / max(counted, 1)
+        return squares.cpu() / max(counted, 1)
 
     def _concepts(self, rows: Rows, asked: Directions, salt: int) -> Iterator[tuple[list[int], RowConcepts | None]]:
         """Batches of rows, each with concepts at one of the layers, or with their loss (one in eight)."""

@@ -76,9 +76,11 @@ class WholeMoment:
         self._complete = False
 
     def add(self, vectors: torch.Tensor, among: torch.Tensor, weight: float) -> None:
-        wide = self.total.dtype
         if not self._complete:
-            self.total.addmm_((vectors.T @ among).to(wide), vectors.to(wide), alpha=weight)
+            # Where one side of a layer is wide and the other is not, only one of the two comes in the wide dtype.
+            dtype, wide = torch.promote_types(vectors.dtype, among.dtype), self.total.dtype
+            turned = (vectors.T.to(dtype) @ among.to(dtype)).to(wide)
+            self.total.addmm_(turned, vectors.to(wide), alpha=weight)
 
     def begin_again(self) -> bool:
         self._complete = True

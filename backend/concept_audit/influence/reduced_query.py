@@ -27,6 +27,7 @@ from concept_audit.influence.queries import (
 from concept_audit.model.block_groups import BlockGroup, block_groups
 from concept_audit.model.linear import LinearLayer
 from concept_audit.model.load import LanguageModel
+from concept_audit.model.memory import room_on
 
 SHARE = 1 - 1e-6
 """Of a layer's squared norm, that factors are to keep."""
@@ -139,7 +140,7 @@ def solved_by_blocks(
     total, each = Reducing(dtype, step), [Reducing(dtype, step) for _ in parts]
     # Of each part the gradient before and after the curvature is applied, and their sum.
     size = lm.wide_dtype.itemsize * (len(parts) + 2)
-    for group in block_groups(layers, lambda layer: size * layer.d_in * layer.d_out, GROUP_BYTES):
+    for group in block_groups(layers, lambda layer: size * layer.d_in * layer.d_out, room_on(lm.device, GROUP_BYTES)):
         found = [solved_group(lm, group, quantity, part, curvatures, damping, budget, step) for part in parts]
         total.add(found[0] if len(found) == 1 else [sum(same[1:], same[0]) for same in zip(*found, strict=True)])
         if len(parts) > 1:

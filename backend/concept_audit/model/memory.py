@@ -9,6 +9,8 @@ import torch
 
 UNKNOWN = 4 << 30
 """Taken for the free bytes of a machine that does not tell."""
+SHARE = 0.25
+"""Of an accelerator's free memory, that statistics of one kind may take."""
 
 
 def free_bytes(device: torch.device) -> int:
@@ -20,6 +22,15 @@ def free_bytes(device: torch.device) -> int:
     if device.type == "mps":
         return max(0, torch.mps.recommended_max_memory() - torch.mps.current_allocated_memory())
     return free_on_machine()
+
+
+def room_on(device: torch.device, least: int) -> int:
+    """Bytes that may be held for a while on a device, so that fewer passes over the model are needed.
+
+    Args:
+        least: what is taken where memory is shared with all else that runs, and anywhere at least.
+    """
+    return least if device.type == "cpu" else max(least, int(SHARE * free_bytes(device)))
 
 
 def free_on_machine(root: Path = Path("/")) -> int:

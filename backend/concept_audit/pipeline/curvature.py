@@ -8,7 +8,7 @@ of further blocks is added to what is there::
 
     shards/curvature/<key>/curvature.json         what the factors are of
                           /block-0007.safetensors    eigenvectors and eigenvalues of block 7: finished factors
-                          /covariances-1-7/000000.safetensors   sums over the first part of a pass under way
+                          /upper-covariances-1-7/000000.safetensors   sums over the first part of a pass under way
                           /bases-1-7/000000.safetensors         eigenvectors of the first block of a group
 """
 
@@ -29,6 +29,7 @@ from concept_audit.influence.queries import Rows
 from concept_audit.influence.wide import orthonormal, side_eigenbasis, wide_form
 from concept_audit.model.linear import Layers, LinearLayer, linear_layers
 from concept_audit.model.load import LanguageModel
+from concept_audit.model.memory import room_on
 from concept_audit.model.options import ModelSource
 from concept_audit.model.pairs import sequences
 from concept_audit.pipeline.engine import Worker, missing_of
@@ -44,6 +45,8 @@ from concept_audit.types import PROMPT, REJECTED
 
 PART_TOKENS = 10_240
 """Of the rows that are summed in one go, at least: what a kill loses, and what one worker does at a time."""
+PART_TOKENS_WIDE = 65_536
+"""Of models with wide sides, whose sums take longer to write than so many tokens on the accelerator that they need."""
 GROUP_BYTES_CPU = 1 << 30
 GROUP_BYTES_ACCELERATOR = 8 << 30
 DESCRIPTION = "curvature.json"
@@ -213,7 +216,7 @@ def fit_curvature(
         remove_leftovers(shards.file(""))
         missing = [block for block in blocks if not intact(files.block(block))]
         lm = lm.in_dtype(getattr(torch, fit.precision))
-        parts = _parts(sources.shards("tokens"), fit.tokens)
+        parts = _parts(sources.shards("tokens"), fit.tokens, PART_TOKENS_WIDE if wide else PART_TOKENS)
         for group in _groups(lm, missing, fit.weights):
             _fit_group(files, sources, lm, fit, group, parts, progress)
     return files
@@ -226,7 +229,7 @@ def curvature_of(
 
     Blocks that fit into the room of a group are read once, so that many concepts do not read them again each.
     """
-    room = GROUP_BYTES_CPU if device.type == "cpu" else GROUP_BYTES_ACCELERATOR
+    room = room_on(device, GROUP_BYTES_CPU)
     held: dict[int, dict[str, torch.Tensor]] = {}
 
     @lru_cache(maxsize=1)
@@ -271,7 +274,7 @@ def _fit_group(
     layers = linear_layers(lm, first, last, fit.weights, partial=True)
     named = f"blocks {first} to {last}" if len(group) > 1 else f"block {first}"
     partition = ListedPartition(tuple(map(len, parts)))
-    sums = replace(files.shards, key=f"{files.shards.key}/covariances-{first}-{last}", partition=partition)
+    sums = replace(files.shards, key=f"{files.shards.key}/upper-covariances-{first}-{last}", partition=partition)
     work = Summing(sources.shards("tokens"), sums, parts, sources.model_source, fit, (first, last))
     bases = replace(
         files.shards,
@@ -313,12 +316,12 @@ def _summed(sums: ShardSet, names: Collection[str] | None = None) -> dict[str, t
     return total
 
 
-def _parts(tokens: RowShards, total: int) -> tuple[tuple[int, ...], ...]:
-    """The sampled rows, cut where `PART_TOKENS` are reached: example ids of each part."""
+def _parts(tokens: RowShards, total: int, size: int) -> tuple[tuple[int, ...], ...]:
+    """The sampled rows, cut where so many tokens are reached: example ids of each part."""
     parts: list[list[int]] = []
-    used = PART_TOKENS
+    used = size
     for row in rows_with_tokens(tokens, total):
-        if used >= PART_TOKENS:
+        if used >= size:
             parts.append([])
             used = 0
         parts[-1].append(row.example_id)

@@ -15,6 +15,8 @@ NAME = "blake2b"
 """Of the value in the description."""
 DIGITS = 32
 ROOM = "0" * DIGITS
+TABLE = b"PAR1"
+"""What a table begins with."""
 
 
 def seal(path: Path) -> None:
@@ -37,8 +39,8 @@ def matches(path: Path, checksum: str) -> bool:
 
 def _place(content: mmap.mmap, digits: str) -> int:
     """Where the checksum stands: after its name, in whatever quotes; -1 if it is not there."""
-    # A table's description is at its end, that of tensors at their beginning: rows come between.
-    for find in (content.rfind, content.find):
+    # A table's description is at its end, that of tensors at their beginning: gigabytes may come between.
+    for find in (content.rfind, content.find) if content[:4] == TABLE else (content.find, content.rfind):
         name = find(NAME.encode())
         start = content.find(digits.encode(), name, name + len(NAME) + DIGITS + 16) if name >= 0 else -1
         if start >= 0:

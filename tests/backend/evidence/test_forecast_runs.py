@@ -148,7 +148,7 @@ def test_agreement_is_what_it_says():
 def test_every_finding_is_there_and_kept(done):
     audit, evidence = done
     n_live = len(audit.concepts.features())
-    results = evidence.results.set_index(["measure", "quantity", "method", "other"])["estimate"]
+    results = evidence.results.set_index(["measure", "quantity", "method", "other"])["estimate"].to_dict()
     for kind in ("lora", "all"):
         for method in ("forecast", "mean_activation", "gradient_step", "another_seed"):
             for view in ("live", "firing", "relative"):

@@ -167,8 +167,8 @@ def test_pairs_are_removed_exchanged_and_drawn(done, audit):
     pool = done.about["n_pool"]
     sizes = done.runs.groupby("kind")["n_rows"].unique().to_dict()
     assert sizes["swap"] == pool and sizes["removal"] == pool - round(0.25 * pool) and done.about["beta"] == BETA
-    own = done.runs.set_index(["kind", "method", "seed"])["preference"]
-    found = done.results.set_index(["measure", "quantity", "method", "other"])["estimate"]
+    own = done.runs.set_index(["kind", "method", "seed"])["preference"].to_dict()
+    found = done.results.set_index(["measure", "quantity", "method", "other"])["estimate"].to_dict()
     for other in ("random", "removal", "whole"):
         place = {"random": ("swap", "random"), "removal": ("removal", "vector_filter"), "whole": ("whole", "")}[other]
         by_hand = np.mean([own["swap", "vector_filter", s] - own[(*place, s)] for s in range(2)])

@@ -89,14 +89,14 @@ def test_every_run_and_finding_is_there(done):
     }
     assert np.isfinite(evidence.runs[["own", "text", "shown", "preference", "loss"]].to_numpy()).all()
     pool = evidence.about["n_pool"]
-    sizes = evidence.runs.set_index(["kind", "method", "seed"])["n_rows"]
+    sizes = evidence.runs.set_index(["kind", "method", "seed"])["n_rows"].to_dict()
     assert sizes["whole", "", 0] == pool == 300 - 4
     assert sizes["removal", "vector_filter", 0] == pool - round(0.1 * pool)
     assert sizes["retention", "random", 1] == round(0.1 * pool)
     lds = evidence.results[evidence.results["measure"] == "lds"]
     assert set(lds["method"]) == {"concept_influence", "vector_filter", "bm25", "random"}
-    found = evidence.results.set_index(["measure", "quantity", "method", "other"])["estimate"]
-    runs = evidence.runs.set_index(["kind", "method", "seed"])["own"]
+    found = evidence.results.set_index(["measure", "quantity", "method", "other"])["estimate"].to_dict()
+    runs = evidence.runs.set_index(["kind", "method", "seed"])["own"].to_dict()
     by_hand = np.mean([runs["removal", "vector_filter", s] - runs["removal", "random", s] for s in range(2)])
     assert found["removal", "own", "vector_filter", "random"] == pytest.approx(by_hand)
     assert 0 <= found["auroc", "labels", "bm25", "topic"] <= 1
@@ -314,7 +314,7 @@ def test_methods_may_be_compared_without_removing_anything(audit):
     few = dataclasses.replace(SMALL, methods=(*reseeded, "vector_filter"), removed=(), first_order=3)
     evidence = audit.validate("tone", few)
     assert set(evidence.runs["kind"]) == {"base", "whole", "subset"}
-    found = evidence.results.set_index(["measure", "quantity", "method"])["estimate"]
+    found = evidence.results.set_index(["measure", "quantity", "method"])["estimate"].to_dict()
     # Without curvature nothing of a ranking is drawn.
     assert found["stability", "fisher", "seed 0"] == pytest.approx(1)
     assert 0 < found["stability", "queries", "vector_filter"] < 1

@@ -23,6 +23,7 @@ from concept_audit.pipeline.index import build as index_build
 from concept_audit.pipeline.index import query as index_query
 from concept_audit.pipeline.index.codes import Codes
 from concept_audit.progress import Progress
+from concept_audit.store import index as store_index
 from concept_audit.store.index import IndexFiles, present_index, products, sweep
 from concept_audit.store.layout import Layout
 from concept_audit.store.packing import Packing
@@ -98,6 +99,7 @@ def test_all_numbers_and_no_code_give_exact_scores(audit, monkeypatch):
         return even.astype(np.float32), np.ones(len(numbers), np.float32)
 
     monkeypatch.setattr(Codes, "encode", exactly)
+    monkeypatch.setattr(store_index, "_integer_product", lambda queries, packing: None)
     # Codes are kept in whole bytes; here they are kept as they are.
     monkeypatch.setattr(index_build, "np", SimpleNamespace(**vars(np) | {"int8": np.float32}))
     audit.build_index(dataclasses.replace(SMALL, row_bytes=10**9), replace=True)
@@ -365,7 +367,7 @@ def test_integer_products_of_the_sweep_are_those_of_floats(tmp_path, counts):
     values = packing.unpack(codes, torch.empty(300, packing.numbers, dtype=torch.float64)).numpy()
     truth = 0.5 * values @ queries.astype(np.float64)
     (found,) = store.sweep([path], queries, packing)
-    plain = store._float_product(queries, packing)(codes).numpy() * 0.5
+    plain = store._float_product(queries, packing, store.CPU)(codes).numpy() * 0.5
     assert np.allclose(plain, truth, rtol=1e-5, atol=1e-4 * np.abs(truth).max(0))
     assert np.abs(found - truth).max(0) == pytest.approx(0, abs=2e-4 * np.abs(truth).max())
     assert np.corrcoef(found[:, 1], truth[:, 1])[0, 1] > 0.999999

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 
 import numpy as np
@@ -181,6 +182,14 @@ def test_an_index_with_wide_sides_is_built_and_ranks_as_exact_scores_do(audit, n
     whole = by_row(audit, "tone", "concept_influence", EXACT.changed(damping=9.0))
     assert len(list((audit.root / "shards" / "curvature").glob("*/block-0001.safetensors"))) == 2
     assert np.isfinite(whole).all()
+
+
+def test_in_bfloat16_layers_with_one_wide_side_are_learned_as_well(audit, narrow):
+    """Numbers of the wide side come in float32 then, and those of the other in bfloat16."""
+    audit.build_index(dataclasses.replace(SMALL, precision="bfloat16"))
+    assert audit.index.describe()["fidelity"]["spearman"] > 0.9
+    exact, guess = (by_row(audit, "tone", "concept_influence", options) for options in (EXACT, FROM_INDEX))
+    assert np.corrcoef(exact, guess)[0, 1] > 0.9
 
 
 @pytest.mark.parametrize(("room", "reads"), [(1 << 30, 3), (0, 6)], ids=["all fit", "none fits"])

@@ -41,7 +41,7 @@ def test_a_model_on_disk_runs_as_the_one_in_memory(architecture, tmp_path):
     model = small_model(architecture)
     model.save_pretrained(tmp_path / "model")
     small_tokenizer().save_pretrained(tmp_path / "model")
-    lm = load(tmp_path / "model", tmp_path)
+    lm = load(tmp_path / "model", tmp_path, device="cpu")
     assert (lm.n_layers, lm.d_model, lm.context) == (4, 32, 256)
     held = as_language_model("held", model, small_tokenizer())
     np.testing.assert_allclose(mean_activation(lm), mean_activation(held), rtol=1e-5)
@@ -75,10 +75,10 @@ def test_an_adapter_is_put_on_its_base(model_directory, tmp_path):
     adapted = get_peft_model(base, LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False))
     adapted.peft_config["default"].base_model_name_or_path = str(model_directory)
     adapted.save_pretrained(tmp_path / "adapter")
-    lm = load(tmp_path / "adapter", tmp_path)
+    lm = load(tmp_path / "adapter", tmp_path, device="cpu")
     reference = as_language_model("held", adapted.eval(), small_tokenizer())
     np.testing.assert_allclose(mean_activation(lm), mean_activation(reference), rtol=1e-5)
-    bare = load(model_directory, tmp_path)
+    bare = load(model_directory, tmp_path, device="cpu")
     assert not np.allclose(mean_activation(lm), mean_activation(bare))
     assert lm.fingerprint != bare.fingerprint
 

@@ -7,7 +7,7 @@ import torch
 
 from concept_audit.errors import ModelError
 from concept_audit.model import batches, memory
-from concept_audit.model.memory import UNKNOWN, free_bytes, free_on_machine, give_back
+from concept_audit.model.memory import UNKNOWN, free_bytes, free_on_machine, give_back, room_on
 
 CPU = torch.device("cpu")
 
@@ -55,6 +55,13 @@ def test_cuda_is_asked_for_the_very_device(monkeypatch):
         monkeypatch.setattr(torch.cuda, name, lambda device, value=value: asked.append(device) or value)
     assert free_bytes(second) == 1000 + 300 - 100
     assert asked == [second] * 3
+
+
+def test_an_accelerator_gives_a_share_of_what_is_free_and_a_processor_the_least(monkeypatch):
+    monkeypatch.setattr(memory, "free_bytes", lambda device: {"cuda": 8000, "mps": 400}[device.type])
+    assert room_on(torch.device("cuda"), 1000) == 2000
+    assert room_on(torch.device("mps"), 1000) == 1000
+    assert room_on(CPU, 1000) == 1000
 
 
 def test_mps_tells_what_it_recommends(monkeypatch):

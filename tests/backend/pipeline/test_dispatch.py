@@ -285,7 +285,7 @@ def test_a_process_that_ends_is_begun_anew(made, tmp_path):
     marks = tmp_path / "marks"
     marks.mkdir()
     progress = Saying()
-    with ProcessEngine(workers=2) as engine:
+    with ProcessEngine(workers=2, gpus_per_worker=0) as engine:
         work = Dying(made, mortal=(1,), marks=marks)
         stage = Driver(engine, progress).finish(work, "Numbering", dict(enumerate(SIZES)))
     assert numbers(made) == list(range(6)) and len(list(marks.iterdir())) == 1

@@ -13,6 +13,7 @@ from typing import Any
 
 import duckdb
 import pytest
+import torch
 
 from concept_audit import Audit, BuildOptions, CurvatureOptions, IndexOptions, InfluenceOptions, ModelOptions, build
 from concept_audit.model.load import LanguageModel, load_model
@@ -220,11 +221,13 @@ def here(engine: Engine) -> Iterator[Engine]:
     yield engine
 
 
+SHARE = 0.5 if torch.cuda.is_available() else None
+"""Of an accelerator, where there is one: two workers have room on one card."""
 ENGINES = {
     "shuffled": lambda: here(Shuffled()),
     "one by one": lambda: here(OneByOne()),
-    "processes": lambda: crew(ProcessEngine(workers=2)),
-    "ray": lambda: crew(RayEngine(workers=2)),
+    "processes": lambda: crew(ProcessEngine(workers=2, gpus_per_worker=SHARE)),
+    "ray": lambda: crew(RayEngine(workers=2, gpus_per_worker=SHARE)),
 }
 
 

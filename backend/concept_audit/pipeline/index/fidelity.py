@@ -26,7 +26,7 @@ from concept_audit.model.activations import response_activations
 from concept_audit.model.block_groups import block_groups
 from concept_audit.model.linear import linear_layers, n_weights
 from concept_audit.model.load import LanguageModel
-from concept_audit.model.memory import free_bytes
+from concept_audit.model.memory import free_bytes, room_on
 from concept_audit.pipeline.index.query import OpenIndex, Target, index_scores
 from concept_audit.pipeline.sampling import as_rows, drawn_contents
 from concept_audit.pipeline.sources import Sources
@@ -144,16 +144,17 @@ def _exact_scores(
 ) -> np.ndarray:
     """Scores of rows with whole gradients and the curvature of the index: float64 [rows, targets].
 
-    A score is a sum over layers: a few blocks at a time, and as many concepts with them as `QUERY_BYTES` have room for.
+    A score is a sum over layers: a few blocks at a time, and as many concepts with them as there is room for.
     """
     first, last = about["blocks"]
     layers = linear_layers(lm, first, last, about["weights"])
     opened = OpenIndex(sources, about, progress, lm.dtype)
     blocks = block_groups(layers, lambda layer: layer.d_in * layer.d_out, 0)
     widest = lm.dtype.itemsize * max(n_weights(group.layers) for group in blocks)
-    at_once = min(len(targets), max(1, QUERY_BYTES // widest))
+    room = room_on(lm.device, QUERY_BYTES)
+    at_once = min(len(targets), max(1, room // widest))
     size = lm.dtype.itemsize * at_once
-    groups = list(block_groups(layers, lambda layer: size * layer.d_in * layer.d_out, QUERY_BYTES))
+    groups = list(block_groups(layers, lambda layer: size * layer.d_in * layer.d_out, room))
     found = np.zeros((len(rows), len(targets)))
     together = [range(start, min(start + at_once, len(targets))) for start in range(0, len(targets), at_once)]
     with progress.stage("Exact scores of rows held out", len(rows) * len(groups) * len(together)) as stage:

@@ -28,6 +28,7 @@ from concept_audit.influence.wide import wide_form
 from concept_audit.model.block_groups import BlockGroup, block_groups
 from concept_audit.model.gradients import gradient_tokens_per_batch
 from concept_audit.model.linear import LinearLayer, linear_layers
+from concept_audit.model.memory import room_on
 from concept_audit.pipeline.curvature import CurvatureFit, curvature_of, fit_curvature
 from concept_audit.pipeline.index.codes import CODING, Codes
 from concept_audit.pipeline.own_queries import own_influence
@@ -128,7 +129,7 @@ def index_scores(
     paths = opened.files.paths()
     blocks = []
     with progress.stage("Reading the index", len(paths), "shards") as stage:
-        for block in sweep(paths, queries, codes.packing, offsets):
+        for block in sweep(paths, queries, codes.packing, offsets, sources.model().device):
             blocks.append(block)
             stage.advance()
     scores = np.concatenate(blocks)
@@ -313,7 +314,8 @@ class OpenIndex:
 
     def _compressed(self, target: Target, damping: float) -> np.ndarray:
         found, read, size = [], self._reader(), self._lm.wide_dtype.itemsize
-        for group in block_groups(self.reached(target), lambda layer: size * layer.d_in * layer.d_out, GROUP_BYTES):
+        room = room_on(self._lm.device, GROUP_BYTES)
+        for group in block_groups(self.reached(target), lambda layer: size * layer.d_in * layer.d_out, room):
             gradients = query_gradient(
                 self._lm, group.layers, target.quantity, target.queries, target.weights, self._budget
             )
