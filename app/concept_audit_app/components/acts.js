@@ -4,6 +4,10 @@
 // the server has said that it is done, so that none is lost while Streamlit is busy, and none meets another row.
 
 const QUIET = 1200 // milliseconds without an act, after which the page is drawn anew
+// Whatever the server answers has Streamlit draw for a tenth of a second, and the next keys wait for it: acts that
+// follow each other quickly go to the server together.
+const PAUSE = 300 // milliseconds without an act, after which those that wait are sent
+const LATEST = 3000 // milliseconds that an act waits at most
 const WORDS = "input, textarea, select, [contenteditable], [role=combobox], [role=slider], [role=spinbutton]"
 const OPEN = '[data-testid="stPopoverBody"], [role="dialog"]'
 
@@ -22,8 +26,13 @@ function actsOf(place) {
 function mount(kept, component, KEYS, draw) {
   const { data, parentElement, setStateValue, setTriggerValue } = component
   kept.place = parentElement
-  kept.send = () => setStateValue("acts", { client: kept.client, acts: kept.acts })
+  kept.send = () => {
+    clearTimeout(kept.sending)
+    kept.sending = null
+    setStateValue("acts", { client: kept.client, acts: kept.acts })
+  }
   kept.settle = () => {
+    if (kept.sending) kept.send()
     kept.moved = false
     setTriggerValue("settled", kept.count)
   }
@@ -44,7 +53,11 @@ function mount(kept, component, KEYS, draw) {
     KEYS[key]()
   }
   const onLeave = (event) => {
+    if (kept.sending) kept.send()
     if (kept.acts.length) event.preventDefault() // the browser asks whether to leave
+  }
+  const onHide = () => {
+    if (document.hidden && kept.sending) kept.send()
   }
   let drawing = false
   const observer = new MutationObserver(() => {
@@ -58,10 +71,12 @@ function mount(kept, component, KEYS, draw) {
   kept.unmount?.()
   document.addEventListener("keydown", onKey, true)
   window.addEventListener("beforeunload", onLeave)
+  document.addEventListener("visibilitychange", onHide)
   observer.observe(document.body, { childList: true, subtree: true, attributeFilter: ["disabled"] })
   kept.unmount = () => {
     document.removeEventListener("keydown", onKey, true)
     window.removeEventListener("beforeunload", onLeave)
+    document.removeEventListener("visibilitychange", onHide)
     observer.disconnect()
   }
   draw()
@@ -70,7 +85,9 @@ function mount(kept, component, KEYS, draw) {
 function act(kept, what) {
   kept.acts.push({ n: ++kept.count, audit: kept.audit, ...what })
   kept.moved = true
-  kept.send()
+  if (!kept.sending) kept.since = Date.now()
+  clearTimeout(kept.sending)
+  kept.sending = setTimeout(() => kept.send(), Math.min(PAUSE, Math.max(0, kept.since + LATEST - Date.now())))
   wait(kept)
 }
 

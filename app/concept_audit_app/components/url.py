@@ -14,26 +14,13 @@ import streamlit as st
 
 def in_url(key: str) -> str | None:
     """The value of a query parameter that callbacks may change by `put`."""
-    kept, seen = f"{key}-value", f"{key}-seen"
-    there = st.query_params.get(key)
-    if there != st.session_state.get(seen):
-        # The URL has changed since the last run: a link, or the browser's back button.
-        st.session_state[seen] = st.session_state[kept] = there
-    value = st.session_state.get(kept)
-    if value != there:
-        st.session_state[seen] = value
-        if value is None:
-            del st.query_params[key]
-        else:
-            st.query_params[key] = value
-    return value
+    values = all_in_url(key)
+    return values[-1] if values else None
 
 
 def put(key: str, value: str | None) -> None:
     """Change the value of `in_url` from a callback; None takes it out of the URL."""
-    st.session_state[f"{key}-value"] = value
-    # What the browser sent with this act may be older than what an act just before it wrote: not a change to follow.
-    st.session_state[f"{key}-seen"] = st.query_params.get(key)
+    put_all(key, () if value is None else (value,))
 
 
 def all_in_url(key: str) -> tuple[str, ...]:
@@ -41,6 +28,7 @@ def all_in_url(key: str) -> tuple[str, ...]:
     kept, seen = f"{key}-value", f"{key}-seen"
     there = tuple(st.query_params.get_all(key))
     if there != st.session_state.get(seen, ()):
+        # The URL has changed since the last run: a link, or the browser's back button.
         st.session_state[seen] = st.session_state[kept] = there
     values: tuple[str, ...] = st.session_state.get(kept, ())
     if values != there:
@@ -55,7 +43,8 @@ def all_in_url(key: str) -> tuple[str, ...]:
 def put_all(key: str, values: Sequence[str]) -> None:
     """Change the values of `all_in_url` from a callback; none takes it out of the URL."""
     st.session_state[f"{key}-value"] = tuple(values)
-    st.session_state[f"{key}-seen"] = tuple(st.query_params.get_all(key))  # as in `put`
+    # What the browser sent with this act may be older than what an act just before it wrote: not a change to follow.
+    st.session_state[f"{key}-seen"] = tuple(st.query_params.get_all(key))
 
 
 def select_by_id(

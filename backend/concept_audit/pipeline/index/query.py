@@ -356,8 +356,10 @@ class OpenIndex:
         """(H + λI)⁻¹ of a target's gradient, and of each part of its queries; see `solved_by_blocks`."""
         layers = self.reached(target)
         dtype = self._lm.wide_dtype
+        # In batches of the usual size: between two of them this work steps back for somebody who waits.
+        budget = gradient_tokens_per_batch(self._lm.device)
         return solved_by_blocks(
-            self._lm, layers, target.quantity, parts, self._curvatures, damping, dtype, self._budget, step
+            self._lm, layers, target.quantity, parts, self._curvatures, damping, dtype, budget, step
         )
 
     def solved(self, target: Target, damping: float, group: BlockGroup | None = None) -> Gradients:
