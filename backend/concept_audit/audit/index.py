@@ -39,10 +39,6 @@ class Index:
         Raises:
             StoreError: another process is building it, or there is a finished one that is not to be replaced.
         """
-        if self._opened.sources().pairs:
-            raise StoreError(
-                "the gradient index holds single responses, and these rows are preference pairs; rank exactly"
-            )
         reported = progress or self._opened.progress
         return build_index(self._opened.sources(), options or IndexOptions(), reported, replace, answering)
 

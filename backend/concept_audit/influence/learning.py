@@ -18,6 +18,7 @@ import torch
 from concept_audit.influence import projection
 from concept_audit.influence.coding import allocate, order_and_packing
 from concept_audit.influence.curvature import LayerCurvature
+from concept_audit.influence.pairs import weighted_sequences
 from concept_audit.influence.projection import RowConcepts, Sides, TwoSided
 from concept_audit.influence.queries import Rows
 from concept_audit.influence.sides import SecondMoments, moment_bytes
@@ -50,6 +51,7 @@ class Learner:
         concept_layers: where concepts may live.
         damping: of the queries to come.
         seed: of the concepts that are drawn.
+        beta: of the DPO loss, where rows are preference pairs.
     """
 
     lm: LanguageModel
@@ -59,12 +61,13 @@ class Learner:
     damping: float
     seed: int
     progress: Progress
+    beta: float = 0.0
 
     def sides(self, rows: Rows, asked: Directions = AT_RANDOM) -> list[Sides]:
         """The two-sided bases of each layer, learned for as many blocks at a time as find room.
 
         Args:
-            rows: a concept is drawn on each.
+            rows: single sequences; a concept is drawn on each.
             asked: those that are not drawn at random.
         """
         itemsize = self.lm.wide_dtype.itemsize
@@ -89,8 +92,9 @@ class Learner:
         """Which numbers between the sides are kept, and in how many bits.
 
         Args:
-            rows: a concept is drawn on each; rows may come more than once.
-            own: rows whose own gradients tell how large each number is.
+            rows: single sequences, a concept is drawn on each; they may come more than once.
+            own: rows whose own gradients tell how large each number is, as they are: of a preference pair that of
+                the pair, in which much of its sides' cancels out.
             row_bytes: of each row, all layers together.
             asked: concepts that are not drawn at random.
         """
@@ -133,18 +137,28 @@ class Learner:
 
     def _mean_squares(self, sides: Sequence[Sides], rows: Rows, ends: np.ndarray) -> torch.Tensor:
         """E[x²] of rows' own gradients between the sides: float32 [numbers of all layers]."""
-        dtype = self.lm.dtype
+        dtype, device = self.lm.dtype, self.lm.device
         maps = [projection.row_maps(self.curvatures(i), s) for i, s in enumerate(sides)]
-        squares, counted = torch.zeros(int(ends[-1]), device=self.lm.device), 0
+        squares, counted = torch.zeros(int(ends[-1]), device=device), 0
+        parts = weighted_sequences(rows, self.beta)
+        spans, places = parts.rows.spans, [np.flatnonzero(parts.owner == row).tolist() for row in range(len(rows))]
+        # Between the sides there are too many numbers to hold a pair's side back: both go in one batch.
+        lengths = [len(mine) * max(spans[i] for i in mine) for mine in places]
+        owner, weights = torch.empty(0), torch.empty(0)
 
         def put(index: int, values: torch.Tensor) -> None:
-            squares[ends[index] : ends[index + 1]] += values.float().square().sum(0)
+            of_rows = torch.zeros(int(owner[-1]) + 1, values.shape[1], device=device)
+            of_rows.index_add_(0, owner, weights * values.float())
+            squares[ends[index] : ends[index + 1]] += of_rows.square().sum(0)
 
         collect = TwoSided([(left.to(dtype), right.to(dtype)) for left, right in maps], put)
         name = "Gradients of rows between the bases"
         with self.progress.stage(name, len(rows), "rows") as stage, GradientPass(self.lm, self.layers) as run:
-            for chosen in batches_by_length(rows.spans, gradient_tokens_per_batch(self.lm.device)):
-                batch = rows.batch(chosen, self.lm)
+            for chosen in batches_by_length(lengths, gradient_tokens_per_batch(device)):
+                mine = [i for row in chosen for i in places[row]]
+                owner = torch.tensor([n for n, row in enumerate(chosen) for _ in places[row]], device=device)
+                weights = torch.from_numpy(parts.weights[mine]).float().to(device)[:, None]
+                batch = parts.rows.batch(mine, self.lm)
                 run.losses(batch, collect.visitor(batch))
                 counted += len(chosen)
                 stage.advance(len(chosen))

@@ -81,7 +81,7 @@ class CompressedRow:
         numbers: float32 [kept numbers]; NaN where the row has no loss.
         squares: float32 [blocks], ‖∇θL(z)‖² over the tracked layers of each block, Euclidean as in
             `score_rows`: a concept's norm is the root of the sum over the blocks that it reaches. NaN where
-            the row has no loss.
+            the row has no loss, and of preference pairs.
     """
 
     index: int

@@ -23,19 +23,19 @@ from concept_audit.errors import ConceptError, ModelError
 from concept_audit.influence.forecast import Encode, changes, gradient_sum
 from concept_audit.influence.forecast_intervals import GROUPS, GroupForecasts
 from concept_audit.influence.options import CurvatureOptions, InfluenceOptions, content
-from concept_audit.influence.pairs import pair_weight
+from concept_audit.influence.pairs import weighted_sequences
 from concept_audit.influence.queries import Rows, precondition
 from concept_audit.model.chat import ChatRenderer
 from concept_audit.model.coverage import check_outside
 from concept_audit.model.linear import Layers, LinearLayer, linear_layers, resolve_weights
 from concept_audit.model.load import LanguageModel, find_device
 from concept_audit.model.options import ModelSource
-from concept_audit.model.pairs import sequences
 from concept_audit.model.precision import resolve_precision
 from concept_audit.pipeline.curvature import CurvatureFiles, CurvatureFit, curvature_of, fit_curvature
 from concept_audit.pipeline.engine import Worker, missing_of
 from concept_audit.pipeline.options import key
 from concept_audit.pipeline.place import taking_turns
+from concept_audit.pipeline.sampling import as_rows
 from concept_audit.pipeline.sources import Sources
 from concept_audit.progress import Progress
 from concept_audit.store.examples import TokenizedExample, has_loss, read_examples
@@ -43,7 +43,7 @@ from concept_audit.store.forecast import live_features
 from concept_audit.store.partition import ListedPartition
 from concept_audit.store.queries import content_hashes
 from concept_audit.store.shard_store import RowShards, ShardSet, read_about, read_tensors
-from concept_audit.types import PROMPT, Message
+from concept_audit.types import Message
 
 ROWS_AT_ONCE = 256
 """Rows whose tokens are in memory at one time."""
@@ -309,12 +309,8 @@ def _groups(sources: Sources, rows: np.ndarray) -> tuple[tuple[int, ...], ...]:
 def _summed(
     lm: LanguageModel, layers: list[LinearLayer], rows: Sequence[TokenizedExample], beta: float, worker: Worker
 ) -> tuple[list[torch.Tensor], set[int]]:
-    parts = sequences([row.input_ids for row in rows], [row.parts != PROMPT for row in rows])
-    weights = [
-        pair_weight(response, int(sign), beta) if paired else 1.0
-        for response, sign, paired in zip(parts.response, parts.sign, parts.paired, strict=True)
-    ]
-    return gradient_sum(lm, layers, Rows(parts.ids, parts.response), weights, parts.owner.tolist(), say=worker.say)
+    parts = weighted_sequences(as_rows([*rows]), beta)
+    return gradient_sum(lm, layers, parts.rows, parts.weights.tolist(), parts.owner.tolist(), say=worker.say)
 
 
 def rendered_prompts(lm: LanguageModel, prompts: Prompts, max_tokens: int) -> Rows:

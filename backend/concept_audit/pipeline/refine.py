@@ -11,12 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from concept_audit.influence.pairs import score_with_pairs
 from concept_audit.influence.scoring import plan as scoring_plan
 from concept_audit.influence.scoring import score_rows
 from concept_audit.model.memory import free_bytes
@@ -121,6 +122,7 @@ class ExactScores:
         query: where the query is.
         scores: to be made.
         rows: of each piece.
+        beta: of the DPO loss, where rows are preference pairs.
     """
 
     tokens: RowShards
@@ -128,6 +130,7 @@ class ExactScores:
     scores: ShardSet
     rows: tuple[tuple[int, ...], ...]
     model: ModelSource
+    beta: float = 0.0
 
     @property
     def outputs(self) -> tuple[ShardSet, ...]:
@@ -144,15 +147,16 @@ class ExactScores:
         rows = read_examples(self.tokens, self.rows[number])
         scores = np.full(len(rows), np.nan)
         kept: dict[str, torch.Tensor] = {}
-        for batch in score_rows(
+        score = partial(
+            score_rows,
             opened.lm,
             opened.layers,
             opened.queries,
-            as_rows(rows),
             unit_normalised=opened.unit_normalised,
             longest=longest,
             say=worker.say,
-        ):
+        )
+        for batch in score_with_pairs(score, as_rows(rows), self.beta):
             for found in batch:
                 scores[found.index] = found.scores[0]
                 if found.tokens is not None and has_loss(rows[found.index]):
@@ -179,7 +183,8 @@ def exact_scores(sources: Sources, ranking: int, planned: Plan, progress: Progre
         pieces = ShardSet(sources.layout.shards, shards.kind, f"{shards.key}/{EXACT}", partition)
         idle = not pieces.missing()
         if not idle:
-            work = ExactScores(tokens, query_file(shards), pieces, tuple(everything[:step]), sources.model_source)
+            pieced = tuple(everything[:step])
+            work = ExactScores(tokens, query_file(shards), pieces, pieced, sources.model_source, sources.beta)
             sizes = {number: partition.size(number) for number in range(step)}
             sources.driver(progress).finish(work, "Exact scores, best rows first", sizes)
         for number in range(before, step):

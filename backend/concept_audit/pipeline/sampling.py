@@ -6,8 +6,10 @@ from collections.abc import Callable, Collection
 from itertools import accumulate
 from typing import Any
 
+import numpy as np
+
 from concept_audit.influence.queries import Rows
-from concept_audit.model.pairs import sequences
+from concept_audit.model.pairs import Sequences, sequences
 from concept_audit.sampling import uniform
 from concept_audit.store.examples import TokenizedExample, has_loss, read_tokens
 from concept_audit.store.shard_store import RowShards
@@ -59,8 +61,30 @@ def as_rows(rows: list[TokenizedExample]) -> Rows:
 
 def as_sequences(rows: list[TokenizedExample]) -> Rows:
     """As `as_rows`, with preference pairs taken apart into their sides."""
-    parts = sequences([row.input_ids for row in rows], [row.parts != PROMPT for row in rows])
+    parts = _taken_apart(rows)
     return Rows(parts.ids, parts.response)
+
+
+def chosen_sides(rows: list[TokenizedExample]) -> Rows:
+    """As `as_rows`, of preference pairs their chosen sides: as query examples, which are single sequences."""
+    parts = _taken_apart(rows)
+    return _some(parts, parts.sign > 0)
+
+
+def drawn_sides(rows: list[TokenizedExample], seed: int) -> Rows:
+    """As `as_rows`, of preference pairs one side each, drawn by content: what is asked for may be like either."""
+    parts = _taken_apart(rows)
+    rejected = np.array([_draw(row, "side", seed) < 0.5 for row in rows], bool)
+    return _some(parts, ~parts.paired | ((parts.sign < 0) == rejected[parts.owner]))
+
+
+def _taken_apart(rows: list[TokenizedExample]) -> Sequences:
+    return sequences([row.input_ids for row in rows], [row.parts != PROMPT for row in rows])
+
+
+def _some(parts: Sequences, wanted: np.ndarray) -> Rows:
+    places = np.flatnonzero(wanted)
+    return Rows([parts.ids[i] for i in places], [parts.response[i] for i in places])
 
 
 def _draw(row: TokenizedExample, salt: str, seed: int) -> float:

@@ -79,6 +79,14 @@ class Sources:
         return float(self.manifest.configuration.get("beta") or 0.0)
 
     @property
+    def identity(self) -> dict[str, str | float]:
+        """What the gradients of the rows depend on: the model, the rows as tokens and, of pairs, beta."""
+        found: dict[str, str | float] = {"model": self.manifest.fingerprints["model"], "data": self.data}
+        if self.pairs:
+            found["beta"] = self.beta
+        return found
+
+    @property
     def layers(self) -> tuple[int, ...]:
         """Layers whose mean response activations are kept."""
         return tuple(self.manifest.configuration["layers"])

@@ -87,7 +87,7 @@ class IndexFiles:
     def norms(self, blocks: int) -> np.ndarray:
         """‖∇θL(z)‖ of every row over the layers of the first so many blocks: float64 [rows].
 
-        NaN where a row has no loss.
+        NaN where a row has no loss, and of preference pairs.
         """
         found = []
         for path in self.paths():

@@ -8,11 +8,15 @@ import numpy as np
 import pytest
 import torch
 
-from concept_audit.influence.pairs import score_with_pairs
+from concept_audit.influence.fitting import Fisher
+from concept_audit.influence.learning import Learner
+from concept_audit.influence.pairs import compress_with_pairs, score_with_pairs, weighted_sequences
+from concept_audit.influence.projection import LayerProjection, Sides, compress_rows, row_maps
 from concept_audit.influence.queries import DenseQueries, NegatedConcept, Rows
-from concept_audit.influence.scoring import score_rows
+from concept_audit.influence.scoring import score_rows, score_rows_for_many
 from concept_audit.influence.targets import Projection
 from concept_audit.model.linear import linear_layers
+from concept_audit.progress import Progress
 from concept_audit.types import SEPARATOR
 from tests.backend.influence.test_brute_force import (
     ARCHITECTURES,
@@ -20,6 +24,7 @@ from tests.backend.influence.test_brute_force import (
     BruteForce,
     close,
     direction,
+    fitted,
     inner,
     model,
     queries_of,
@@ -127,3 +132,92 @@ def test_one_dpo_step_changes_the_concept_as_the_summed_scores_say():
         seen.append((concept(moved) - concept(brute.weights)) / rate)
     assert np.corrcoef(told, seen)[0, 1] > 0.999
     close(seen, told, 1e-2)
+
+
+def gradients_of_rows(brute: BruteForce) -> list:
+    """Of the rows of `paired`, one at a time."""
+    return [dpo_gradient(brute, *pair) for pair in PAIRS] + [brute.loss_gradient(4)]
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_the_index_keeps_the_projected_gradient_of_a_pairs_dpo_loss(architecture):
+    lm, data = model(architecture), rows()
+    layers = linear_layers(lm, 1, LAYER)
+    random = torch.Generator().manual_seed(3)
+    projections = []
+    for layer in layers:
+        left, right = (torch.randn(d, 5, generator=random).double() for d in (layer.d_out, layer.d_in))
+        projections.append(LayerProjection(left, right, left, right, torch.randperm(25, generator=random)[:11]))
+    gradients = gradients_of_rows(BruteForce(lm, layers, data))
+    wanted = [
+        torch.cat(
+            [(p.row_left.T @ G @ p.row_right).flatten()[p.places] for p, G in zip(projections, of_row, strict=True)]
+        )
+        for of_row in gradients
+    ]
+    compress = partial(compress_rows, lm, layers, projections, budget=40)
+    batches = list(compress_with_pairs(compress, paired(data), BETA))
+    assert sorted(row.index for batch in batches for row in batch) == [0, 1, 2, 3]
+    assert [] in batches, "sides are met in different batches"
+    found = {row.index: row for batch in batches for row in batch}
+    close(np.stack([found[i].numbers for i in range(4)]), torch.stack(wanted).numpy(), 1e-5)
+    # The squared norm of a difference is in neither side's; a row that is no pair has its own.
+    squares = np.zeros(LAYER)
+    for layer, G in zip(layers, gradients[3], strict=True):
+        squares[layer.block - 1] += float(G.square().sum())
+    assert all(np.isnan(found[i].squares).all() for i in range(3))
+    close(found[3].squares, squares, 1e-5)
+
+
+def test_no_number_is_kept_of_a_pair_of_which_a_side_has_nothing_to_predict():
+    lm, data = model("llama"), rows()
+    layers = linear_layers(lm, 1, LAYER)
+    eye = [LayerProjection(*[torch.eye(d, 3).double() for d in (k.d_out, k.d_in) * 2], torch.arange(9)) for k in layers]
+    made = paired(data)
+    mask = made.response[0].copy()
+    mask[len(data.ids[0]) :] = False
+    compress = partial(compress_rows, lm, layers, eye)
+    both = Rows(made.ids[:2], [mask, made.response[1]])
+    found = {row.index: row for batch in compress_with_pairs(compress, both, BETA) for row in batch}
+    assert np.isnan(found[0].numbers).all() and np.isfinite(found[1].numbers).all()
+
+
+def test_scores_for_many_queries_of_the_sides_sum_to_those_of_the_pairs():
+    lm, data = model("llama"), rows()
+    layers = linear_layers(lm, 1, LAYER)
+    random = torch.Generator().manual_seed(4)
+    queries = [torch.randn(2, k.d_out, k.d_in, generator=random).double() for k in layers]
+    parts = weighted_sequences(paired(data), BETA)
+    wanted = [
+        [inner(of_row, [query[n] for query in queries]) for n in range(2)]
+        for of_row in gradients_of_rows(BruteForce(lm, layers, data))
+    ]
+    close(parts.summed(score_rows_for_many(lm, layers, queries, parts.rows)), wanted)
+    values = np.ones((7, 1))
+    values[1] = np.nan
+    assert np.isnan(parts.summed(values)[:, 0]).tolist() == [True, False, False, False]
+
+
+def test_how_large_numbers_are_is_learned_from_pairs_and_not_from_their_sides():
+    """E[x²] over pairs is what is stored of pairs: sides of the same text leave nothing."""
+    lm, data = model("llama"), rows()
+    layers = linear_layers(lm, 1, LAYER)
+    factors = fitted(lm, layers, data, Fisher("sampled", 7), True)
+    random = torch.Generator().manual_seed(5)
+    sides = [Sides(*(torch.randn(d, 4, generator=random).double() for d in (k.d_out, k.d_in))) for k in layers]
+    learner = Learner(lm, layers, factors.__getitem__, (2, 3), 10.0, 0, Progress(), BETA)
+    ends = np.arange(len(layers) + 1) * 16
+    maps = [row_maps(factors[k], sides[k]) for k in range(len(layers))]
+    of_rows = torch.stack(
+        [
+            torch.cat([(left.T @ G @ right).flatten() for (left, right), G in zip(maps, of_row, strict=True)])
+            for of_row in gradients_of_rows(BruteForce(lm, layers, data))
+        ]
+    )
+    found = learner._mean_squares(sides, paired(data), ends)
+    np.testing.assert_allclose(found, of_rows.square().mean(0), rtol=1e-4)
+    one = Rows([data.ids[2]], [data.response[2]])
+    alone = learner._mean_squares(sides, one, ends)
+    same = np.concatenate([data.ids[2], [SEPARATOR], data.ids[2]])
+    mask = np.concatenate([data.response[2], [False], data.response[2]])
+    assert learner._mean_squares(sides, Rows([same], [mask]), ends).max() < 1e-9 * alone.max()

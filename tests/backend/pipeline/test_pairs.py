@@ -202,8 +202,6 @@ def test_what_pairs_have_no_meaning_for_is_refused_with_the_way_out(audit, pairs
         audit.rank("agrees", "projection_difference")
     with pytest.raises(ConceptError, match="--unit-normalised: not of preference pairs"):
         audit.rank("agrees", "concept_influence", options=EXACT.changed(unit_normalised=True))
-    with pytest.raises(StoreError, match="gradient index holds single responses.*rank exactly"):
-        audit.build_index()
     data = write_jsonl(tmp_path / "rows.jsonl", pairs)
     with pytest.raises(DataError, match="SAE features of preference pairs are not computed; pass --sae none"):
         build(BuildOptions(str(data), tmp_path / "audit", ModelOptions(str(model_directory), device="cpu")))

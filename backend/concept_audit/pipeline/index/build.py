@@ -22,6 +22,7 @@ from concept_audit.files import remove_leftovers
 from concept_audit.influence import projection
 from concept_audit.influence.learning import KeptNumbers, Learner
 from concept_audit.influence.options import IndexOptions, usual_row_bytes
+from concept_audit.influence.pairs import compress_with_pairs
 from concept_audit.influence.projection import LayerProjection, Sides
 from concept_audit.influence.wide import wide_form
 from concept_audit.model.coverage import check_outside
@@ -39,7 +40,7 @@ from concept_audit.pipeline.index.query import NORMS, projection_reader
 from concept_audit.pipeline.options import key
 from concept_audit.pipeline.place import making
 from concept_audit.pipeline.reporting import reporting
-from concept_audit.pipeline.sampling import as_rows, drawn_rows
+from concept_audit.pipeline.sampling import as_rows, as_sequences, drawn_rows, drawn_sides
 from concept_audit.pipeline.sources import Sources
 from concept_audit.progress import Progress
 from concept_audit.store.examples import read_tokens
@@ -89,8 +90,7 @@ def build_index(
     if weights == "lora" and not options.partial:
         check_outside(lm, loss=False)
     made_of = {
-        "model": lm.fingerprint,
-        "data": sources.data,
+        **sources.identity,
         "layers": layers,
         "blocks": [1, layers[-1]],
         "row_bytes": options.row_bytes or usual_row_bytes(sources.shards("tokens").partition.rows),
@@ -133,7 +133,7 @@ def _refuse_to_replace(sources: Sources, files: IndexFiles, made_of: Mapping[str
     """Raise StoreError if there is a finished index with other options that answers for this audit."""
     for other in present_indexes(sources.layout, files.rows.partition):
         found = _described(other) if other != files else None
-        if not found or not found.get("done") or any(found.get(n) != made_of[n] for n in ("model", "data")):
+        if not found or not found.get("done") or any(found.get(n) != made_of[n] for n in sources.identity):
             continue
         changes = [f"{n} {found.get(n)}, asked for {made_of[n]}" for n in made_of if found.get(n) != made_of[n]]
         raise FinishedIndexError(
@@ -149,7 +149,7 @@ class CompressingRows:
     Attributes:
         tokens: the rows as the model reads them.
         index: whose rows are to be made; its projection is there.
-        about: its description.
+        about: its description, with ``beta`` where rows are preference pairs.
     """
 
     tokens: RowShards
@@ -177,8 +177,11 @@ class CompressingRows:
         packed = np.zeros((len(rows), codes.packing.row_bytes), np.int8)
         scales = np.zeros(len(rows), np.float32)
         squares = np.zeros((len(rows), self.about["blocks"][1]), np.float32)
+        compress = partial(projection.compress_rows, lm, layers, projections, say=worker.say)
         for unit in self.tokens.partition.units(number):
-            for batch in projection.compress_rows(lm, layers, projections, as_rows(rows[unit]), say=worker.say):
+            for batch in compress_with_pairs(compress, as_rows(rows[unit]), self.about.get("beta", 0.0)):
+                if not batch:  # first sides of pairs alone
+                    continue
                 places = [unit.start + row.index for row in batch]
                 packed[places], scales[places] = codes.encode(np.stack([row.numbers for row in batch]))
                 squares[places] = np.stack([row.squares for row in batch])
@@ -201,9 +204,9 @@ class _Building:
 
     def run(self, answering: Callable[[], None]) -> dict[str, Any]:
         """Do what is missing."""
-        numbers = self._tokens.numbers()
-        lengths = [len(row.input_ids) for number in numbers for row in read_tokens(self._tokens, number)]
-        rows = len(lengths)
+        numbers, rows = self._tokens.numbers(), self._tokens.partition.rows
+        read = (as_sequences(read_tokens(self._tokens, number)).ids for number in numbers)
+        lengths = [len(ids) for part in read for ids in part]
         self._progress.say(
             f"Gradient index: {rows:,} rows × {self._made_of['row_bytes'] / 1024:.3g} KiB = "
             f"{rows * self._made_of['row_bytes'] / 2**20:,.0f} MiB, and about "
@@ -227,8 +230,12 @@ class _Building:
         return finished
 
     def _minutes(self, lengths: Sequence[int]) -> float:
-        """What building takes, from the pace of a gradient pass over one row and the counts of each step."""
-        row = as_rows(drawn_rows(self._tokens, 1, "pace", self._made_of["seed"]))
+        """What building takes, from the pace of a gradient pass over one row and the counts of each step.
+
+        Args:
+            lengths: tokens of each sequence; a preference pair has two.
+        """
+        row = as_sequences(drawn_rows(self._tokens, 1, "pace", self._made_of["seed"]))
         if not len(row):
             return 0.0
         batch = row.batch([0], self._lm)
@@ -239,7 +246,9 @@ class _Building:
         pace = (time.monotonic() - started) / batch.ids.shape[1]
         mean, total = float(np.mean(lengths)), sum(lengths)
         sampled = _side_rows(self._options.samples) * COST["sides"] + self._options.samples * COST["samples"]
-        sampled += OWN_ROWS * COST["rows"] + SCORED_ROWS * COST["exact"]
+        # Concepts are drawn on single sequences; all else is of whole rows.
+        a_row = len(lengths) / self._tokens.partition.rows
+        sampled += (OWN_ROWS * COST["rows"] + SCORED_ROWS * COST["exact"]) * a_row
         fitted = min(self._made_of["curvature_tokens"], total) * COST["curvature"]
         return pace * (fitted + sampled * mean + total * COST["rows"]) / 60
 
@@ -269,16 +278,19 @@ class _Building:
             self._made_of["damping"],
             seed,
             self._progress,
+            self._made_of.get("beta", 0.0),
         )
         apart = held.content_hashes
         besides = [feature for feature, _ in checked_features(self._sources, self._made_of, held)]
         draw = partial(asked_directions, self._sources, layers=self._made_of["layers"], seed=seed, besides=besides)
         rows = drawn_rows(self._tokens, _side_rows(wanted), "sides", seed, apart)
-        sides = learner.sides(as_rows(rows), draw(rows))
+        # Concepts are asked for on single conversations, also of an audit of preference pairs.
+        sides = learner.sides(drawn_sides(rows, seed), draw(rows))
         rows = drawn_rows(self._tokens, wanted, "samples", seed, apart)
         own = as_rows(rows[:OWN_ROWS])
         rows = (rows * -(-wanted // max(len(rows), 1)))[:wanted]
-        self._keep(sides, learner.numbers(sides, as_rows(rows), own, self._made_of["row_bytes"], draw(rows)))
+        asked = drawn_sides(rows, seed)
+        self._keep(sides, learner.numbers(sides, asked, own, self._made_of["row_bytes"], draw(rows)))
 
     def _keep(self, sides: Sequence[Sides], kept: KeptNumbers) -> None:
         write = self._files.rows.store.write_tensors

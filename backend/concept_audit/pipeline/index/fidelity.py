@@ -4,7 +4,8 @@ Some rows are held out: the projection learns from none of them, nor from a copy
 Half of them are scored; the other half are what the concepts come from, so that no row
 is scored on a concept of its own. The concepts are of the kinds that people ask for; the
 projection learns from such kinds as well, but from none of these. The curvature, which exact
-scores and the index share, may have been fitted on any row.
+scores and the index share, may have been fitted on any row. Where rows are preference pairs, concepts are asked for
+on the chosen sides of some.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import numpy as np
 import torch
 
 from concept_audit.influence.fidelity import difference_of_means, fidelity
+from concept_audit.influence.pairs import weighted_sequences
 from concept_audit.influence.queries import NegatedConcept, Rows
 from concept_audit.influence.scoring import score_rows_for_many
 from concept_audit.influence.targets import Projection
@@ -27,8 +29,9 @@ from concept_audit.model.block_groups import block_groups
 from concept_audit.model.linear import linear_layers, n_weights
 from concept_audit.model.load import LanguageModel
 from concept_audit.model.memory import free_bytes, room_on
+from concept_audit.model.pairs import sequences
 from concept_audit.pipeline.index.query import OpenIndex, Target, index_scores
-from concept_audit.pipeline.sampling import as_rows, drawn_contents
+from concept_audit.pipeline.sampling import as_rows, chosen_sides, drawn_contents
 from concept_audit.pipeline.sources import Sources
 from concept_audit.progress import Progress
 from concept_audit.sampling import shuffled
@@ -142,7 +145,7 @@ def _exact_scores(
     lm: LanguageModel,
     progress: Progress,
 ) -> np.ndarray:
-    """Scores of rows with whole gradients and the curvature of the index: float64 [rows, targets].
+    """Scores of rows, or pairs, with whole gradients and the curvature of the index: float64 [rows, targets].
 
     A score is a sum over layers: a few blocks at a time, and as many concepts with them as there is room for.
     """
@@ -155,13 +158,15 @@ def _exact_scores(
     at_once = min(len(targets), max(1, room // widest))
     size = lm.dtype.itemsize * at_once
     groups = list(block_groups(layers, lambda layer: size * layer.d_in * layer.d_out, room))
-    found = np.zeros((len(rows), len(targets)))
+    parts = weighted_sequences(rows, sources.beta)
+    found = np.zeros((len(parts.rows), len(targets)))
     together = [range(start, min(start + at_once, len(targets))) for start in range(0, len(targets), at_once)]
-    with progress.stage("Exact scores of rows held out", len(rows) * len(groups) * len(together)) as stage:
+    count = len(parts.rows)
+    with progress.stage("Exact scores of rows held out", count * len(groups) * len(together)) as stage:
         for group in groups:
             for places in together:
                 if all(targets[place].reach < group.layers[0].block for place in places):
-                    stage.advance(len(rows))
+                    stage.advance(count)
                     continue
                 # Zero in the layers that a concept does not reach.
                 shapes = [(len(places), layer.d_out, layer.d_in) for layer in group.layers]
@@ -172,9 +177,9 @@ def _exact_scores(
                     ):
                         layer[column] = dense
                 found[:, places] += score_rows_for_many(
-                    lm, group.layers, queries, rows, say=progress.say, advance=stage.advance
+                    lm, group.layers, queries, parts.rows, say=progress.say, advance=stage.advance
                 )
-    return found
+    return parts.summed(found)
 
 
 def _sae_directions(sources: Sources, about: Mapping[str, Any], held: HeldOut) -> list[Target]:
@@ -206,11 +211,13 @@ def checked_features(sources: Sources, about: Mapping[str, Any], held: HeldOut) 
 def _row_mean_differences(lm: LanguageModel, about: Mapping[str, Any], held: HeldOut, count: int) -> Iterator[Target]:
     """Directions as probes find them: some held-out rows that are alike, against the others."""
     rows, layers = as_rows([*held.sources]), about["layers"]
+    parts = sequences(rows.ids, rows.response)
     means = {layer: np.zeros((len(rows), lm.d_model), np.float32) for layer in layers}
-    for batch in response_activations(lm, rows.ids, rows.response, layers):
-        for row in batch:
-            for layer, mean in row.mean.items():
-                means[layer][row.index] = mean
+    for batch in response_activations(lm, parts.ids, parts.response, layers):
+        for found in batch:
+            for layer, mean in found.mean.items():
+                # Of a pair the difference of its sides, as the audit keeps it.
+                means[layer][parts.owner[found.index]] += parts.sign[found.index] * mean
     size = min(QUERY_ROWS, len(rows) // 2)
     order = shuffled([row.content_hash for row in held.sources], about["seed"])
     for place in range(count):
@@ -221,4 +228,4 @@ def _row_mean_differences(lm: LanguageModel, about: Mapping[str, Any], held: Hel
 
 def _target(layer: int, direction: np.ndarray, queries: Sequence[TokenizedExample]) -> Target:
     quantity = NegatedConcept(Projection(layer, direction))
-    return Target(quantity, as_rows([*queries]), [1 / len(queries)] * len(queries), layer)
+    return Target(quantity, chosen_sides([*queries]), [1 / len(queries)] * len(queries), layer)

@@ -78,11 +78,11 @@ def open_index(sources: Sources, reach: int | None = None, norms: bool = False) 
     found = files and files.describe()
     if not found or not found.get("done"):
         raise StoreError(f"{root}: no gradient index yet; make one with `concept-audit index {root}`")
-    for name, wanted in (("model", sources.manifest.fingerprints["model"]), ("data", sources.data)):
-        if found[name] != wanted:
+    for name, wanted in sources.identity.items():
+        if found.get(name) != wanted:
             raise StoreError(
-                f"{root}: the gradient index is of another {name} (fingerprint {found[name]}, the audit has "
-                f"{wanted}); build it again with `concept-audit index {root}`"
+                f"{root}: the gradient index is of another {name} ({found.get(name)}, the audit has {wanted}); "
+                f"build it again with `concept-audit index {root}`"
             )
     if found.get("coding") != CODING:
         raise StoreError(
