@@ -84,6 +84,10 @@ def _build_options(layout: Layout, manifest: Manifest, options: RepairOptions) -
         cache=Path(made["cache"]),
         columns=Columns(**made["columns"]),
         split=made["split"],
+        # None where they are as usual; earlier versions did not know them.
+        turns=made.get("turns") or usual.turns,
+        on_bad_row=made.get("on_bad_row") or usual.on_bad_row,
+        beta=made.get("beta") or usual.beta,
         layers=tuple(made["layers"]),
         sae=made["sae"],
         sae_layer=made["sae_layer"],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from itertools import groupby, islice
 from typing import Any
@@ -44,7 +45,7 @@ def described(options: BuildOptions, progress: Progress) -> DataSet:
     """The data set of a build, once it has been said what it is taken for.
 
     Raises:
-        DataError: as `open_data`, or an SAE is asked for where there are preference pairs.
+        DataError: as `open_data`, or preference pairs are to have an SAE or a β that is not above 0.
     """
     data = open_data(
         options.data,
@@ -59,6 +60,10 @@ def described(options: BuildOptions, progress: Progress) -> DataSet:
         raise DataError(
             f"{options.data}: SAE features of preference pairs are not computed; pass --sae none and use probes, or "
             "name --prompt-column and --response-column to audit one side"
+        )
+    if data.layout.pair and not 0 < options.beta < math.inf:
+        raise DataError(
+            f"--beta {options.beta:g}: the DPO loss of preference pairs needs a number above 0, such as 0.1"
         )
     return data
 

@@ -226,3 +226,13 @@ def test_a_repair_builds_with_the_consent_to_another_models_sae_that_the_build_h
     assert not _build_options(layout, manifest, RepairOptions()).sae_from_other_model
     manifest.configuration["sae_from_other_model"] = True
     assert _build_options(layout, manifest, RepairOptions()).sae_from_other_model
+
+
+def test_a_repair_builds_as_the_build_was_asked_to(audit_directory):
+    layout = Layout(audit_directory)
+    manifest = read_manifest(layout.manifest)
+    usual = _build_options(layout, manifest, RepairOptions())
+    assert (usual.turns, usual.on_bad_row, usual.beta) == ("mask", "stop", 0.1)
+    manifest.configuration |= {"turns": "last", "on_bad_row": "skip", "beta": 0.3}
+    asked = _build_options(layout, manifest, RepairOptions())
+    assert (asked.turns, asked.on_bad_row, asked.beta) == ("last", "skip", 0.3)

@@ -41,7 +41,7 @@ from concept_audit.store.examples import read_tokens
 from concept_audit.store.index import present_index
 from concept_audit.store.shard_store import ShardStore
 from tests.backend.pipeline.test_engine import OneByOne
-from tests.conftest import sentence, write_jsonl
+from tests.conftest import chat_rows, sentence, write_jsonl
 
 BETA = 0.3
 SMALL = IndexOptions(
@@ -202,7 +202,7 @@ def test_what_a_projection_learns_and_is_measured_on(indexed_once):
     assert not taught & seen.scored and not taught & seen.queries and not seen.scored & seen.queries
 
 
-def test_sides_are_drawn_by_content_and_single_rows_stay_as_they_are(audit, built):
+def test_sides_are_drawn_by_content_and_single_rows_stay_as_they_are(audit, model_directory, tmp_path):
     rows = tokens_of(audit)
     drawn, first = drawn_sides(rows, 0), chosen_sides(rows)
     assert len(drawn) == len(first) == len(rows) and all(separator(ids) is None for ids in (*drawn.ids, *first.ids))
@@ -210,7 +210,8 @@ def test_sides_are_drawn_by_content_and_single_rows_stay_as_they_are(audit, buil
     assert 50 < sum(same) < 110
     backwards = drawn_sides(rows[::-1], 0)
     assert all(np.array_equal(a, b) for a, b in zip(drawn.ids, backwards.ids[::-1], strict=True))
-    single = tokens_of(Audit(built))[:9]
+    data, model = write_jsonl(tmp_path / "single.jsonl", chat_rows(9)), ModelOptions(str(model_directory), device="cpu")
+    single = tokens_of(Audit(build(BuildOptions(str(data), tmp_path / "single", model, layers=(1,), sae="none"))))
     for made in (drawn_sides(single, 0), chosen_sides(single)):
         assert all(np.array_equal(a, row.input_ids) for a, row in zip(made.ids, single, strict=True))
 

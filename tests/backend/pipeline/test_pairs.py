@@ -52,6 +52,13 @@ def pairs() -> list[dict]:
     return pair_rows(24)
 
 
+@pytest.mark.parametrize("beta", [0.0, -1.0, float("nan")])
+def test_a_beta_that_weighs_nothing_is_refused(tmp_path, pairs, model_directory, beta):
+    data = write_jsonl(tmp_path / "rows.jsonl", pairs)
+    with pytest.raises(DataError, match="--beta .*a number above 0"):
+        build(BuildOptions(str(data), tmp_path / "a", ModelOptions(str(model_directory)), sae="none", beta=beta))
+
+
 @pytest.fixture(scope="module")
 def audit(tmp_path_factory, pairs, model_directory) -> Audit:
     place = tmp_path_factory.mktemp("pairs")

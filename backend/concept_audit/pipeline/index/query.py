@@ -354,13 +354,11 @@ class OpenIndex:
         self, target: Target, parts: Sequence[tuple[Rows, Sequence[float]]], damping: float, step: Callable[[], None]
     ) -> tuple[ReducedQuery, list[ReducedQuery]]:
         """(H + λI)⁻¹ of a target's gradient, and of each part of its queries; see `solved_by_blocks`."""
-        layers = self.reached(target)
-        dtype = self._lm.wide_dtype
+        lm, layers = self._lm, self.reached(target)
         # In batches of the usual size: between two of them this work steps back for somebody who waits.
-        budget = gradient_tokens_per_batch(self._lm.device)
-        return solved_by_blocks(
-            self._lm, layers, target.quantity, parts, self._curvatures, damping, dtype, budget, step
-        )
+        budget = gradient_tokens_per_batch(lm.device)
+        quantity = target.quantity
+        return solved_by_blocks(lm, layers, quantity, parts, self._curvatures, damping, lm.wide_dtype, budget, step)
 
     def solved(self, target: Target, damping: float, group: BlockGroup | None = None) -> Gradients:
         """(H + λI)⁻¹ of a target's gradient, whole, in some blocks or in all that it reaches."""
