@@ -120,6 +120,14 @@ def watch(seen: SimpleNamespace, patch: pytest.MonkeyPatch) -> None:
     patch.setattr(index_fidelity, "score_rows_for_many", scoring)
 
 
+@pytest.fixture(scope="module")
+def single_conversations(tmp_path_factory, model_directory) -> Audit:
+    """Not the one that all tests share: shards are small here."""
+    home = tmp_path_factory.mktemp("single")
+    data, model = write_jsonl(home / "rows.jsonl", chat_rows(9)), ModelOptions(str(model_directory), device="cpu")
+    return Audit(build(BuildOptions(str(data), home / "audit", model, layers=(1,), sae="none")))
+
+
 @pytest.fixture
 def audit(indexed_once, tmp_path):
     return Audit(shutil.copytree(indexed_once[0], tmp_path / "audit"))
@@ -202,7 +210,7 @@ def test_what_a_projection_learns_and_is_measured_on(indexed_once):
     assert not taught & seen.scored and not taught & seen.queries and not seen.scored & seen.queries
 
 
-def test_sides_are_drawn_by_content_and_single_rows_stay_as_they_are(audit, model_directory, tmp_path):
+def test_sides_are_drawn_by_content_and_single_rows_stay_as_they_are(audit, single_conversations):
     rows = tokens_of(audit)
     drawn, first = drawn_sides(rows, 0), chosen_sides(rows)
     assert len(drawn) == len(first) == len(rows) and all(separator(ids) is None for ids in (*drawn.ids, *first.ids))
@@ -210,8 +218,7 @@ def test_sides_are_drawn_by_content_and_single_rows_stay_as_they_are(audit, mode
     assert 50 < sum(same) < 110
     backwards = drawn_sides(rows[::-1], 0)
     assert all(np.array_equal(a, b) for a, b in zip(drawn.ids, backwards.ids[::-1], strict=True))
-    data, model = write_jsonl(tmp_path / "single.jsonl", chat_rows(9)), ModelOptions(str(model_directory), device="cpu")
-    single = tokens_of(Audit(build(BuildOptions(str(data), tmp_path / "single", model, layers=(1,), sae="none"))))
+    single = tokens_of(single_conversations)
     for made in (drawn_sides(single, 0), chosen_sides(single)):
         assert all(np.array_equal(a, row.input_ids) for a, row in zip(made.ids, single, strict=True))
 
@@ -238,8 +245,8 @@ def test_an_index_of_another_beta_or_of_other_rows_is_not_taken(audit):
         assert Audit(audit.root).rankings.find(*WANTED).request.index is None
 
 
-def test_indexes_of_single_conversations_know_no_beta(built):
-    sources = Audit(built).opened.sources()
+def test_indexes_of_single_conversations_know_no_beta(single_conversations):
+    sources = single_conversations.opened.sources()
     assert sources.identity == {"model": sources.manifest.fingerprints["model"], "data": sources.data}
 
 
