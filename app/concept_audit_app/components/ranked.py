@@ -141,9 +141,15 @@ def cards(
     colours = ramp(heatmaps.values(), centre)
     with legend:
         st.html(legend_html(colours), width="content")
-        st.caption(_legend_words(audit, concept, colour_by, projected))
+        st.caption(_legend_words(audit, concept, colour_by, projected) + _whatever_it_got(audit, colour_by))
     for number, card in zip(ids, drawn, strict=True):
         card.fill(heatmaps.get(number), colours, exact.get(number))
+
+
+def _whatever_it_got(audit: Audit, colour_by: str) -> str:
+    """Of rollouts, why the colours are not those of the score: they tell what the response says."""
+    weighed = audit.manifest.rollouts is not None and colour_by == "activation"
+    return "; before the advantage, by which the score is multiplied" if weighed else ""
 
 
 def _legend_words(audit: Audit, concept: Concept, colour_by: str, projected: bool) -> str:

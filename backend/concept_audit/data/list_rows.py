@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from concept_audit.data.formats import PARQUET_BATCH, json_lines
+from concept_audit.data.formats import PARQUET_BATCH, file_rows, json_lines
 from concept_audit.data.rollouts import unequal
 
 Row = TypeVar("Row")
@@ -61,7 +61,8 @@ def copy_list_lines(path: Path, lists: tuple[str, ...], chosen: np.ndarray, out:
     Returns:
         how many responses there were.
     """
-    rows = ((line, _parsed(line)) for line in json_lines(path) or ())
+    # As they were read when the audit was built, whatever is wrong with a line.
+    rows = zip(json_lines(path) or (), (row.values for row in file_rows(path)), strict=True)
     count = 0
     for line, size, kept in kept_responses(rows, lists, chosen):
         if len(kept) < size:
@@ -95,11 +96,3 @@ def _kept(
         values = [[rows[number][name][place] for place in places] for number, places in kept.items()]
         columns[column] = pa.array(values, taken.schema.field(column).type)
     return pa.RecordBatch.from_arrays(columns, schema=batch.schema)
-
-
-def _parsed(line: bytes) -> Mapping[str, Any]:
-    try:
-        values = json.loads(line)
-    except ValueError:
-        return {}
-    return values if isinstance(values, dict) else {}

@@ -123,8 +123,11 @@ def open_data(
     except DataError:
         if lists is None:
             raise
-        first = next(unrolled(first, lists))
-        layout = _layout(first, columns, turns)
+        each = (one for row in chain([first], rows) for one in unrolled(row, lists))
+        usable = next((one for one in each if not (skipping and one.problem)), None)
+        if usable is None:
+            raise DataError(f"{source}: no rollouts in it that can be used; mend the rows") from None
+        first, layout = usable, _layout(usable, columns, turns)
     return DataSet(source, split, layout, tuple(first.values), find_rollouts(first, layout, rewards, lists))
 
 

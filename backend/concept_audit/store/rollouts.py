@@ -38,23 +38,7 @@ def insert_rollouts(con: Cursor, rows: RowShards, rollouts: Rollouts, stage: Sta
     """
     con.execute("CREATE TEMP TABLE got (example_id BIGINT, group_key VARCHAR, value DOUBLE)")
     for number in rows.numbers():
-        table = read_columns(rows.path(number), READ).to_pylist()
-        metadata = [json.loads(row["metadata"]) for row in table]
-        found = pa.table(  # noqa: F841 - DuckDB finds it by its name
-            {
-                "example_id": pa.array([row["example_id"] for row in table], pa.int64()),
-                "group_key": pa.array(
-                    [
-                        rollouts.group_key(
-                            messages_from_json(row["messages"]), more, (row["source"], row["source_row"])
-                        )
-                        for row, more in zip(table, metadata, strict=True)
-                    ],
-                    pa.string(),
-                ),
-                "value": pa.array([as_number(more.get(rollouts.field)) for more in metadata], pa.float64()),
-            }
-        )
+        found = _got(rows, number, rollouts)  # noqa: F841 - DuckDB finds it by its name
         con.execute("INSERT INTO got SELECT * FROM found")
         stage.advance()
     con.execute(
@@ -79,6 +63,26 @@ def insert_rollouts(con: Cursor, rows: RowShards, rollouts: Rollouts, stage: Sta
     con.execute("DROP TABLE got")
     con.execute("DROP TABLE groups")
     return dict(zip(("groups", "alone", "equal", "weightless"), map(int, counted), strict=True))
+
+
+def _got(rows: RowShards, number: int, rollouts: Rollouts) -> pa.Table:
+    """What tells the groups of one shard's rows, and what each of them got: example_id, group_key, value."""
+    table = read_columns(rows.path(number), READ).to_pylist()
+    metadata = [json.loads(row["metadata"]) for row in table]
+    by_prompt = rollouts.group is None and rollouts.lists is None
+    keys = [
+        rollouts.group_key(
+            messages_from_json(row["messages"]) if by_prompt else (), more, (row["source"], row["source_row"])
+        )
+        for row, more in zip(table, metadata, strict=True)
+    ]
+    return pa.table(
+        {
+            "example_id": pa.array([row["example_id"] for row in table], pa.int64()),
+            "group_key": pa.array(keys, pa.string()),
+            "value": pa.array([as_number(more.get(rollouts.field)) for more in metadata], pa.float64()),
+        }
+    )
 
 
 def with_weights(rollouts: Rollouts) -> tuple[str, str]:

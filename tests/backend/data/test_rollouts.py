@@ -100,6 +100,17 @@ def test_a_row_of_several_responses_is_as_many_rollouts(tmp_path, wanted):
     assert keys[0] == keys[1] == keys[2] != keys[3]
 
 
+def test_a_first_row_of_several_responses_that_cannot_be_used_is_left_out(tmp_path):
+    bad = SEVERAL | {"rewards": [1]}
+    left_out = []
+    data = opened(tmp_path, bad, bad, SEVERAL, wanted=RewardColumns(), skipping=True)
+    assert len(list(data.examples(left_out.append))) == 3 and [row.place for row in left_out] == [0, 1]
+    with pytest.raises(DataError, match="line 1.*lists of the same length"):
+        opened(tmp_path, bad, SEVERAL)
+    with pytest.raises(DataError, match="no rollouts in it"):
+        opened(tmp_path, bad, skipping=True)
+
+
 def test_turns_other_names_and_both_numbers_of_several_responses(tmp_path):
     turns = [[{"role": "assistant", "content": text}] for text in ("4", "5")]
     row = {

@@ -250,12 +250,12 @@ def list_rows(rows: list[dict]) -> list[dict]:
 
 @pytest.fixture(scope="module", params=["jsonl", "parquet"])
 def listed(request, tmp_path_factory, rows, model_directory):
-    """Audits of rows that hold four responses each; one row of the lines cannot be used."""
+    """Audits of rows that hold four responses each; four of the lines cannot be used."""
     place = tmp_path_factory.mktemp("listed")
     made = list_rows(rows)
     if request.param == "jsonl":
-        bad = {**made[0], "rewards": [1.0]}
-        data = write_jsonl(place / "rows.jsonl", [*made[:2], bad, *made[2:]])
+        data = write_jsonl(place / "rows.jsonl", [*made[:2], {**made[0], "rewards": [1.0]}, *made[2:]])
+        data.write_text("{broken\n[1]\n" + data.read_text() + "\n" + '{"completions": [' * 99_999 + "\n")
     else:
         data = place / "rows.parquet"
         pq.write_table(pa.Table.from_pylist(made), data)
@@ -271,7 +271,7 @@ def test_a_row_of_several_responses_is_a_group_of_rows(listed, rows):
     flat = [row for group in made for row in [{"prompt": group["number"], "reward": r} for r in group["rewards"]]]
     np.testing.assert_allclose(table["grpo_advantage"].astype(float), wanted_advantages(flat), rtol=1e-9)
     assert table["response"].tolist() == [turns[0]["content"] for group in made for turns in group["completions"]]
-    assert len(audit.rows.skipped()) == (kind == "jsonl")
+    assert len(audit.rows.skipped()) == (4 if kind == "jsonl" else 0)
 
 
 def only(row: dict, places: list[int]) -> dict:
@@ -299,7 +299,7 @@ def test_exports_keep_the_responses_that_are_not_left_out(listed, tmp_path):
     if kind == "parquet":
         assert table.schema == pq.read_table(audit.manifest.configuration["data"]).schema
     else:
-        assert lines[1:] == Path(audit.manifest.configuration["data"]).read_text().splitlines()[3:]
+        assert lines[1:] == Path(audit.manifest.configuration["data"]).read_text().splitlines()[5:7]
     scored = [json.loads(line) for line in (tmp_path / "scored.jsonl").read_text().splitlines()]
     ranked = audit.rank("agrees").set_index("example_id")["score"]
     assert scored[0]["audit_score"] == pytest.approx(ranked[[1, 3]].tolist()) and len(scored[2]["audit_rank"]) == 4

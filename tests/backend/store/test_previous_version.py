@@ -27,6 +27,7 @@ from concept_audit.cli.building import Demo
 from concept_audit.cli.main import main, parsed
 from concept_audit.data.conversation import Columns
 from concept_audit.data.demo import DATA
+from concept_audit.data.rollouts import RewardColumns
 from concept_audit.model.precision import native_bfloat16
 from concept_audit.store.manifest import read_manifest, rebuild_command
 from tests.conftest import small_model, small_tokenizer
@@ -124,6 +125,7 @@ def test_every_setting_is_in_the_command(previous):
         dtype="bfloat16",
         device="cuda:1",
         columns={"messages": None, "prompt": "ask", "response": "say so", "text": None},
+        rewards={"rollouts": True, "advantage": None, "reward": "score it", "group": "set"},
         split="validation",
         sae="train",
         sae_training={"expansion": 3, "k": 5, "epochs": 2, "batch": 64},
@@ -137,6 +139,7 @@ def test_every_setting_is_in_the_command(previous):
         model=ModelOptions("org/model", "cuda:1", dtype="bfloat16", trust_remote_code=True),
         cache=Path("/home/ada/cache"),
         columns=Columns(prompt="ask", response="say so"),
+        rewards=RewardColumns(True, None, "score it", "set"),
         split="validation",
         layers=(1, 2),
         sae="train",
