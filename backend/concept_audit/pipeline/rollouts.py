@@ -21,6 +21,11 @@ def by_advantage(sources: Sources, scores: np.ndarray, options: InfluenceOptions
     return weighted(scores, sources.read(advantages)) if sources.weighs(options) else scores
 
 
+def weightless(sources: Sources, options: InfluenceOptions, n_rows: int) -> np.ndarray:
+    """The rows whose score is 0 whatever they say, bool [rows]: rollouts with the advantage 0."""
+    return sources.read(advantages) == 0 if sources.weighs(options) else np.zeros(n_rows, bool)
+
+
 def tokens_by_advantage(
     sources: Sources, tokens: Mapping[int, np.ndarray], options: InfluenceOptions
 ) -> dict[int, np.ndarray]:

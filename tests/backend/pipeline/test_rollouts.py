@@ -27,6 +27,7 @@ from concept_audit import (
 )
 from concept_audit.cli import main
 from concept_audit.influence.options import IndexOptions
+from concept_audit.pipeline import refine
 from tests.conftest import SMALL_SAE, sentence, write_jsonl
 
 GROUPS, EACH = 15, 4
@@ -140,6 +141,17 @@ def test_the_index_and_its_exact_scores_are_weighed_alike(audit, rows):
     known = refined["exact"].to_numpy(bool)
     assert known.all()
     np.testing.assert_allclose(refined["score"][known], exact[known], rtol=0.05, atol=0.02 * np.abs(exact).max())
+
+
+def test_rows_that_weigh_nothing_have_the_score_0_also_where_others_are_calibrated(audit, rows, monkeypatch):
+    monkeypatch.setattr(refine, "LEAST_SELECTED", 5)
+    monkeypatch.setattr(refine, "LEAST_CONTROL", 8)
+    options = InfluenceOptions.of(engine="index", damping=3.0)
+    assert audit.refine("agrees", "concept_influence", options)["intercept"] != 0
+    ranked = audit.rank("agrees", "concept_influence", options=options).set_index("example_id").sort_index()
+    nothing = wanted_advantages(rows) == 0
+    assert (ranked["score"][nothing] == 0).all() and ranked["exact"][nothing].all()
+    assert (ranked["score"][~nothing] != 0).all() and not ranked["exact"].all()
 
 
 def test_token_influences_add_up_to_the_weighed_score_also_of_copies(audit, rows, tmp_path, model_directory):
