@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from concept_audit.concepts.probe_report import ProbeReport
     from concept_audit.data.conversation import Columns
     from concept_audit.data.read import read_labelled, read_prompts, read_queries
+    from concept_audit.data.rollouts import RewardColumns
     from concept_audit.data.write import FORMATS, Format
     from concept_audit.errors import AuditError, ConceptError, DataError, ModelError, StoreError
     from concept_audit.evidence.forecast_report import forecast_table, forecast_verdict, probe_table
@@ -87,6 +88,7 @@ _HOME = {
     "QueryOptions": "influence.options",
     "RayEngine": "pipeline.engines.on_ray",
     "Recipe": "evidence.options",
+    "RewardColumns": "data.rollouts",
     "RowFilter": "store.filters",
     "SaeTraining": "concepts.options",
     "SavedProbe": "store.workspace",
@@ -144,6 +146,7 @@ __all__ = [
     "QueryOptions",
     "RayEngine",
     "Recipe",
+    "RewardColumns",
     "RowFilter",
     "SaeTraining",
     "SavedProbe",

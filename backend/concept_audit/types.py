@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -37,6 +38,10 @@ REJECTED = "rejected"
 """The role of what stands between the two sides of a preference pair: the chosen conversation, and the rejected."""
 SEPARATOR = -1
 """In place of a token between the sides of a pair: no model takes it, so that nobody reads both as one text."""
+LARGEST = 1e100
+"""A larger number is no reward: the variance of a group has to be a number, too."""
+GRPO_ADVANTAGE, ROLLOUT_GROUP = "grpo_advantage", "rollout_group"
+"""Metadata fields that a build adds to rollouts: the advantage made of their rewards, and the number of their group."""
 PROMPT, END_OF_TURN, CONTENT = 0, 1, 2
 """What a token is: before or between responses; a response's closing token; a response's own text."""
 
@@ -150,6 +155,79 @@ class Example:
         """The last assistant turn; of a pair those of both sides, named."""
         said = [side[last_answer(side)].text for side in sides(self.messages)]
         return said[0] if len(said) == 1 else f"Chosen: {said[0]}\n\nRejected: {said[1]}"
+
+
+def before_answers(messages: Sequence[Message]) -> tuple[Message, ...]:
+    """The turns before the first answer that training sees: the prompt, of a trajectory its first one."""
+    first = next((i for i, m in enumerate(messages) if m.role == "assistant" and m.trained), len(messages))
+    return tuple(messages[:first])
+
+
+@dataclass(frozen=True)
+class Rollouts:
+    """Which metadata say how much reinforcement learning weighs each row; see `concept_audit.influence.rollouts`.
+
+    Attributes:
+        advantage: the field with the advantage; None where it is made of the rewards.
+        reward: the field with the reward, where the advantage is made of it.
+        group: the field that tells the rollouts of one prompt; None where the same prompt does, or the row that they
+            stood in.
+        lists: of rows that held several responses each, the columns of the responses and of what each of them got.
+    """
+
+    advantage: str | None = None
+    reward: str | None = None
+    group: str | None = None
+    lists: tuple[str, ...] | None = None
+
+    @property
+    def field(self) -> str:
+        """The field that says what a row got: advantage or reward."""
+        found = self.advantage or self.reward
+        assert found is not None, "rollouts have one of them"
+        return found
+
+    @property
+    def added(self) -> tuple[str, ...]:
+        """The metadata fields that a build adds to those of the rows."""
+        return (*((GRPO_ADVANTAGE,) if self.reward else ()), *((ROLLOUT_GROUP,) if self.group is None else ()))
+
+    def group_key(self, messages: Sequence[Message], metadata: Mapping[str, Any], place: tuple[str, int]) -> str:
+        """What tells a row's group from others: rows with the same are rollouts of one prompt.
+
+        Args:
+            place: source and row that it was read from.
+        """
+        if self.group is not None:
+            return json.dumps(metadata.get(self.group), sort_keys=True)
+        return json.dumps(place) if self.lists else content_hash(before_answers(messages))
+
+    def as_json(self) -> dict[str, Any]:
+        """What a manifest keeps of it."""
+        return {**asdict(self), "lists": list(self.lists) if self.lists else None}
+
+    @classmethod
+    def from_json(cls, made: Mapping[str, Any]) -> Rollouts:
+        """The inverse of `as_json`."""
+        return cls(made["advantage"], made["reward"], made["group"], tuple(made["lists"]) if made["lists"] else None)
+
+    def in_words(self) -> str:
+        """How the advantage came about, without the name of the group's field."""
+        return f"{self.advantage} as it is" if self.advantage else f"{self.reward}, normalised in each group (GRPO)"
+
+    def parameters(self) -> dict[str, Any]:
+        """What tells the rankings of rows that weigh so from those of rows that weigh alike, JSON values."""
+        by = {"rollout_group": self.group} if self.group and self.reward else {}
+        return {"advantage": self.in_words(), **by}
+
+
+def as_number(value: Any) -> float | None:
+    """A metadata value as a number, which tables without types keep as text; None if it is none, or not finite."""
+    try:
+        found = float(value) if isinstance(value, bool | int | float | str) else math.nan
+    except (ValueError, OverflowError):
+        return None
+    return found if abs(found) <= LARGEST else None
 
 
 @dataclass(frozen=True)

@@ -54,7 +54,9 @@ pages = max(1, math.ceil(total / size))
 if st.session_state.get("page", 1) > pages:
     st.session_state["page"] = pages
 saved = audit.probes.find(concept.name) if concept.kind == "probe" else None
-threshold = saved.details.get("threshold") if saved and method == "vector_filter" else None
+# A threshold is of the projection as it is: the score of a rollout is that times its advantage.
+plain = method == "vector_filter" and audit.manifest.rollouts is None
+threshold = saved.details.get("threshold") if saved and plain else None
 view = View(*ranked, options, where, total, threshold)
 if drawer.open:
     with drawer:

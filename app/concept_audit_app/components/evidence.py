@@ -261,4 +261,5 @@ def _parts(parameters: dict) -> list[str]:
     found = [f"layer {parameters['layer']}"] if "layer" in parameters else []
     found += [word for word in ("index", "identity", "kfac") if word in parameters.values()]
     found += [name.replace("_", " ") for name in FORMS if parameters.get(name)]
+    found += ["by advantage"] if "advantage" in parameters else []
     return found + ([f"damping {parameters['damping']:g}"] if "damping" in parameters else [])

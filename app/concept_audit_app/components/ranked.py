@@ -120,6 +120,7 @@ def cards(
         for number, row in zip(ids, records(rows), strict=True)
     ]
     exact: dict[int, float] = {}
+    centre = 0.0
     # A heatmap tells what the score does.
     projected = concept.kind == "probe" or method in PROJECTIONS
     try:
@@ -130,17 +131,25 @@ def cards(
                 exact = audit.rows.exact_scores(concept.concept_id, method, estimated, options) if indexed else {}
             else:
                 heatmaps = audit.rows.heatmaps(concept.concept_id, ids, projected)
+            if projected and colour_by == "activation":
+                # Tokens are coloured by what they say, whatever the advantage of a rollout is.
+                alike = InfluenceOptions.of(alike=True)
+                centre = audit.rankings.summary(concept.concept_id, "vector_filter", alike)["mean"]
     except AuditError as error:
         waiting.warning(f"No heatmaps: {error}", icon=":material/warning:")
         return
-    centred = projected and colour_by == "activation"
-    centre = audit.rankings.summary(concept.concept_id, "vector_filter")["mean"] if centred else 0.0
     colours = ramp(heatmaps.values(), centre)
     with legend:
         st.html(legend_html(colours), width="content")
-        st.caption(_legend_words(audit, concept, colour_by, projected))
+        st.caption(_legend_words(audit, concept, colour_by, projected) + _whatever_it_got(audit, colour_by))
     for number, card in zip(ids, drawn, strict=True):
         card.fill(heatmaps.get(number), colours, exact.get(number))
+
+
+def _whatever_it_got(audit: Audit, colour_by: str) -> str:
+    """Of rollouts, why the colours are not those of the score: they tell what the response says."""
+    weighed = audit.manifest.rollouts is not None and colour_by == "activation"
+    return "; before the advantage, by which the score is multiplied" if weighed else ""
 
 
 def _legend_words(audit: Audit, concept: Concept, colour_by: str, projected: bool) -> str:

@@ -51,6 +51,12 @@ def _offer(audit: Audit, concept: Concept, key: Key, job: Job | None, running: d
     if audit.manifest.pair is not None:
         st.info("Validation trains on single responses, and these rows are preference pairs.", icon=":material/info:")
         return
+    if audit.manifest.rollouts is not None:
+        st.info(
+            "Validation trains on all responses alike, and these rows are rollouts, which weigh by their advantage.",
+            icon=":material/info:",
+        )
+        return
     if job is not None and job.problem:
         st.error(f"The validation failed: {plain(job.problem)}", icon=":material/error:")
     elif job is not None:

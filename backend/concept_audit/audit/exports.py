@@ -17,9 +17,10 @@ from concept_audit.audit.concepts import Concepts
 from concept_audit.audit.metadata import decoded_metadata
 from concept_audit.audit.opened import DEFAULTS, EVERY_ROW, OpenAudit, user_name
 from concept_audit.audit.probes import Probes
-from concept_audit.audit.rankings import LAST_COLUMNS, RANK_COLUMNS, Rankings
+from concept_audit.audit.rankings import RANK_COLUMNS, Rankings
 from concept_audit.audit.rows import Rows
 from concept_audit.data.copying import Swap, copier, places
+from concept_audit.data.list_rows import kept_responses, only
 from concept_audit.data.read import fingerprint, raw_rows
 from concept_audit.data.write import Format, Record, fill_file, fill_standard_output, write_columns, write_records
 from concept_audit.errors import AuditError, StoreError
@@ -29,6 +30,7 @@ from concept_audit.store import queries
 from concept_audit.store.cursor import Cursor
 from concept_audit.store.derived import require_rankings
 from concept_audit.store.filters import RowFilter
+from concept_audit.store.manifest import Manifest
 from concept_audit.store.skipped import skipped_rows
 
 Schema = Literal["own", "audit"]
@@ -161,19 +163,21 @@ class Exports:
         """
         ranking = self._rankings.ensure(concept, method, options)
         every = int(self._rankings.summary(concept, method, options)["count"])
-        names = self._field_names([*RANK_COLUMNS, *LAST_COLUMNS])
+        ends = self._rankings.last_columns()
+        names = self._field_names([*RANK_COLUMNS, *ends])
         last = every if top is None else min(top, every)
 
         def records() -> Iterator[Record]:
             for first in range(1, last + 1, RANKED_AT_ONCE):
-                frame = self._ranked(ranking, range(first, min(first + RANKED_AT_ONCE, last + 1)))
+                ranked = self._ranked(ranking, range(first, min(first + RANKED_AT_ONCE, last + 1)))
+                frame = self._rankings.in_groups(ranking, ranked)
                 metadata = decoded_metadata(frame)
                 for known, more in zip(_dicts(frame.drop(columns="metadata")), metadata, strict=True):
-                    ends = {name: known.pop(name) for name in LAST_COLUMNS}
-                    yield known | {name: more.get(field) for field, name in names.items()} | ends
+                    end = {name: known.pop(name) for name in ends}
+                    yield known | {name: more.get(field) for field, name in names.items()} | end
 
         def fill(file: BinaryIO) -> int:
-            return write_columns(records, format, file, [*RANK_COLUMNS, *names.values(), *LAST_COLUMNS])
+            return write_columns(records, format, file, [*RANK_COLUMNS, *names.values(), *ends])
 
         return (fill_standard_output(fill, format) if out is None else fill_file(fill, out)[0]), every
 
@@ -215,14 +219,14 @@ class Exports:
     ) -> Callable[[BinaryIO], int]:
         scored = [name for name in SCORE_COLUMNS if name in state.rows]
         if own and not scored:
-            copy = copier(self._opened.manifest.configuration["data"], format, state.places, swap)
+            made = self._opened.manifest
+            copy = copier(made.configuration["data"], format, state.places, swap, _lists(made))
             if copy is not None:
                 return copy
-        records = (lambda: self._own_records(state, swap)) if own else (lambda: self._records(state))
         if own:
-            return lambda out: write_records(records, format, out, exact)
+            return lambda out: self._write_own(state, swap, format, out, exact)
         columns = [*scored, *EXPORT_COLUMNS, *self._field_names([*scored, *EXPORT_COLUMNS]).values()]
-        return lambda out: write_columns(records, format, out, columns, exact)
+        return lambda out: write_columns(lambda: self._records(state), format, out, columns, exact)
 
     def _field_names(self, columns: Sequence[str]) -> dict[str, str]:
         """Metadata field → the name of its column, beside these columns."""
@@ -245,6 +249,32 @@ class Exports:
             return queries.rows_by_id(cursor, example_ids)
 
         return self._opened.read(read)
+
+    def _write_own(self, state: _State, swap: Swap | None, format: Format, out: BinaryIO, exact: bool) -> int:
+        lists = _lists(self._opened.manifest)
+        if lists is None:
+            return write_records(lambda: self._own_records(state, swap), format, out, exact)
+        written: list[int] = []
+
+        def records() -> Iterator[Record]:
+            written.clear()
+            for record, responses in self._own_lists(state, lists):
+                written.append(responses)
+                yield record
+
+        write_records(records, format, out, exact)
+        return sum(written)
+
+    def _own_lists(self, state: _State, lists: tuple[str, ...]) -> Iterator[tuple[Record, int]]:
+        """Rows that hold several responses, with those alone that are exported, and a list of each score; how many."""
+        made = self._opened.manifest.configuration
+        raw = ((row, row) for row in raw_rows(made["data"], made["split"]))
+        first = 0
+        for row, _, kept in kept_responses(raw, lists, state.places):
+            part = state.rows.iloc[first : first + len(kept)]
+            first += len(kept)
+            scores = {f"audit_{name}": part[name].tolist() for name in SCORE_COLUMNS if name in part}
+            yield only(row, lists, kept) | scores, len(kept)
 
     def _own_records(self, state: _State, swap: Swap | None) -> Iterator[Record]:
         wanted = zip(state.places.tolist(), state.rows.itertuples(index=False), strict=True)
@@ -313,6 +343,11 @@ class Exports:
         about["exported_by"] = by or user_name()
         about["exported_at"] = datetime.now(UTC).isoformat(timespec="seconds")
         return about
+
+
+def _lists(made: Manifest) -> tuple[str, ...] | None:
+    """The columns of rows that hold several responses; None where a row is one."""
+    return made.rollouts.lists if made.rollouts is not None else None
 
 
 def _dicts(frame: pd.DataFrame) -> Iterator[dict[str, Any]]:

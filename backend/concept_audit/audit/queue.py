@@ -70,7 +70,8 @@ class Queue:
                 found += _listed(kind, queries.unlabelled(cursor, probe, where, ranking, kind, boundary, seen))
             return found
 
-        asked = (f"probe:{probe}", "vector_filter", DEFAULTS)
+        # A label is of what a rollout says, whatever its advantage, and so is the boundary.
+        asked = (f"probe:{probe}", "vector_filter", DEFAULTS.changed(alike=True))
         return self._rankings.using([asked], lambda ranking: self._opened.read(lambda cursor: in_turn(cursor, ranking)))
 
     def skip(self, probe: str, content_hashes: Sequence[str]) -> None:

@@ -23,6 +23,7 @@ from concept_audit.store.cursor import Cursor
 from concept_audit.store.derived import RankingGoneError, refinement, require_rankings, save_ranking
 from concept_audit.store.filters import RowFilter
 from concept_audit.store.rankings import RankingIdentity, identify, ranked
+from concept_audit.store.rollouts import ranks_in_groups
 from concept_audit.types import usual_method
 
 ATTEMPTS = 3
@@ -33,6 +34,8 @@ Asked = tuple[str, str | None, InfluenceOptions]
 Found = TypeVar("Found")
 RANK_COLUMNS = ["rank", "example_id", "score", "percentile", "prompt", "response"]
 LAST_COLUMNS = ["is_query", "exact"]
+IN_GROUP = "rank_in_group"
+"""Among the first of `LAST_COLUMNS` where rows are rollouts: a row's place among those of its group."""
 
 
 @dataclass(frozen=True)
@@ -98,10 +101,34 @@ class Rankings:
         where: RowFilter = EVERY_ROW,
         options: InfluenceOptions = DEFAULTS,
     ) -> pd.DataFrame:
-        """`rank` as a table to take away: `RANK_COLUMNS`, a column for each metadata field, then `LAST_COLUMNS`."""
-        ranked = self.rank(concept, method, top, where, options=options)
-        table = with_metadata(ranked, [*RANK_COLUMNS, *LAST_COLUMNS])
-        return table[[*(name for name in table if name not in LAST_COLUMNS), *LAST_COLUMNS]]
+        """`rank` as a table to take away: `RANK_COLUMNS`, a column for each metadata field, then `last_columns`."""
+        where = self._opened.searched(where)
+        last = self.last_columns()
+
+        def rows(ranking: int) -> pd.DataFrame:
+            key = ("rank", ranking, repr(where), top, 0)
+            found = self.read(key, [ranking], lambda cursor: queries.rows(cursor, ranking, where, top, 0))
+            return self.in_groups(ranking, found)
+
+        table = with_metadata(self.using([(concept, method, options)], rows), [*RANK_COLUMNS, *last])
+        return table[[*(name for name in table if name not in last), *last]]
+
+    def last_columns(self) -> list[str]:
+        """`LAST_COLUMNS`, and where rows are rollouts ``rank_in_group`` before them."""
+        return [IN_GROUP, *LAST_COLUMNS] if self._opened.made.rollouts is not None else LAST_COLUMNS
+
+    def in_groups(self, ranking: int, rows: pd.DataFrame) -> pd.DataFrame:
+        """Rows of a ranking, with their places among the rows of their groups where they are rollouts."""
+        if self._opened.made.rollouts is None:
+            return rows
+        ids = rows["example_id"].tolist()
+
+        def read(cursor: Cursor) -> dict[int, int]:
+            require_rankings(cursor, [ranking])
+            return ranks_in_groups(cursor, ranking, ids)
+
+        places = self._opened.read(read)
+        return rows.assign(**{IN_GROUP: [places[i] for i in ids]})
 
     def ensure(
         self,

@@ -16,6 +16,7 @@ from concept_audit.metrics import Estimate, correlation
 from concept_audit.pipeline.attribution import own_turn
 from concept_audit.pipeline.rank import keep_query, scores_of
 from concept_audit.pipeline.refine import SEED, Plan, exact_scores, plan
+from concept_audit.pipeline.rollouts import by_advantage, weightless
 from concept_audit.progress import Progress
 from concept_audit.store.cursor import Cursor
 from concept_audit.store.derived import require_rankings, save_refined
@@ -77,7 +78,8 @@ class Refinements:
             planned = plan(sources, number, approximate)
             keep_query(sources, found.request, number, reported)
             for done, exact in exact_scores(sources, number, planned, reported):
-                known = self._save(found, planned, done, exact)
+                weighed = by_advantage(sources, exact, found.request.options)
+                known = self._save(found, planned, done, weighed)
         return known
 
     def in_words(
@@ -100,7 +102,10 @@ class Refinements:
                 "no more; ask for them again"
             )
         scores, line = merged(planned.approximate, exact, planned.control)
-        known = ~np.isnan(exact) & ~np.isnan(scores)
+        # No line moves the score of a row that weighs nothing.
+        nothing = weightless(self._opened.sources(), found.request.options, len(scores)) & ~np.isnan(scores)
+        scores = np.where(nothing, 0.0, scores)
+        known = nothing | (~np.isnan(exact) & ~np.isnan(scores))
         rows = ranked(np.array([found.id]), scores[:, None], known)
         wanted = len(planned.selected) + len(planned.control)
         in_order = rows["exact"].to_numpy()

@@ -8,6 +8,7 @@ from pathlib import Path
 from concept_audit.audit.audit import Audit
 from concept_audit.concepts.options import SaeTraining
 from concept_audit.data.conversation import Columns
+from concept_audit.data.rollouts import RewardColumns
 from concept_audit.errors import StoreError
 from concept_audit.influence.options import CurvatureOptions, IndexOptions
 from concept_audit.model.options import ModelOptions
@@ -88,6 +89,7 @@ def _build_options(layout: Layout, manifest: Manifest, options: RepairOptions) -
         turns=made.get("turns") or usual.turns,
         on_bad_row=made.get("on_bad_row") or usual.on_bad_row,
         beta=made.get("beta") or usual.beta,
+        rewards=RewardColumns(**made["rewards"]) if made.get("rewards") else usual.rewards,
         layers=tuple(made["layers"]),
         sae=made["sae"],
         sae_layer=made["sae_layer"],

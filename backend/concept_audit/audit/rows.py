@@ -16,7 +16,9 @@ from concept_audit.influence.baselines import likeness
 from concept_audit.influence.options import InfluenceOptions
 from concept_audit.pipeline.answers import own_answer
 from concept_audit.pipeline.kept_queries import token_influence
-from concept_audit.pipeline.rank import NEED_GRADIENTS, keep_query
+from concept_audit.pipeline.methods import NEED_GRADIENTS
+from concept_audit.pipeline.rank import keep_query
+from concept_audit.pipeline.rollouts import tokens_by_advantage
 from concept_audit.progress import Progress
 from concept_audit.store import derived, facets, queries
 from concept_audit.store import features as store_features
@@ -320,7 +322,9 @@ class Rows:
             return {h: found[i] for h, i in missing.items() if i in found}
 
         values = self._token_values(f"influence:{ranking.id}", texts, compute)
-        return {i: values[row.content_hash] for i, row in texts.items() if row.content_hash in values}
+        found = {i: values[row.content_hash] for i, row in texts.items() if row.content_hash in values}
+        # Kept by content as in fine-tuning: copies of a rollout may have advantages of their own.
+        return tokens_by_advantage(self._opened.sources(), found, ranking.request.options)
 
     def _token_values(
         self,

@@ -35,6 +35,7 @@ else:
         names={
             "model.name": "model",
             **{f"columns.{name}": f"{name}-column" for name in ("messages", "prompt", "response", "text")},
+            **{f"rewards.{name}": f"{name}-column" for name in ("advantage", "reward", "group")},
             **{f"sae_training.{name}": flag for name, flag in SAE_FLAGS.items()},
         },
         without=(

@@ -9,6 +9,7 @@ from typing import Any
 from concept_audit.audit.audit import Audit
 from concept_audit.audit.index import agreement_in_words
 from concept_audit.errors import StoreError
+from concept_audit.pipeline.preview import groups_in_words
 from concept_audit.store.layout import Layout
 from concept_audit.store.manifest import read_manifest
 from concept_audit.store.under_way import reported
@@ -25,6 +26,7 @@ def gather(audit: Audit) -> dict[str, Any]:
         "versions": manifest.versions,
         "counts": asdict(audit.overview()),
         "skipped": manifest.report("rows").get("skipped", 0),
+        "rollouts": manifest.report("store").get("rollouts"),
         "sae": manifest.report("sae"),
         "index": audit.index.describe(),
         "index_under_way": audit.index.progress(),
@@ -49,6 +51,8 @@ def words(found: dict[str, Any]) -> str:
     ]
     if found["skipped"]:
         lines.insert(3, f"           {found['skipped']:,} rows left out, as they cannot be used (--skipped lists them)")
+    if groups := found["rollouts"]:
+        lines.insert(3, f"           {groups_in_words(groups)}")
     if date := made.get("template_date"):
         lines.append(f"           its chat template asks for the day, and was told {date}")
     if made["sae"] == "none":

@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from concept_audit.data.formats import PARQUET_BATCH, json_lines, locate
+from concept_audit.data.list_rows import copy_list_lines, copy_list_table
 from concept_audit.data.write import Format
 
 Copy = Callable[[BinaryIO], int]
@@ -40,7 +41,9 @@ class Swap:
         return {**values, first: values[second], second: values[first]}
 
 
-def copier(source: str, format: Format, chosen: np.ndarray, swap: Swap | None = None) -> Copy | None:
+def copier(
+    source: str, format: Format, chosen: np.ndarray, swap: Swap | None = None, lists: tuple[str, ...] | None = None
+) -> Copy | None:
     """What copies rows of a data set unchanged, or None where that cannot be done.
 
     Args:
@@ -48,13 +51,18 @@ def copier(source: str, format: Format, chosen: np.ndarray, swap: Swap | None = 
         format: to be written.
         chosen: int64 [rows], the numbers of the rows in the data set, ascending, from 0.
         swap: those of them that are not copied as they are.
+        lists: the columns of rows that hold several responses; `chosen` counts these then, see `kept_responses`.
     """
     path = locate(source)
     if path is None or path.is_dir():
         return None
     if format == "jsonl" and json_lines(path) is not None:
+        if lists is not None:
+            return lambda out: copy_list_lines(path, lists, chosen, out)
         return lambda out: _copy_lines(path, chosen, out, swap)
     if format == "parquet" and path.suffix.lower() == ".parquet":
+        if lists is not None:
+            return lambda out: copy_list_table(path, lists, chosen, out)
         return lambda out: _copy_table(path, chosen, out, swap)
     return None
 

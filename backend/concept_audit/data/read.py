@@ -22,8 +22,9 @@ import numpy as np
 from concept_audit.data.conversation import BY_NAME, Columns, Layout, TurnChoice, find_layout
 from concept_audit.data.formats import Row, file_rows, locate, unreadable
 from concept_audit.data.hub import hub_revision, hub_rows, saved_rows, saved_split
+from concept_audit.data.rollouts import ALIKE, RewardColumns, check_weight, find_lists, find_rollouts, unrolled
 from concept_audit.errors import AuditError, DataError
-from concept_audit.types import Example, LabelledExample, SkippedRow
+from concept_audit.types import Example, LabelledExample, Rollouts, SkippedRow
 
 __all__ = [
     "Columns",
@@ -48,12 +49,14 @@ class DataSet:
         source, split: of `open_data`.
         layout: where they lie.
         columns: of the first row that can be read.
+        rollouts: what says how much rows weigh; None where all weigh alike.
     """
 
     source: str | Path
     split: str
     layout: Layout
     columns: tuple[str, ...]
+    rollouts: Rollouts | None = None
 
     def examples(self, skip: Skip | None = None, check: Callable[[Example], None] | None = None) -> Iterator[Example]:
         """The rows as they are asked for; memory does not grow with their number.
@@ -65,9 +68,15 @@ class DataSet:
         Raises:
             DataError: from the iterator, for a row that cannot be read, or the rest of a source that is damaged.
         """
-        for place, row in enumerate(_rows(self.source, self.split)):
+        rows = _rows(self.source, self.split)
+        lists = self.rollouts and self.rollouts.lists
+        if lists:
+            rows = (one for row in rows for one in unrolled(row, lists))
+        for place, row in enumerate(rows):
             try:
                 example = _example(row, self.layout)
+                if self.rollouts is not None:
+                    check_weight(self.rollouts, example.metadata, row.place)
                 if check is not None:
                     check(example)
             except AuditError as error:
@@ -85,8 +94,9 @@ def open_data(
     split: str = "train",
     turns: TurnChoice = "mask",
     skipping: bool = False,
+    rewards: RewardColumns = ALIKE,
 ) -> DataSet:
-    """Find out where a data set's conversations lie.
+    """Find out where a data set's conversations lie, and what says how much they weigh.
 
     Args:
         source: a file (JSONL, JSON, CSV, TSV, gzipped or not; Parquet), a directory that
@@ -96,15 +106,29 @@ def open_data(
         split: which split of a directory or hub data set; files have none.
         turns: which assistant turns count.
         skipping: pass over first rows that cannot be read.
+        rewards: whether rows are rollouts, and what they weigh by.
 
     Raises:
-        DataError: the source is missing, empty, of no known format or without a conversation in its columns.
+        DataError: the source is missing, empty, of no known format or without a conversation in its columns; or there
+            are no rewards where they are asked for.
     """
     rows = _rows(source, split)
     first = next((row for row in rows if not (skipping and row.problem)), None)
     if first is None:
         raise DataError(f"{source}: no rows in it; add some, or name another file or split")
-    return DataSet(source, split, _layout(first, columns, turns), tuple(first.values))
+    lists = find_lists(first, columns, rewards)
+    try:
+        layout = _layout(first, columns, turns)
+        lists = None  # it can be read as one conversation
+    except DataError:
+        if lists is None:
+            raise
+        each = (one for row in chain([first], rows) for one in unrolled(row, lists))
+        usable = next((one for one in each if not (skipping and one.problem)), None)
+        if usable is None:
+            raise DataError(f"{source}: no rollouts in it that can be used; mend the rows") from None
+        first, layout = usable, _layout(usable, columns, turns)
+    return DataSet(source, split, layout, tuple(first.values), find_rollouts(first, layout, rewards, lists))
 
 
 def read_examples(source: str | Path, *, columns: Columns = BY_NAME, split: str = "train") -> Iterator[Example]:

@@ -17,6 +17,8 @@ Engine = Literal["auto", "index", "exact"]
 
 NO_SCORE = {"changes": "no score"}
 """Marks a field that says how scores are computed and not which: it does not tell rankings apart."""
+TOLD_APART = {"changes": "what rows weigh"}
+"""Marks a field that rankings are told apart by otherwise: those by advantage say so."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,7 @@ class ScoringOptions:
             index for concept influence where there is one that serves these options.
         partial: score by the linear layers alone where the model has much else to learn with (the experts
             of a mixture, an adapter on the embeddings); without it, such scores are refused.
+        alike: count rows that are rollouts alike, as fine-tuning on them would, and not by their advantage.
     """
 
     blocks: tuple[int, int] | None = None
@@ -88,6 +91,7 @@ class ScoringOptions:
     keep_tokens: bool = field(default=False, metadata=NO_SCORE)
     engine: Engine = field(default="auto", metadata=NO_SCORE)
     partial: bool = False
+    alike: bool = field(default=False, metadata=TOLD_APART)
 
 
 @dataclass(frozen=True)
@@ -131,7 +135,7 @@ def _with(part: Any, settings: dict[str, Any]) -> Any:
 
 def content(part: QueryOptions | CurvatureOptions | ScoringOptions) -> dict[str, Any]:
     """The settings of a part that change scores, to tell rankings apart."""
-    return {f.name: getattr(part, f.name) for f in fields(part) if f.metadata != NO_SCORE}
+    return {f.name: getattr(part, f.name) for f in fields(part) if f.metadata not in (NO_SCORE, TOLD_APART)}
 
 
 ROW_BYTES = (32_768, 131_072)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -32,7 +33,7 @@ from concept_audit.pipeline.engine import Driver, Engine, LocalEngine, missing_o
 from concept_audit.pipeline.loaded_sae import loaded_sae
 from concept_audit.pipeline.options import LONGEST_ROW, BuildOptions, key
 from concept_audit.pipeline.place import building, idle, layout_at, refuse_foreign
-from concept_audit.pipeline.preview import described, show_rows
+from concept_audit.pipeline.preview import described, groups_in_words, show_rows
 from concept_audit.pipeline.read import Tokenizing, read_rows
 from concept_audit.pipeline.reconciling import reconciled
 from concept_audit.pipeline.reporting import reporting
@@ -160,9 +161,11 @@ class _Build:
     def _rows(self, data: DataSet) -> None:
         fingerprints, skipping = self._manifest.fingerprints, self._options.on_bad_row == "skip"
         # Nothing more where an earlier version knew of nothing more, so that its audits go on.
-        further: list[str] = [self._options.turns] if self._options.turns != "mask" else []
+        further: list[Any] = [self._options.turns] if self._options.turns != "mask" else []
         further += data.layout.pair or ()
         further += ["skip", fingerprints["tokenizer"]] if skipping else []
+        # What it is that rows hold, and without what they are left out.
+        further += [data.rollouts.as_json()] if data.rollouts else []
         changed = self._begin("rows", fingerprints["data"], self._options.columns, self._options.split, *further)
         if not changed and not self._shards("rows").missing():
             return
@@ -260,9 +263,13 @@ class _Build:
             return
         key = self._manifest.key("store")
         directions, memory = self._directions(), int(STORE_SHARE * free_on_machine())
-        assemble(self._layout, self._manifest, key, self._layers, directions, self._driver.progress, memory)
+        progress = self._driver.progress
+        groups = assemble(self._layout, self._manifest, key, self._layers, directions, progress, memory)
         files = {self._layout.audit.name: digest(self._layout.audit)}
-        self._end("store", {"files": files, "score_cells": self._options.score_cells})
+        report = {"files": files, "score_cells": self._options.score_cells}
+        if groups is not None:
+            progress.say(groups_in_words(groups))
+        self._end("store", report if groups is None else {**report, "rollouts": groups})
 
     def _directions(self) -> SaeDirections | None:
         if self._sae is None:
@@ -299,6 +306,8 @@ class _Build:
             "on_bad_row": options.on_bad_row if options.on_bad_row != "stop" else None,
             "pairs": list(data.layout.pair) if data.layout.pair else None,
             "beta": options.beta if data.layout.pair else None,
+            "rewards": asdict(options.rewards) if options.rewards.asked else None,
+            "rollouts": data.rollouts.as_json() if data.rollouts else None,
             "layers": list(self._layers),
             "max_tokens": self._max_tokens,
             "sae": options.sae,

@@ -10,7 +10,7 @@ is what came out. A group is decided by the contents of its rows, so that the gr
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -42,6 +42,7 @@ from concept_audit.store.examples import TokenizedExample, has_loss, read_exampl
 from concept_audit.store.forecast import live_features
 from concept_audit.store.partition import ListedPartition
 from concept_audit.store.queries import content_hashes
+from concept_audit.store.rollouts import advantages
 from concept_audit.store.shard_store import RowShards, ShardSet, read_about, read_tensors
 from concept_audit.types import Message
 
@@ -58,7 +59,7 @@ class ForecastRequest:
     Attributes:
         rows: example ids, int64, in the order of the data.
         prompts: conversations whose assistant turns are read.
-        options: curvature, weights, precision, `partial` and blocks are read; the rest is not.
+        options: curvature, weights, precision, `partial`, `alike` and blocks are read; the rest is not.
     """
 
     rows: np.ndarray
@@ -120,6 +121,7 @@ class Forecasting:
         features: their numbers.
         curvature: files of the factors; None for the identity.
         beta: of the DPO loss, where rows are preference pairs.
+        advantages: of each group's rows, where they are rollouts; None where all weigh alike.
     """
 
     tokens: RowShards
@@ -136,6 +138,7 @@ class Forecasting:
     curvature: CurvatureFiles | None
     options: CurvatureOptions
     beta: float
+    advantages: tuple[tuple[float, ...], ...] | None = None
 
     @property
     def outputs(self) -> tuple[ShardSet, ...]:
@@ -182,10 +185,11 @@ class Forecasting:
         total: list[torch.Tensor] | None = None
         counted = 0
         ids = self.groups[number]
+        weights = dict(zip(ids, self.advantages[number], strict=True)) if self.advantages is not None else {}
         for start in range(0, len(ids), ROWS_AT_ONCE):
             every = read_examples(self.tokens, ids[start : start + ROWS_AT_ONCE])
             rows = [row for row in every if has_loss(row)]
-            summed, added = _summed(lm, layers, rows, self.beta, worker)
+            summed, added = _summed(lm, layers, rows, self.beta, weights, worker)
             total = summed if total is None else [a.add_(b) for a, b in zip(total, summed, strict=True)]
             counted += len(added)
             worker.advance(len(every))
@@ -226,6 +230,7 @@ def forecast_files(sources: Sources, wanted: ForecastRequest) -> ForecastFiles:
         "blocks": options.scoring.blocks,
         "precision": precision,
         "beta": sources.beta,
+        **({"store": sources.manifest.key("store")} if sources.weighs(options) else {}),
         **content(options.curvature),
     }
     groups = _groups(sources, wanted.rows)
@@ -283,6 +288,7 @@ def compute_forecast(sources: Sources, wanted: ForecastRequest, progress: Progre
             factors,
             curvature,
             sources.beta,
+            _advantages(sources, files.groups) if sources.weighs(wanted.options) else None,
         )
         if missing_of(work):
             sizes = {number: len(group) for number, group in enumerate(files.groups)}
@@ -306,11 +312,27 @@ def _groups(sources: Sources, rows: np.ndarray) -> tuple[tuple[int, ...], ...]:
     return tuple(tuple(sorted(group)) for group in groups)
 
 
+def _advantages(sources: Sources, groups: tuple[tuple[int, ...], ...]) -> tuple[tuple[float, ...], ...]:
+    """How much the rows of each group weigh, which are rollouts."""
+    weights = sources.read(advantages)
+    return tuple(tuple(weights[list(group)].tolist()) for group in groups)
+
+
 def _summed(
-    lm: LanguageModel, layers: list[LinearLayer], rows: Sequence[TokenizedExample], beta: float, worker: Worker
+    lm: LanguageModel,
+    layers: list[LinearLayer],
+    rows: Sequence[TokenizedExample],
+    beta: float,
+    advantages: Mapping[int, float],
+    worker: Worker,
 ) -> tuple[list[torch.Tensor], set[int]]:
     parts = weighted_sequences(as_rows([*rows]), beta)
-    return gradient_sum(lm, layers, parts.rows, parts.weights.tolist(), parts.owner.tolist(), say=worker.say)
+    # One of the two weighs: rollouts are no pairs.
+    weights = [
+        weight * advantages.get(rows[owner].example_id, 1.0)
+        for weight, owner in zip(parts.weights.tolist(), parts.owner.tolist(), strict=True)
+    ]
+    return gradient_sum(lm, layers, parts.rows, weights, parts.owner.tolist(), say=worker.say)
 
 
 def rendered_prompts(lm: LanguageModel, prompts: Prompts, max_tokens: int) -> Rows:

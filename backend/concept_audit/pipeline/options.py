@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from concept_audit.concepts.options import SaeTraining
 from concept_audit.data.conversation import BY_NAME, Columns, TurnChoice
+from concept_audit.data.rollouts import ALIKE, RewardColumns
 from concept_audit.model.options import ModelOptions
 
 LONGEST_ROW = 2048
@@ -32,6 +33,7 @@ class BuildOptions:
         turns: which assistant turns count: ``mask`` for all but those that the rows mark by ``weight`` or ``train``,
             ``all`` whatever they mark, or the ``last``.
         on_bad_row: ``stop`` at a row that cannot be used, or ``skip`` it; the audit lists those with the reason.
+        rewards: whether rows are rollouts of reinforcement learning, and what they weigh by.
         beta: of the DPO loss by which preference pairs influence; it scales all scores alike.
         layers: layers whose mean response activations are kept, each counted in blocks run; None for three around
             the middle.
@@ -55,6 +57,7 @@ class BuildOptions:
     split: str = "train"
     turns: TurnChoice = "mask"
     on_bad_row: Literal["stop", "skip"] = "stop"
+    rewards: RewardColumns = ALIKE
     beta: float = 0.1
     layers: tuple[int, ...] | None = None
     sae: str = "train"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import groupby, islice
 from typing import Any
 
@@ -14,14 +14,14 @@ from concept_audit.model.chat import ChatRenderer, TokenizedRow
 from concept_audit.model.load import load_tokenizer
 from concept_audit.pipeline.options import LONGEST_ROW, BuildOptions
 from concept_audit.progress import Progress
-from concept_audit.types import SEPARATOR, Example
+from concept_audit.types import SEPARATOR, Example, Rollouts
 
 SHOWN = 2
 """Rows that are shown as the model reads them."""
 LONGEST_PIECE = 240
 """Characters of each part of a row that are shown."""
 REWARDS = ("reward", "rewards", "advantage", "advantages")
-"""Columns by which rows would weigh if the model was trained on rollouts, which are not audited as such."""
+"""Columns by which rows would weigh if they were rollouts, which is for the user to say."""
 OPEN, CLOSE = "⟦", "⟧"
 """Around response tokens."""
 COUNTED = {
@@ -53,6 +53,7 @@ def described(options: BuildOptions, progress: Progress) -> DataSet:
         split=options.split,
         turns=options.turns,
         skipping=options.on_bad_row == "skip",
+        rewards=options.rewards,
     )
     for line in describe(data, options):
         progress.say(line)
@@ -89,10 +90,36 @@ def describe(data: DataSet, options: BuildOptions) -> Iterator[str]:
     yield f"{data.source}: {layout.kind}, in {'column' if len(there) == 1 else 'columns'} {quoted(there)}"
     yield f"  metadata: {quoted(others) if others else 'none'}"
     yield f"  turns that count: {COUNTED[options.turns]}"
-    if rewards := [name for name in others if name.lower() in REWARDS]:
-        yield f"  {quoted(rewards)} weighs no row: each counts alike, as in fine-tuning, and not by its advantage"
+    if data.rollouts is not None:
+        yield from weights(data.rollouts)
+    elif rewards := [name for name in others if name.lower() in REWARDS]:
+        yield (
+            f"  {quoted(rewards)} weighs no row: each counts alike, as in fine-tuning, and not by its advantage; if "
+            "these are rollouts of reinforcement learning, pass --rollouts"
+        )
     if options.on_bad_row == "skip":
         yield "  rows that cannot be used are left out and listed (--on-bad-row skip)"
+
+
+def weights(rollouts: Rollouts) -> Iterator[str]:
+    """What rollouts weigh by, and what makes a group of them."""
+    if rollouts.lists:
+        yield f"  each row holds several responses ({quoted(rollouts.lists)}): every one is a row of the audit"
+    same = "the row that they stand in" if rollouts.lists else "the same prompt"
+    group = quoted([rollouts.group]) if rollouts.group else same
+    if rollouts.advantage:
+        yield f"  rollouts: each weighs by its advantage, {quoted([rollouts.advantage])} as it is; groups: by {group}"
+        return
+    yield (
+        f"  rollouts: each weighs by its advantage, made of {quoted([rollouts.field])} as GRPO does: less the mean of its "
+        f"group, by the standard deviation; 0 where a group has one response, or equal rewards. Groups: by {group}"
+    )
+
+
+def groups_in_words(counts: Mapping[str, int]) -> str:
+    """What came of the groups of rollouts; see `concept_audit.store.rollouts.insert_rollouts`."""
+    told = f"Rollouts: {counts['groups']:,} groups; {counts['weightless']:,} rows have the advantage 0 and so no score"
+    return f"{told} but 0 ({counts['alone']:,} groups of one row, {counts['equal']:,} others of equal rewards)"
 
 
 def shown(renderer: ChatRenderer, examples: Iterator[Example], skipping: bool = False) -> Iterator[str]:

@@ -36,8 +36,10 @@ from concept_audit.pipeline.attribution import Attribution, attribute, finish, o
 from concept_audit.pipeline.examples import example_activations
 from concept_audit.pipeline.index.query import Target, index_scores, open_index, solved_query
 from concept_audit.pipeline.kept_queries import has_query, keep_reduced_query
+from concept_audit.pipeline.methods import AT_A_LAYER, NEED_GRADIENTS, NEED_QUERIES, check_options, check_rows
 from concept_audit.pipeline.options import key
 from concept_audit.pipeline.own_queries import own_among, rows_of
+from concept_audit.pipeline.rollouts import by_advantage
 from concept_audit.pipeline.sources import Sources
 from concept_audit.progress import Progress
 from concept_audit.store import queries as store_queries
@@ -47,13 +49,10 @@ from concept_audit.store.examples import messages_from_json, read_row_texts
 from concept_audit.store.features import feature_activation
 from concept_audit.store.index import present_index
 from concept_audit.store.rankings import QUERY_ROWS
-from concept_audit.types import METHODS, NOT_OF_PAIRS, OF_FEATURES, Concept, LabelledExample, Method
+from concept_audit.types import METHODS, OF_FEATURES, Concept, LabelledExample, Method
 
 STRONGEST_ROWS = 8
 """Queries of an SAE feature: this many rows in which it fires highest."""
-NEED_QUERIES = {"concept_influence", "influence_function", "gradient_dot", "activation_similarity", "bm25"}
-NEED_GRADIENTS = {"concept_influence", "influence_function", "gradient_dot"}
-AT_A_LAYER = {"vector_filter", "projection_difference", "activation_similarity", "concept_influence"}
 
 
 @dataclass(frozen=True)
@@ -84,12 +83,13 @@ def request(sources: Sources, concept: Concept, method: str, options: InfluenceO
     known = {name: name for name in METHODS}
     if method not in known:
         raise ConceptError(f"--method {method}: unknown; choose from {', '.join(METHODS)}")
-    _check(options)
+    check_options(options)
     if method in OF_FEATURES and concept.kind != "sae_feature":
         raise ConceptError(f"{method}: of SAE features alone, and {concept.name} is a probe; use vector_filter")
-    if sources.pairs:
-        _check_pairs(method, options)
+    check_rows(sources, method, options)
     parameters: dict[str, Any] = {}
+    if sources.rollouts is not None and sources.weighs(options):
+        parameters |= sources.rollouts.parameters()
     at = concept
     layer = options.query.layer
     if method in AT_A_LAYER and layer is not None and layer != concept.layer:
@@ -137,20 +137,25 @@ def request(sources: Sources, concept: Concept, method: str, options: InfluenceO
     return Request(at, known[method], options, queries, parameters, index)
 
 
-def _check_pairs(method: str, options: InfluenceOptions) -> None:
-    """Raise ConceptError for what preference pairs have no meaning for."""
-    if method in NOT_OF_PAIRS:
-        raise ConceptError(f"{method}: a preference pair has two responses already; use vector_filter")
-    if method in NEED_GRADIENTS and options.scoring.unit_normalised:
-        raise ConceptError("--unit-normalised: not of preference pairs, whose gradients are differences of two")
-
-
 def scores_of(sources: Sources, wanted: Request, ranking: int, progress: Progress) -> np.ndarray:
-    """Compute a ranking's scores: float64 [rows], NaN where a row has none.
+    """Compute a ranking's scores, of rollouts by their advantage: float64 [rows], NaN where a row has none.
 
     Args:
         ranking: its id, under which influence that is under way is kept.
     """
+    return by_advantage(sources, _scores_of(sources, wanted, ranking, progress), wanted.options)
+
+
+def scores_of_many(sources: Sources, wanted: Sequence[Request], progress: Progress) -> np.ndarray:
+    """Scores of several requests that the index answers, in one sweep: float64 [rows, requests].
+
+    Args:
+        wanted: of one method, with the same options.
+    """
+    return by_advantage(sources, _scores_by_index(sources, wanted, progress), wanted[0].options)
+
+
+def _scores_of(sources: Sources, wanted: Request, ranking: int, progress: Progress) -> np.ndarray:
     concept = wanted.concept
     direction = concept.direction[:, None]
     means = sources.shards("activations")
@@ -172,17 +177,12 @@ def scores_of(sources: Sources, wanted: Request, ranking: int, progress: Progres
             texts = ["\n".join(m.content for m in e.messages) for e in wanted.queries if e.label]
             return bm25(lambda: read_row_texts(sources.shards("rows")), texts, _own(sources, wanted))
         case _ if wanted.index is not None:
-            return scores_of_many(sources, [wanted], progress)[:, 0]
+            return _scores_by_index(sources, [wanted], progress)[:, 0]
         case _:
             return attribute(sources, _attribution(sources, wanted, ranking, progress), progress).rows
 
 
-def scores_of_many(sources: Sources, wanted: Sequence[Request], progress: Progress) -> np.ndarray:
-    """Scores of several requests that the index answers, in one sweep: float64 [rows, requests].
-
-    Args:
-        wanted: of one method, with the same options.
-    """
+def _scores_by_index(sources: Sources, wanted: Sequence[Request], progress: Progress) -> np.ndarray:
     lm = sources.model()
     targets = [_target(sources, each, lm, progress) for each in wanted]
     index = wanted[0].index
@@ -379,20 +379,3 @@ def _at_layer(sources: Sources, concept: Concept, layer: int) -> Concept:
 def _digest(queries: Sequence[LabelledExample]) -> str:
     hashes = ",".join(sorted(f"{example.content_hash}:{example.label}" for example in queries))
     return hashlib.blake2b(hashes.encode(), digest_size=8).hexdigest()
-
-
-def _check(options: InfluenceOptions) -> None:
-    curvature, scoring = options.curvature, options.scoring
-    wrong = []
-    if curvature.damping < 0:
-        wrong.append(f"--damping {curvature.damping}: must not be negative")
-    if scoring.rank is not None and scoring.rank < 1:
-        wrong.append(f"--rank {scoring.rank}: must be 1 or more")
-    if curvature.curvature_tokens < 1:
-        wrong.append(f"--curvature-tokens {curvature.curvature_tokens}: must be 1 or more")
-    if scoring.unit_normalised and scoring.mode == "forward":
-        wrong.append("--mode forward: does not see the norm of a gradient; leave it out, or --unit-normalised")
-    if scoring.keep_tokens and scoring.mode == "forward":
-        wrong.append("--mode forward: gives no token influences; leave it out, or --keep-tokens")
-    if wrong:
-        raise ConceptError("; ".join(wrong))

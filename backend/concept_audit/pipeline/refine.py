@@ -171,7 +171,7 @@ def exact_scores(sources: Sources, ranking: int, planned: Plan, progress: Progre
 
     Yields:
         after each of the plan's steps that had something to do, and after the last, how many rows of the plan are
-        done; and the exact scores so far, float64 [rows], NaN where there is none.
+        done; and the exact scores so far, float64 [rows], NaN where there is none, and of rollouts not weighed.
     """
     tokens = sources.shards("tokens")
     shards = influence_shards(sources.layout.shards, ranking, tokens.partition)

@@ -10,6 +10,7 @@ from typing import TypeVar
 
 from concept_audit.concepts.sae import SaeSource
 from concept_audit.errors import ModelError, StoreError
+from concept_audit.influence.options import InfluenceOptions
 from concept_audit.model.load import LanguageModel, find_device
 from concept_audit.model.options import ModelOptions, ModelSource
 from concept_audit.pipeline.engine import Driver, Engine
@@ -20,6 +21,7 @@ from concept_audit.store.derived import BYTES
 from concept_audit.store.layout import Layout
 from concept_audit.store.manifest import Manifest
 from concept_audit.store.shard_store import RowShards
+from concept_audit.types import Rollouts
 
 Found = TypeVar("Found")
 
@@ -85,6 +87,15 @@ class Sources:
         if self.pairs:
             found["beta"] = self.beta
         return found
+
+    @property
+    def rollouts(self) -> Rollouts | None:
+        """What says how much rows weigh, where they are rollouts."""
+        return self.manifest.rollouts
+
+    def weighs(self, options: InfluenceOptions) -> bool:
+        """Whether rows weigh by their advantage: they are rollouts, and are not to count alike."""
+        return self.rollouts is not None and not options.scoring.alike
 
     @property
     def layers(self) -> tuple[int, ...]:

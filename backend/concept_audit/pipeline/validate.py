@@ -16,6 +16,7 @@ import pandas as pd
 from concept_audit.influence.options import InfluenceOptions
 from concept_audit.model.load import LanguageModel
 from concept_audit.pipeline.options import key
+from concept_audit.pipeline.rollouts import refuse_training
 from concept_audit.pipeline.sources import Sources
 from concept_audit.pipeline.validation.findings import findings, run_frame, score_frame, stability_findings
 from concept_audit.pipeline.validation.first_order import first_order
@@ -32,9 +33,10 @@ def validate(sources: Sources, concept: Concept, options: ValidateOptions, progr
     """Do the runs that are missing, and tell what they say.
 
     Raises:
-        ConceptError: options that make no sense, too few labelled examples, or no rows to train on.
+        ConceptError: options that make no sense, too few labelled examples, no rows to train on, or rollouts.
         AuditError: the judge cannot be used.
     """
+    refuse_training(sources)
     chosen = resolved(options, sources.pairs)
     lm = sources.model()
     setting = setting_of(sources, concept, chosen, lm, progress)

@@ -29,8 +29,9 @@ from concept_audit.store.features import feature_activation
 from concept_audit.store.layout import Layout
 from concept_audit.store.manifest import Manifest
 from concept_audit.store.rankings import insert_scores, ranking_id
+from concept_audit.store.rollouts import advantages, insert_rollouts, with_weights
 from concept_audit.store.shard_store import RowShards
-from concept_audit.types import Method, methods_of
+from concept_audit.types import Method, Rollouts, methods_of
 
 LEAST_MEMORY = 384 << 20
 THREAD_MEMORY = 192 << 20
@@ -78,7 +79,7 @@ def assemble(
     sae: SaeDirections | None,
     progress: Progress,
     memory: int = LEAST_MEMORY,
-) -> None:
+) -> dict[str, int] | None:
     """Write ``audit.duckdb`` from the shards.
 
     Args:
@@ -86,10 +87,14 @@ def assemble(
         layers: those whose mean response activations are in the shards.
         memory: bytes that DuckDB may take to sort and to keep; no less than `LEAST_MEMORY` is of use.
 
+    Returns:
+        counts of the groups of rollouts, see `insert_rollouts`; None where rows are none.
+
     Raises:
         StoreError: the disk is full.
     """
     rows, tokens, means = (manifest.shards(layout, kind) for kind in ("rows", "tokens", "activations"))
+    rollouts, groups = manifest.rollouts, None
     with atomic_write(layout.audit) as partial:
         con = duckdb.connect(str(partial), config={"storage_compatibility_version": schema.STORAGE})
         try:
@@ -97,8 +102,11 @@ def assemble(
             con.execute("SET temp_directory = ?", [f"{partial}.tmp"])
             con.execute(schema.AUDIT_TABLES)
             con.execute("INSERT INTO base.meta VALUES ('format', ?), ('build_id', ?)", [str(schema.FORMAT), build_id])
+            if rollouts is not None:
+                with progress.stage("Advantages of rollouts in their groups", len(rows.partition), "shards") as stage:
+                    groups = insert_rollouts(con, rows, rollouts, stage)
             with progress.stage("Writing rows to the store", len(rows.partition), "shards") as stage:
-                _insert_examples(con, rows, tokens, stage)
+                _insert_examples(con, rows, tokens, rollouts, stage)
             _insert_layers(con, means, layers)
             if sae is not None:
                 con.execute("INSERT INTO base.meta VALUES ('sae', ?)", [sae.fingerprint])
@@ -108,12 +116,13 @@ def assemble(
             con.execute(schema.AUDIT_VIEWS)
             if sae is not None:
                 of_pairs = manifest.pair is not None
-                _insert_rankings(con, build_id, sae, methods_of("sae_feature", of_pairs), progress)
+                _insert_rankings(con, build_id, sae, methods_of("sae_feature", of_pairs), rollouts, progress)
             con.execute("CHECKPOINT")
         finally:
             con.close()
             for leftover in partial.parent.glob(partial.name + ".*"):
                 remove(leftover)
+    return groups
 
 
 def limit(con: Cursor, memory: int) -> None:
@@ -123,19 +132,22 @@ def limit(con: Cursor, memory: int) -> None:
     con.execute(f"SET threads = {min(os.cpu_count() or 1, memory // THREAD_MEMORY)}")
 
 
-def _insert_examples(con: Cursor, rows: RowShards, tokens: RowShards, stage: Stage) -> None:
+def _insert_examples(con: Cursor, rows: RowShards, tokens: RowShards, rollouts: Rollouts | None, stage: Stage) -> None:
+    metadata, joined = ("metadata", "") if rollouts is None else with_weights(rollouts)
     fields: dict[str, Counter[str]] = {}
     rows_with: Counter[str] = Counter()
     for number in rows.numbers():
         shard = str(rows.complete(number))
         con.execute(
-            """INSERT INTO base.examples
-               SELECT example_id, r.content_hash, source, source_row, prompt, response, n_tokens, metadata,
-                      messages, n_response_tokens, truncated, NULL
-               FROM read_parquet(?) r JOIN read_parquet(?) t USING (example_id) ORDER BY example_id""",
+            f"""INSERT INTO base.examples
+                SELECT example_id, r.content_hash, source, source_row, prompt, response, n_tokens, {metadata},
+                       messages, n_response_tokens, truncated, NULL
+                FROM read_parquet(?) r JOIN read_parquet(?) t USING (example_id) {joined} ORDER BY example_id""",
             [shard, str(tokens.complete(number))],
         )
-        for (text,) in con.execute("SELECT metadata FROM read_parquet(?)", [shard]).fetchall():
+        span = rows.partition.span(number)
+        kept = "SELECT metadata FROM base.examples WHERE example_id BETWEEN ? AND ? ORDER BY example_id"
+        for (text,) in con.execute(kept, [span.start, span.stop - 1]).fetchall():
             _count_values(json.loads(text), fields, rows_with)
         for row in read_skipped(rows, number):
             con.execute("INSERT INTO base.skipped_rows VALUES (?, ?, ?, ?)", list(astuple(row)))
@@ -308,7 +320,12 @@ def _distinct_texts(texts: Sequence[str]) -> list[str]:
 
 
 def _insert_rankings(
-    con: Cursor, build_id: str, sae: SaeDirections, methods: Sequence[Method], progress: Progress
+    con: Cursor,
+    build_id: str,
+    sae: SaeDirections,
+    methods: Sequence[Method],
+    rollouts: Rollouts | None,
+    progress: Progress,
 ) -> None:
     n_rows = only_row(con.execute("SELECT count(*) FROM base.examples"))[0]
     live = [
@@ -317,19 +334,33 @@ def _insert_rankings(
     if n_rows * len(live) > sae.score_cells:
         progress.say(f"{len(live):,} SAE features × {n_rows:,} rows: features are ranked on demand instead of now")
         return
+    parameters = {} if rollouts is None else rollouts.parameters()
+    weights = 1.0 if rollouts is None else advantages(con, "base.rollouts")[:, None]
     group = max(1, CELLS_AT_ONCE // max(n_rows, 1))
     with progress.stage("Ranking rows by SAE feature", len(live), "features") as stage:
         for start in range(0, len(live), group):
             chosen = live[start : start + group]
-            _insert_ranking(con, build_id, "vector_filter", chosen, sae.score(sae.directions[chosen].T))
+            scored: dict[Method, np.ndarray] = {"vector_filter": sae.score(sae.directions[chosen].T)}
             if "feature_activation" in methods:
-                _insert_ranking(con, build_id, "feature_activation", chosen, feature_activation(con, chosen))
+                scored["feature_activation"] = feature_activation(con, chosen)
+            for method, scores in scored.items():
+                _insert_ranking(con, build_id, method, chosen, parameters, scores * weights + 0.0)
             stage.advance(len(chosen))
 
 
-def _insert_ranking(con: Cursor, build_id: str, method: Method, features: Sequence[int], scores: np.ndarray) -> None:
+def _insert_ranking(
+    con: Cursor,
+    build_id: str,
+    method: Method,
+    features: Sequence[int],
+    parameters: Mapping[str, object],
+    scores: np.ndarray,
+) -> None:
     """Rank the rows by a method of several features: scores float64 [rows, features]."""
-    ids = [ranking_id(build_id, f"sae:{feature}", 1, method, {}) for feature in features]
+    ids = [ranking_id(build_id, f"sae:{feature}", 1, method, parameters) for feature in features]
     named = pa.table({"ranking_id": ids, "feature_id": features})  # noqa: F841 - DuckDB finds it by its name
-    con.execute("INSERT INTO base.rankings SELECT ranking_id, 'sae:' || feature_id, 1, ?, '{}' FROM named", [method])
+    con.execute(
+        "INSERT INTO base.rankings SELECT ranking_id, 'sae:' || feature_id, 1, ?, ? FROM named",
+        [method, json.dumps(parameters)],
+    )
     insert_scores(con, np.array(ids, np.int64), scores)

@@ -18,6 +18,7 @@ from concept_audit.files import atomic_write
 from concept_audit.store.layout import Layout
 from concept_audit.store.partition import RowPartition
 from concept_audit.store.shard_store import TABLE, TENSORS, RowShards, check_command
+from concept_audit.types import Rollouts
 
 FORMAT = 2
 """1 had the rows of 256 in a file, whose name did not say what it was of."""
@@ -84,6 +85,12 @@ class Manifest:
         """The columns of the chosen and the rejected side, where rows are preference pairs."""
         pair = self.configuration.get("pairs")
         return (pair[0], pair[1]) if pair else None
+
+    @property
+    def rollouts(self) -> Rollouts | None:
+        """What says how much rows weigh, where they are rollouts; None where all weigh alike."""
+        made = self.configuration.get("rollouts")
+        return Rollouts.from_json(made) if made else None
 
     def report(self, stage: str) -> dict[str, Any]:
         """What a finished stage said about itself; empty if it has not run."""
@@ -182,8 +189,10 @@ def rebuild_command(root: Path, values: dict[str, Any]) -> str:
         for word in (f"--{name.replace('_', '-')}", made[name])
     ]
     words += ["--beta", str(made["beta"])] if made.get("beta") else []
-    columns = {name: column for name, column in made["columns"].items() if column}
-    words += [word for name, column in columns.items() for word in (f"--{name}-column", column)]
+    rewards = made.get("rewards") or {}
+    words += ["--rollouts"] if rewards.get("rollouts") else []
+    columns = {name: column for name, column in {**made["columns"], **rewards}.items() if isinstance(column, str)}
+    words += [word for name, column in columns.items() if column for word in (f"--{name}-column", column)]
     words += ["--trust-remote-code"] if made["trust_remote_code"] else []
     return shlex.join([*words, "--rebuild"])
 

@@ -37,6 +37,8 @@ CREATE TABLE base.examples (
     n_response_tokens INTEGER NOT NULL, truncated BOOLEAN NOT NULL, duplicate_of BIGINT);
 CREATE TABLE base.skipped_rows (
     place BIGINT NOT NULL, source VARCHAR NOT NULL, source_row BIGINT NOT NULL, reason VARCHAR NOT NULL);
+CREATE TABLE base.rollouts (
+    example_id BIGINT NOT NULL, group_id BIGINT NOT NULL, reward DOUBLE, advantage DOUBLE NOT NULL);
 CREATE TABLE base.metadata_fields (
     field VARCHAR NOT NULL, n_rows BIGINT NOT NULL, n_values BIGINT NOT NULL, top_values VARCHAR[] NOT NULL);
 CREATE TABLE base.layers (layer INTEGER NOT NULL, mean FLOAT[] NOT NULL, spread FLOAT[] NOT NULL);
@@ -62,6 +64,7 @@ CREATE VIEW main.examples AS
            messages, n_response_tokens, truncated, duplicate_of
     FROM base.examples;
 CREATE VIEW main.skipped_rows AS SELECT source, source_row, reason FROM base.skipped_rows ORDER BY place;
+CREATE VIEW main.rollouts AS SELECT example_id, group_id, reward, advantage FROM base.rollouts;
 CREATE VIEW main.concepts AS
     SELECT 'sae:' || feature_id AS concept_id, 'feature ' || feature_id AS name, 'sae_feature' AS kind,
            layer, direction, label, 1 AS version, '{}'::JSON AS details

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
@@ -232,7 +233,9 @@ def test_a_repair_builds_as_the_build_was_asked_to(audit_directory):
     layout = Layout(audit_directory)
     manifest = read_manifest(layout.manifest)
     usual = _build_options(layout, manifest, RepairOptions())
-    assert (usual.turns, usual.on_bad_row, usual.beta) == ("mask", "stop", 0.1)
-    manifest.configuration |= {"turns": "last", "on_bad_row": "skip", "beta": 0.3}
+    assert (usual.turns, usual.on_bad_row, usual.beta, usual.rewards.asked) == ("mask", "stop", 0.1, False)
+    rewards = {"rollouts": True, "advantage": None, "reward": "score", "group": "set"}
+    manifest.configuration |= {"turns": "last", "on_bad_row": "skip", "beta": 0.3, "rewards": rewards}
     asked = _build_options(layout, manifest, RepairOptions())
     assert (asked.turns, asked.on_bad_row, asked.beta) == ("last", "skip", 0.3)
+    assert dataclasses.asdict(asked.rewards) == rewards

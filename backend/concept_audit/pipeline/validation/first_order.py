@@ -13,6 +13,7 @@ from concept_audit.model.linear import linear_layers, resolve_weights
 from concept_audit.model.trainable import private_copy
 from concept_audit.pipeline.options import key
 from concept_audit.pipeline.rank import request
+from concept_audit.pipeline.rollouts import refuse_training
 from concept_audit.pipeline.sampling import as_rows
 from concept_audit.pipeline.sources import Sources
 from concept_audit.pipeline.validation.options import VERSION
@@ -44,8 +45,9 @@ def first_order(
         Pearson's correlation, and predicted and actual of each subset, in units of f.
 
     Raises:
-        ConceptError: the concept has no query examples, or there are no rows.
+        ConceptError: the concept has no query examples, there are no rows, or they are rollouts.
     """
+    refuse_training(sources)
     identity = InfluenceOptions.of(curvature="identity", precision="float32", engine="exact")
     wanted = request(sources, concept, "concept_influence", identity)
     tokens = [row for row in tokens_of(sources) if has_loss(row)]

@@ -32,6 +32,7 @@ from concept_audit.model.trainable import private_copy
 from concept_audit.pipeline.engine import Worker, missing_of
 from concept_audit.pipeline.forecast import ForecastFiles, ForecastRequest, Prompts, compute_forecast, rendered_prompts
 from concept_audit.pipeline.options import key
+from concept_audit.pipeline.rollouts import refuse_training
 from concept_audit.pipeline.sampling import as_rows
 from concept_audit.pipeline.sources import Sources
 from concept_audit.pipeline.validation.forecast_options import ForecastTrial
@@ -140,9 +141,10 @@ def validate_forecast(
         probes: whose projections are told.
 
     Raises:
-        ConceptError: options that make no sense, no rows to train on, or preference pairs.
+        ConceptError: options that make no sense, no rows to train on, preference pairs or rollouts.
         ModelError: the forecast cannot be computed.
     """
+    refuse_training(sources)
     if sources.pairs:
         raise ConceptError("validate: trains on single responses, and these rows are preference pairs")
     defaults = QUICK if trial.quick else FULL
