@@ -219,7 +219,7 @@ def test_what_rollouts_have_no_meaning_for_is_refused_with_the_way_out(audit):
         audit.evidence.first_order("agrees")
 
 
-def test_what_weighs_rows_is_said_first_and_last_and_kept(audit, rows, tmp_path, model_directory, capsys):
+def test_what_rows_count_by_is_said_first_and_last_and_kept(audit, rows, tmp_path, model_directory, capsys):
     data = write_jsonl(tmp_path / "rows.jsonl", rows[:6])
     command = ["build", "--data", str(data), "--model", str(model_directory), "--out", str(tmp_path / "a"), "--dry-run"]
     assert main(command) == 0
