@@ -72,9 +72,15 @@ if table.empty:
     st.info("No row with a score is in a group. Choose another grouping.", icon=":material/workspaces:")
     st.stop()
 
+ends = table
+if len(table) > SHOWN:
+    # By the near end of the interval: a mean of three rows may lie anywhere.
+    surest = [*table.nlargest(SHOWN // 2, "low").index, *table.nsmallest(SHOWN // 2, "high").index]
+    ends = table.loc[sorted(set(surest))]
+few = f" Drawn are the {SHOWN // 2} that are most surely high, and the {SHOWN // 2} most surely low."
 st.caption(
     f"{NAMES[method]} of “{concept.name}”: the mean score of each group's rows with a 95% bootstrap interval. "
-    f"{counted(len(table), 'group')}; a row may be in several."
+    f"{counted(len(table), 'group')}; a row may be in several.{few if len(ends) < len(table) else ''}"
 )
 names = [f"{g} · {text}" if by == "sae_feature" else str(g) for g, text in zip(table.group, table.label, strict=True)]
 shown = table.assign(name=names)
@@ -85,14 +91,8 @@ if beside != "none":
         config={"displayModeBar": False},
         alt=f"Each group's mean {NAMES[method]} against its mean {NAMES[beside]}",
     )
-ends = shown
-if len(shown) > SHOWN:
-    # By the near end of the interval: a mean of three rows may lie anywhere.
-    surest = [*shown.nlargest(SHOWN // 2, "low").index, *shown.nsmallest(SHOWN // 2, "high").index]
-    ends = shown.loc[sorted(set(surest))]
-    st.caption(f"The {SHOWN // 2} groups that are most surely high, and the {SHOWN // 2} most surely low")
 st.plotly_chart(
-    interval_chart(ends),
+    interval_chart(shown.loc[ends.index]),
     key="groups-chart",
     config={"displayModeBar": False},
     alt="Mean score of each group with its interval",
