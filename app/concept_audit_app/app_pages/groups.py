@@ -77,10 +77,10 @@ if len(table) > SHOWN:
     # By the near end of the interval: a mean of three rows may lie anywhere.
     surest = [*table.nlargest(SHOWN // 2, "low").index, *table.nsmallest(SHOWN // 2, "high").index]
     ends = table.loc[sorted(set(surest))]
-few = f" Drawn are the {SHOWN // 2} that are most surely high, and the {SHOWN // 2} most surely low."
+which = f" Drawn are the {SHOWN // 2} that are most surely high, and the {SHOWN // 2} most surely low."
 st.caption(
     f"{NAMES[method]} of “{concept.name}”: the mean score of each group's rows with a 95% bootstrap interval. "
-    f"{counted(len(table), 'group')}; a row may be in several.{few if len(ends) < len(table) else ''}"
+    f"{counted(len(table), 'group')}; a row may be in several.{which if len(ends) < len(table) else ''}"
 )
 names = [f"{g} · {text}" if by == "sae_feature" else str(g) for g, text in zip(table.group, table.label, strict=True)]
 shown = table.assign(name=names)
