@@ -12,6 +12,7 @@ ranks by a probe of which nothing was known: seconds of every step, and the memo
 from __future__ import annotations
 
 import argparse
+import random
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -40,13 +41,13 @@ from concept_audit.influence.targets import Projection
 from concept_audit.model.linear import linear_layers, n_weights
 from concept_audit.model.load import LanguageModel, as_language_model
 from concept_audit.progress import Progress, Stage
-from tests.benchmarks.influence import forward_with_loss, unit, vector_filter, wait
+from tests.benchmarks.influence import forward_with_loss, synchronise, unit, vector_filter
 from tests.conftest import chat_rows, sentence, small_tokenizer, write_jsonl
 
 GIB = 1 << 30
 WIDTH, MLP, VOCABULARY = 4096, 14336, 128_256
-NUMBERS = 7
-"""Of a hundred numbers between the sides, so many are kept: 115,000 of 17 blocks, as in 32 KiB a row."""
+KEPT = 7 / 400
+"""Of the numbers between the sides: 51,170 of 17 blocks of 8B's shape."""
 
 
 def random_model(blocks: int, device: torch.device, width: int, vocabulary: int) -> torch.nn.Module:
@@ -86,11 +87,6 @@ def peak_rate(device: torch.device, size: int = 8192) -> float:
     return best
 
 
-def synchronise(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-
-
 def forget_peak(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
@@ -117,7 +113,7 @@ def projections(lm: LanguageModel, layers) -> list[LayerProjection]:
             for size, kept in ((layer.d_out, left), (layer.d_in, right))
         ]
         numbers = left * right
-        places = torch.randperm(numbers, device=lm.device)[: NUMBERS * numbers // 100 // 4].sort().values
+        places = torch.randperm(numbers, device=lm.device)[: int(KEPT * numbers)].sort().values
         made.append(LayerProjection(*sides, *sides, places))
     return made
 
@@ -161,11 +157,11 @@ def passes(lm: LanguageModel, rows: Rows, layer: int) -> None:
     warm = Rows(rows.ids[: max(1, len(rows) // 8)], rows.response[: max(1, len(rows) // 8)])
     for name, (weights, run) in measured.items():
         run(warm)
-        wait(lm)
+        synchronise(lm.device)
         forget_peak(lm.device)
         started = time.perf_counter()
         run(rows)
-        wait(lm)
+        synchronise(lm.device)
         seconds = time.perf_counter() - started
         print(
             f"{name:32} {seconds:7.2f} s {tokens / seconds:10,.0f} tokens/s {2 * weights * tokens / seconds / peak:6.1%} "
@@ -249,8 +245,6 @@ def index(home: Path, rows: int, tokens: int, blocks: int, layer: int, width: in
 
 def with_answer(row: dict, number: int, tokens: int) -> dict:
     """A row with an answer of about so many tokens, four of five words being one token with its space."""
-    import random
-
     answer = sentence(random.Random(number), tokens * 3 // 5)
     return {**row, "messages": [row["messages"][0], {"role": "assistant", "content": answer}]}
 

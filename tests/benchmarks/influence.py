@@ -58,17 +58,18 @@ def unit(lm: LanguageModel, seed: int = 0) -> np.ndarray:
     return direction / np.linalg.norm(direction)
 
 
-def wait(lm: LanguageModel) -> None:
-    if lm.device.type == "cuda":
+def synchronise(device: torch.device) -> None:
+    """Wait until a device has done what it was given."""
+    if device.type == "cuda":
         torch.cuda.synchronize()
 
 
 def timed(lm: LanguageModel, name: str, n_rows: int, run) -> float:
     """Seconds a row."""
-    wait(lm)
+    synchronise(lm.device)
     started = time.perf_counter()
     run()
-    wait(lm)
+    synchronise(lm.device)
     seconds = time.perf_counter() - started
     print(f"{name:50} {seconds:8.2f} s  {seconds / n_rows:8.4f} s a row", flush=True)
     return seconds / n_rows

@@ -86,12 +86,7 @@ class Rankings:
             options: how influence is computed, for the methods that need to know.
         """
         where = self._opened.searched(where)
-
-        def rows(ranking: int) -> pd.DataFrame:
-            key = ("rank", ranking, repr(where), top, offset)
-            return self.read(key, [ranking], lambda cursor: queries.rows(cursor, ranking, where, top, offset))
-
-        return self.using([(concept, method, options)], rows)
+        return self.using([(concept, method, options)], lambda ranking: self._rows(ranking, where, top, offset))
 
     def table(
         self,
@@ -106,12 +101,14 @@ class Rankings:
         last = self.last_columns()
 
         def rows(ranking: int) -> pd.DataFrame:
-            key = ("rank", ranking, repr(where), top, 0)
-            found = self.read(key, [ranking], lambda cursor: queries.rows(cursor, ranking, where, top, 0))
-            return self.in_groups(ranking, found)
+            return self.in_groups(ranking, self._rows(ranking, where, top, 0))
 
         table = with_metadata(self.using([(concept, method, options)], rows), [*RANK_COLUMNS, *last])
         return table[[*(name for name in table if name not in last), *last]]
+
+    def _rows(self, ranking: int, where: RowFilter, top: int | None, offset: int) -> pd.DataFrame:
+        key = ("rank", ranking, repr(where), top, offset)
+        return self.read(key, [ranking], lambda cursor: queries.rows(cursor, ranking, where, top, offset))
 
     def last_columns(self) -> list[str]:
         """`LAST_COLUMNS`, and where rows are rollouts ``rank_in_group`` before them."""

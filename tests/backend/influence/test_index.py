@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
-from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -14,8 +13,6 @@ from scipy.stats import spearmanr
 
 from concept_audit import Audit, ConceptError, CurvatureOptions, IndexOptions, InfluenceOptions, StoreError
 from concept_audit.cli import main
-from concept_audit.influence import projection
-from concept_audit.influence.coding import STEP
 from concept_audit.influence.curvature import LayerCurvature
 from concept_audit.influence.queries import NegatedConcept, Rows
 from concept_audit.influence.targets import Projection
@@ -23,7 +20,6 @@ from concept_audit.pipeline.index import build as index_build
 from concept_audit.pipeline.index import query as index_query
 from concept_audit.pipeline.index.codes import Codes
 from concept_audit.progress import Progress
-from concept_audit.store import index as store_index
 from concept_audit.store.index import IndexFiles, present_index, products, sweep
 from concept_audit.store.layout import Layout
 from concept_audit.store.packing import Packing
@@ -88,20 +84,8 @@ def test_an_index_that_was_coded_otherwise_is_refused(audit):
         audit.rank("tone", "concept_influence", options=FROM_INDEX)
 
 
-def test_all_numbers_and_no_code_give_exact_scores(audit, monkeypatch):
+def test_all_numbers_and_no_code_give_exact_scores(audit, uncoded):
     """With every number kept, the index is a change of coordinates."""
-    monkeypatch.setattr(projection, "FLOOR", 1e-2)
-    monkeypatch.setattr(projection, "LEFT", 512)
-    monkeypatch.setattr(projection, "RIGHT", 512)
-
-    def exactly(codes, numbers):
-        even = numbers[:, codes.order] / codes.spread[codes.order] / STEP[8]
-        return even.astype(np.float32), np.ones(len(numbers), np.float32)
-
-    monkeypatch.setattr(Codes, "encode", exactly)
-    monkeypatch.setattr(store_index, "_integer_product", lambda queries, packing: None)
-    # Codes are kept in whole bytes; here they are kept as they are.
-    monkeypatch.setattr(index_build, "np", SimpleNamespace(**vars(np) | {"int8": np.float32}))
     audit.build_index(dataclasses.replace(SMALL, row_bytes=10**9), replace=True)
     exact = by_row(audit, "tone", "concept_influence", EXACT)
     guess = by_row(audit, "tone", "concept_influence", FROM_INDEX)

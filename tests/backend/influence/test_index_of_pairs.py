@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
@@ -12,43 +11,23 @@ import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
-from concept_audit import (
-    Audit,
-    BuildOptions,
-    ConceptError,
-    CurvatureOptions,
-    IndexOptions,
-    InfluenceOptions,
-    LabelledExample,
-    Message,
-    ModelOptions,
-    StoreError,
-    build,
-)
+from concept_audit import Audit, BuildOptions, ConceptError, InfluenceOptions, ModelOptions, StoreError, build
 from concept_audit.cli import main
-from concept_audit.influence import projection
-from concept_audit.influence.coding import STEP
 from concept_audit.influence.learning import Learner
 from concept_audit.model.pairs import separator, sequences
-from concept_audit.pipeline.index import build as index_build
 from concept_audit.pipeline.index import fidelity as index_fidelity
 from concept_audit.pipeline.index import query as index_query
-from concept_audit.pipeline.index.codes import Codes
 from concept_audit.pipeline.sampling import as_rows, chosen_sides, drawn_sides
-from concept_audit.store import index as store_index
 from concept_audit.store import partition
 from concept_audit.store.examples import read_tokens
 from concept_audit.store.index import present_index
 from concept_audit.store.shard_store import ShardStore
+from tests.backend.influence.test_index import EXACT, FROM_INDEX, SMALL
 from tests.backend.pipeline.test_engine import OneByOne
-from tests.conftest import chat_rows, sentence, write_jsonl
+from tests.backend.pipeline.test_pairs import agreeing, pair_rows
+from tests.conftest import chat_rows, write_jsonl
 
 BETA = 0.3
-SMALL = IndexOptions(
-    row_bytes=4096, samples=120, curvature=CurvatureOptions(curvature_tokens=4_000), precision="float32"
-)
-FROM_INDEX = InfluenceOptions.of(engine="index")
-EXACT = InfluenceOptions.of(engine="exact", curvature_tokens=4_000, precision="float32")
 WANTED = ("agrees", "concept_influence")
 
 
@@ -61,27 +40,13 @@ def small_shards() -> Iterator[None]:
         yield
 
 
-def pair_rows(count: int) -> list[dict]:
-    made = random.Random(3)
-    return [
-        {
-            "prompt": sentence(made, 4),
-            "chosen": sentence(made, made.randint(3, 20)),
-            "rejected": sentence(made, made.randint(3, 20)),
-        }
-        for _ in range(count)
-    ]
-
-
 @pytest.fixture(scope="module")
 def indexed_once(tmp_path_factory, model_directory):
-    home, random_ = tmp_path_factory.mktemp("pairs"), random.Random(5)
-    data = write_jsonl(home / "rows.jsonl", pair_rows(160))
+    home = tmp_path_factory.mktemp("pairs")
+    data = write_jsonl(home / "rows.jsonl", pair_rows(160, longest=20))
     model = ModelOptions(str(model_directory), device="cpu")
     audit = Audit(build(BuildOptions(str(data), home / "audit", model, layers=(1, 2), sae="none", beta=BETA)))
-    answers = [(("yes " if n % 2 else "no ") + sentence(random_, 5), n % 2) for n in range(16)]
-    labelled = [LabelledExample((Message("user", "q"), Message("assistant", text)), label) for text, label in answers]
-    audit.train_probe("agrees", labelled, layer=2)
+    audit.train_probe("agrees", agreeing(), layer=2)
     seen = SimpleNamespace(learned=set(), own=set(), scored=set(), queries=set())
     with pytest.MonkeyPatch.context() as patch:
         watch(seen, patch)
@@ -161,20 +126,8 @@ def test_it_ranks_pairs_as_exact_scores_do(audit, exact):
     assert told["spearman"] > 0.9 and told["rows"] == 20 and told["row_mean_differences"] == 6
 
 
-def test_all_numbers_and_no_code_give_exact_scores_of_pairs(audit, exact, monkeypatch):
+def test_all_numbers_and_no_code_give_exact_scores_of_pairs(audit, exact, uncoded):
     """With every number kept, the index is a change of coordinates."""
-    monkeypatch.setattr(projection, "FLOOR", 1e-2)
-    monkeypatch.setattr(projection, "LEFT", 512)
-    monkeypatch.setattr(projection, "RIGHT", 512)
-
-    def exactly(codes, numbers):
-        even = numbers[:, codes.order] / codes.spread[codes.order] / STEP[8]
-        return even.astype(np.float32), np.ones(len(numbers), np.float32)
-
-    monkeypatch.setattr(Codes, "encode", exactly)
-    monkeypatch.setattr(store_index, "_integer_product", lambda queries, packing: None)
-    # Codes are kept in whole bytes; here they are kept as they are.
-    monkeypatch.setattr(index_build, "np", SimpleNamespace(**vars(np) | {"int8": np.float32}))
     audit.build_index(replace(SMALL, row_bytes=10**9), replace=True)
     assert np.abs(exact - by_row(audit, FROM_INDEX)).max() <= 1e-3 * np.abs(exact).max()
 

@@ -34,17 +34,25 @@ from tests.conftest import sentence, write_jsonl
 EXACT = InfluenceOptions().changed(curvature_tokens=400, precision="float32", keep_tokens=True)
 
 
-def pair_rows(count: int) -> list[dict]:
+def pair_rows(count: int, longest: int = 12) -> list[dict]:
+    """Pairs whose sides have up to so many words."""
     made = random.Random(3)
     return [
         {
             "prompt": sentence(made, 4),
-            "chosen": sentence(made, made.randint(3, 12)),
-            "rejected": sentence(made, made.randint(3, 12)),
+            "chosen": sentence(made, made.randint(3, longest)),
+            "rejected": sentence(made, made.randint(3, longest)),
             "number": n,
         }
         for n in range(count)
     ]
+
+
+def agreeing() -> list[LabelledExample]:
+    """Answers that say yes, and as many that say no."""
+    made = random.Random(5)
+    texts = [("yes " if n % 2 else "no ") + sentence(made, 5) for n in range(16)]
+    return [LabelledExample((Message("user", "q"), Message("assistant", text)), n % 2) for n, text in enumerate(texts)]
 
 
 @pytest.fixture(scope="module")
@@ -65,12 +73,7 @@ def audit(tmp_path_factory, pairs, model_directory) -> Audit:
     data = write_jsonl(place / "rows.jsonl", pairs)
     model = ModelOptions(str(model_directory), device="cpu")
     made = Audit(build(BuildOptions(str(data), place / "audit", model, layers=(1, 2), sae="none", beta=0.3)))
-    random_ = random.Random(5)
-    labelled = [
-        LabelledExample((Message("user", "q"), Message("assistant", ("yes " if n % 2 else "no ") + sentence(random_, 5))), n % 2)
-        for n in range(16)
-    ]  # fmt: skip
-    made.train_probe("agrees", labelled, layer=2)
+    made.train_probe("agrees", agreeing(), layer=2)
     return made
 
 

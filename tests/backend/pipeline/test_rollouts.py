@@ -28,6 +28,7 @@ from concept_audit import (
 from concept_audit.cli import main
 from concept_audit.influence.options import IndexOptions
 from concept_audit.pipeline import refine
+from tests.backend.pipeline.test_pairs import agreeing
 from tests.conftest import SMALL_SAE, sentence, write_jsonl
 
 GROUPS, EACH = 15, 4
@@ -70,12 +71,7 @@ def built(place, data, model_directory, **more) -> Audit:
 
 
 def with_probe(audit: Audit) -> Audit:
-    made = random.Random(5)
-    labelled = [
-        LabelledExample((Message("user", "q"), Message("assistant", ("yes " if n % 2 else "no ") + sentence(made, 5))), n % 2)
-        for n in range(16)
-    ]  # fmt: skip
-    audit.train_probe("agrees", labelled, layer=2)
+    audit.train_probe("agrees", agreeing(), layer=2)
     return audit
 
 
