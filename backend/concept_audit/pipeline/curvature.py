@@ -141,7 +141,14 @@ class Summing:
             rows[owner].content_hash + ("" if sign > 0 else REJECTED)
             for owner, sign in zip(parts.owner.tolist(), parts.sign.tolist(), strict=True)
         ]
-        accumulate(lm, layers, into, Rows(parts.ids, parts.response), keys, self.fit.fisher, worker.advance, worker.say)
+        done = 0
+
+        def advance(texts: int) -> None:
+            nonlocal done  # rows are counted, of which a pair is two texts
+            before, done = done, done + texts
+            worker.advance(done * len(rows) // len(keys) - before * len(rows) // len(keys))
+
+        accumulate(lm, layers, into, Rows(parts.ids, parts.response), keys, self.fit.fisher, advance, worker.say)
         self.sums.write_tensors(number, into.tensors())
 
 

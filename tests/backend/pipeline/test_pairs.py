@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import pandas as pd
@@ -28,6 +30,7 @@ from concept_audit import (
 from concept_audit.cli import main
 from concept_audit.model.chat import ChatRenderer
 from concept_audit.pipeline.preview import marked
+from concept_audit.progress import Progress, Stage
 from concept_audit.types import REJECTED, SEPARATOR, sides
 from tests.conftest import sentence, write_jsonl
 
@@ -110,6 +113,27 @@ def test_token_heatmaps_have_both_sides_and_add_up_to_the_score(audit):
     (found,) = audit.rows.heatmaps("agrees", [5]).values()
     means = [np.mean([segment.value for segment in turn]) for turn in found.turns]
     assert sum(means) == pytest.approx(filtered[5], rel=1e-3, abs=1e-5)
+
+
+class Watching(Progress):
+    """Keeps the stages."""
+
+    def __init__(self) -> None:
+        self.stages: list[Stage] = []
+
+    @contextmanager
+    def stage(self, name: str, total: int | None = None, unit: str = "rows") -> Iterator[Stage]:
+        with super().stage(name, total, unit) as stage:
+            self.stages.append(stage)
+            yield stage
+
+
+def test_progress_of_the_curvature_counts_pairs_and_not_their_sides(audit):
+    watching = Watching()
+    seen = InfluenceOptions().changed(curvature_tokens=300, precision="float32", seed=7)
+    audit.rankings.ensure("agrees", "concept_influence", seen, watching)
+    fitted = [stage for stage in watching.stages if stage.name.startswith(("Covariances", "Eigenvalues"))]
+    assert len(fitted) == 2 and all(stage.done == stage.total > 0 for stage in fitted)
 
 
 def test_influence_of_pairs_and_of_their_swaps_is_opposite(audit, pairs, tmp_path, model_directory):

@@ -48,8 +48,8 @@ class Storage:
 
 
 @contextmanager
-def serving() -> Iterator[tuple[Storage, str]]:
-    """The server in a thread, with an empty bucket, and its address."""
+def serving(host: str = "127.0.0.1", port: int = 0) -> Iterator[tuple[Storage, str]]:
+    """The server in a thread, with an empty bucket, and its address; port 0 is any that is free."""
     from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
     from werkzeug.serving import WSGIRequestHandler, make_server
 
@@ -60,10 +60,10 @@ def serving() -> Iterator[tuple[Storage, str]]:
             """Say nothing."""
 
     storage = Storage(DomainDispatcherApplication(create_backend_app))
-    server = make_server("127.0.0.1", 0, storage, threaded=True, request_handler=Quiet)
+    server = make_server(host, port, storage, threaded=True, request_handler=Quiet)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
-    address = f"http://127.0.0.1:{server.port}"
+    address = f"http://{host}:{server.port}"
     try:
         urllib.request.urlopen(urllib.request.Request(f"{address}/moto-api/reset", method="POST")).close()
         urllib.request.urlopen(urllib.request.Request(f"{address}/{BUCKET}", method="PUT")).close()
