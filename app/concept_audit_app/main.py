@@ -6,6 +6,7 @@ from pathlib import Path
 
 import streamlit as st
 
+from concept_audit_app.components.courier import courier, do_what_was_asked
 from concept_audit_app.components.flags import flags_drawn, watch_others
 from concept_audit_app.components.session import choose_audit, read_only, sign_in, who_box
 from concept_audit_app.components.views import named_views
@@ -83,11 +84,13 @@ frame = st.container(
     key="frame", horizontal=True, horizontal_alignment="right", vertical_alignment="center", gap="small"
 )
 choose_audit(frame)
+do_what_was_asked()  # before anything is read that hangs on it
 flags_drawn()
 with frame:
     named_views({each.url_path: each for each in PAGES}, page.url_path)
     if read_only():
         st.badge("read-only", color="gray", help="Look at everything, change nothing.")
     who_box()
+    courier(page.url_path)
     watch_others()
 page.run()

@@ -15,7 +15,6 @@ WAYS = ["Queue", "Search", "Typed", "File"]
 audit = current_audit()
 style_sheet()
 warm(audit)
-labelling.do_labels()
 with st.container(horizontal=True, vertical_alignment="center", key="bar"):
     st.title("Probe lab", width="content")
     name, labelled = choose_probe(audit)

@@ -10,7 +10,7 @@ import streamlit as st
 from concept_audit import RowFilter
 from concept_audit_app.components.act_on_many import act_on_many
 from concept_audit_app.components.charts import QUIET, score_histogram
-from concept_audit_app.components.desk import desk, do_acts, list_rows
+from concept_audit_app.components.desk import desk, list_rows
 from concept_audit_app.components.exporting import WHAT
 from concept_audit_app.components.facets import facets
 from concept_audit_app.components.filter_chips import filter_chips
@@ -31,7 +31,6 @@ PAGE_SIZES = [10, 25, 50]
 PAGES_WIDTH = 340
 
 audit = current_audit()
-do_acts()
 style_sheet()
 bar = st.container(key="bar", horizontal=True, vertical_alignment="center", gap="small")
 with bar:

@@ -1,13 +1,10 @@
 // What people do by keys, one act after another.
 //
 // An act says which row it is of and what is to be, not "the other way round". It is shown at once and kept here until
-// the server has said that it is done, so that none is lost while Streamlit is busy, and none meets another row.
+// the page has been drawn with it, so that none is lost while Streamlit is busy, and none meets another row. The courier
+// (`courier.js`), which is on every page, brings acts to the server and tells what the server has done.
 
 const QUIET = 1200 // milliseconds without an act, after which the page is drawn anew
-// Whatever the server answers has Streamlit draw for a tenth of a second, and the next keys wait for it: acts that
-// follow each other quickly go to the server together.
-const PAUSE = 300 // milliseconds without an act, after which those that wait are sent
-const LATEST = 3000 // milliseconds that an act waits at most
 const WORDS = "input, textarea, select, [contenteditable], [role=combobox], [role=slider], [role=spinbutton]"
 const OPEN = '[data-testid="stPopoverBody"], [role="dialog"]'
 
@@ -16,29 +13,34 @@ function actsOf(place) {
   return (window[place] ??= {
     client: Date.now().toString(36) + Math.random().toString(36).slice(2),
     count: 0, // acts so far
-    acts: [], // those that the server has not yet said to be done
+    acts: [], // those that the page may not show yet
+    taken: 0, // up to which act the server has done them
     undoable: [], // what may be undone from here, latest last
     moved: false, // something has changed since the page was drawn
+    soon: false, // the page is to be drawn anew as soon as the server has done all
   })
+}
+
+// Whether the server has still to do something.
+function owed(kept) {
+  return kept.acts.some((act) => act.n > kept.taken)
 }
 
 // To be called whenever Streamlit calls: takes what the server says, and listens.
 function mount(kept, component, KEYS, draw) {
-  const { data, parentElement, setStateValue, setTriggerValue } = component
+  const { data, parentElement, setTriggerValue } = component
   kept.place = parentElement
-  kept.send = () => {
-    clearTimeout(kept.sending)
-    kept.sending = null
-    setStateValue("acts", { client: kept.client, acts: kept.acts })
-  }
   kept.settle = () => {
-    if (kept.sending) kept.send()
+    kept.soon = owed(kept)
+    if (kept.soon) return window.__conceptAuditCourier?.send() // first what was asked for is done
     kept.moved = false
     setTriggerValue("settled", kept.count)
   }
   if (kept.audit !== data.audit) Object.assign(kept, { audit: data.audit, undoable: [] })
-  if (data.client === kept.client) kept.acts = kept.acts.filter((act) => act.n > data.done)
-  if (kept.moved && !kept.acts.length) wait(kept)
+  if (data.client === kept.client) {
+    kept.acts = kept.acts.filter((act) => act.n > data.done)
+    kept.taken = Math.max(kept.taken, data.done)
+  }
   for (const button of parentElement.querySelectorAll("button[value]")) {
     button.onclick = () => KEYS[button.value]()
   }
@@ -52,13 +54,6 @@ function mount(kept, component, KEYS, draw) {
     event.stopPropagation()
     KEYS[key]()
   }
-  const onLeave = (event) => {
-    if (kept.sending) kept.send()
-    if (kept.acts.length) event.preventDefault() // the browser asks whether to leave
-  }
-  const onHide = () => {
-    if (document.hidden && kept.sending) kept.send()
-  }
   let drawing = false
   const observer = new MutationObserver(() => {
     if (drawing) return
@@ -69,15 +64,18 @@ function mount(kept, component, KEYS, draw) {
     })
   })
   kept.unmount?.()
+  // Called by the courier, too, when the server has done something.
+  kept.go_on = () => {
+    if (kept.moved && !owed(kept)) kept.soon ? kept.settle() : wait(kept)
+    draw()
+  }
+  if (kept.moved && !owed(kept)) wait(kept)
   document.addEventListener("keydown", onKey, true)
-  window.addEventListener("beforeunload", onLeave)
-  document.addEventListener("visibilitychange", onHide)
   observer.observe(document.body, { childList: true, subtree: true, attributeFilter: ["disabled"] })
   kept.unmount = () => {
     document.removeEventListener("keydown", onKey, true)
-    window.removeEventListener("beforeunload", onLeave)
-    document.removeEventListener("visibilitychange", onHide)
     observer.disconnect()
+    kept.go_on = null
   }
   draw()
 }
@@ -85,9 +83,7 @@ function mount(kept, component, KEYS, draw) {
 function act(kept, what) {
   kept.acts.push({ n: ++kept.count, audit: kept.audit, ...what })
   kept.moved = true
-  if (!kept.sending) kept.since = Date.now()
-  clearTimeout(kept.sending)
-  kept.sending = setTimeout(() => kept.send(), Math.min(PAUSE, Math.max(0, kept.since + LATEST - Date.now())))
+  window.__conceptAuditCourier?.call()
   wait(kept)
 }
 
@@ -95,7 +91,9 @@ function act(kept, what) {
 function wait(kept) {
   clearTimeout(kept.timer)
   kept.timer = setTimeout(() => {
-    if (kept.moved && !kept.acts.length) kept.settle()
+    if (!kept.go_on || !kept.moved || owed(kept)) return
+    if (window.__conceptAuditCourier?.leaving()) return wait(kept) // not in the name of a page that is left
+    kept.settle()
   }, QUIET)
 }
 

@@ -20,6 +20,7 @@ from concept_audit_app.components.session import current_audit, person, read_onl
 from concept_audit_app.components.tables import records
 
 KEY = "desk-list"
+QUEUE = "rows"
 MOST_REMEMBERED = 500
 """Acts whose changes are remembered, so that each can be undone."""
 SNIPPET = 160
@@ -31,10 +32,10 @@ CSS = (HERE / "desk.css").read_text("utf-8")
 _component = acting_component("concept_audit_desk", HTML, CSS, "desk.js")
 
 
-def do_acts() -> None:
-    """Do what was asked by keys and is not done yet; before the rows are read, so that they show it."""
+def do_acts() -> bool:
+    """Do what was asked by keys and is not done yet; whether there was something."""
     changed = False
-    for audit, act in waiting(KEY):
+    for audit, act in waiting(QUEUE):
         changed = True
         try:
             _do(audit, act)
@@ -42,6 +43,7 @@ def do_acts() -> None:
             st.session_state["row_problem"] = f"Row {act.get('id', '')}: {error}"
     if changed:
         flags_drawn()
+    return changed
 
 
 def _do(audit: Audit, act: Mapping[str, Any]) -> None:
@@ -114,7 +116,6 @@ def desk(rows: Sequence[Mapping[str, Any]], furthest: float, pages: int, where: 
         where: the filter; the words that it looks for are marked in the row.
     """
     audit = current_audit()
-    do_acts()
     flags = audit.flags.of([row["hash"] for row in rows])
     found = _component(
         key=KEY,
@@ -125,9 +126,8 @@ def desk(rows: Sequence[Mapping[str, Any]], furthest: float, pages: int, where: 
             "place": where.text_in,
             "pairs": audit.manifest.pair is not None,
             "writes": not read_only(),
-            **said_to_be_done(KEY),
+            **said_to_be_done(QUEUE),
         },
-        on_acts_change=lambda: None,
         on_settled_change=lambda: None,
         on_turned_change=lambda: _turn(pages),
     )

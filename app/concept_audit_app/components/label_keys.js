@@ -2,6 +2,7 @@
 
 const PATIENCE = 30_000 // milliseconds
 const SNIPPET = 140 // characters of a row that the queue shows
+const FEW = 12 // rows left at hand, with which more are asked for
 const LONG = 4000 // characters, beyond which the rest of a turn is folded away
 const kept = actsOf("__conceptAuditLabels")
 kept.items ??= [] // rows offered: {hash, row, why, turns}
@@ -122,7 +123,11 @@ function draw() {
     const said = kept.left ? "" : kept.nothing
     if (row.textContent !== said) row.textContent = said // only then: a change of the page asks for drawing
   }
-  if (!item && kept.moved && !kept.acts.length) kept.settle() // more rows are wanted
+  if (!item && kept.moved && !owed(kept)) kept.settle() // more rows are wanted
+  else if (kept.moved && !owed(kept) && kept.filled !== kept.taken && all().filter((each) => !isDone(each)).length < FEW) {
+    kept.filled = kept.taken
+    kept.fill()
+  }
   if (kept.train && !kept.moved) train()
 }
 
@@ -151,7 +156,7 @@ function undo() {
 function train() {
   kept.train ||= Date.now() + PATIENCE
   const button = document.querySelector(".st-key-train button")
-  if (kept.moved) return kept.acts.length ? undefined : kept.settle()
+  if (kept.moved) return owed(kept) ? undefined : kept.settle()
   if (button && !button.disabled) {
     kept.train = 0
     button.click()
@@ -176,6 +181,7 @@ export default function (component) {
   }
   Object.assign(kept, { items: data.items, positive: data.positive, negative: data.negative, nothing: data.nothing })
   kept.left = data.items.length > 0
+  kept.fill = () => component.setStateValue("filled", kept.taken)
   mount(kept, component, KEYS, draw)
   return () => {
     kept.unmount()

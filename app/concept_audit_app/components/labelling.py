@@ -28,6 +28,7 @@ AT_HAND, MOST_OFFERED = 24, 500
 """Rows of the queue that the browser has beforehand, and that are remembered here while their labels may come."""
 LONGEST_TURN = 8_000
 KEY = "keys-of-labels"
+QUEUE = "labels"
 HTML = (HERE / "label_keys.html").read_text("utf-8")
 CSS = (HERE / "label_keys.css").read_text("utf-8")
 POSITIVE, NEGATIVE = "Shows it", "Does not"
@@ -107,7 +108,6 @@ def queue(audit: Audit, name: str, trained: bool, bar: DeltaGenerator) -> None:
 def _offer(name: str, text: str, kinds: Sequence[str]) -> None:
     """The rows of the queue, the next few of them at hand in the browser."""
     audit = current_audit()
-    do_labels()
     rows = audit.queue.upcoming(name, RowFilter(text=text), AT_HAND, kinds)
     known = st.session_state.setdefault("offered", {})
     for _, row in rows:
@@ -134,18 +134,20 @@ def _offer(name: str, text: str, kinds: Sequence[str]) -> None:
             "positive": positive,
             "negative": len(labels) - positive,
             "nothing": "No unlabelled row left here. Change the search, or type examples.",
-            **said_to_be_done(KEY),
+            **said_to_be_done(QUEUE),
         },
-        on_acts_change=lambda: None,
+        on_filled_change=lambda: None,
         on_settled_change=lambda: None,
     )
     if found.settled:
         st.rerun(scope="app")
 
 
-def do_labels() -> None:
-    """Do what was asked by keys and is not done yet; before anything is read that hangs on labels."""
-    for audit, act in waiting(KEY):
+def do_labels() -> bool:
+    """Do what was asked by keys and is not done yet; whether there was something."""
+    changed = False
+    for audit, act in waiting(QUEUE):
+        changed = True
         name, messages = str(act["probe"]), st.session_state.get("offered", {}).get(act["hash"])
         try:
             if act["kind"] == "undo":
@@ -156,6 +158,7 @@ def do_labels() -> None:
                 put_label(name, messages, act["label"], audit)
         except AuditError as error:
             st.session_state["lab_error"] = str(error)
+    return changed
 
 
 def search_results(audit: Audit, name: str) -> None:
