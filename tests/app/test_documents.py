@@ -38,15 +38,20 @@ def test_pages_open_without_an_exception(audit, name):
     assert not page.exception and not page.error
 
 
+def said(page) -> str:
+    """The headings of the rows on a page."""
+    return "\n".join(element.proto.body for element in page.get("html"))
+
+
 def test_a_window_says_where_it_lies_and_leads_to_its_document(audit):
     page = open_page("ranking")
-    told = "\n".join(str(element.value) for element in page.get("html") if hasattr(element, "value")) + str(page)
-    places = audit.documents.places(audit.rows.list()["example_id"].tolist())
-    parts = [window_words(place) for place in places.values()]
-    assert parts.count("") == 2 and "window 2 of" in " ".join(parts)
-    assert all(part in told for part in parts)
+    places = audit.documents.places(audit.rows.list()["example_id"].tolist()).values()
+    assert [window_words(place) for place in places].count("") == 2
+    assert all(window_words(place) in said(page) for place in places)
+    links = [link.proto for link in page.get("page_link") if link.proto.label == "Document"]
+    assert len(links) == sum(place.of > 1 for place in places)
+    assert any("where_document_number=3" in link.query_string for link in links)
     page.query_params["where_document_number"] = "3"
     page.run()
     assert not page.exception
-    shown = str(page)
-    assert all((window_words(place) in shown) == (place.document == 3) for place in places.values() if place.of > 1)
+    assert all((window_words(place) in said(page)) == (place.document == 3) for place in places if place.of > 1)

@@ -97,7 +97,10 @@ class Rank(Running):
         top = None if self.all else self.top or FIRST_ROWS
         if self.by != "row":
             by: Order = "mean" if self.by == "document" else "strongest"
-            write(audit.documents.rank(self.concept, self.method, top, by, options), self.format, self.out)
+            found = audit.documents.rank(self.concept, self.method, top, by, options)
+            write(found, self.format, self.out)
+            if self.top is None and len(found) == top:
+                print(f"The first {top:,} documents; --top N or --all writes more", file=sys.stderr)
             return
         written, every = audit.exports.ranked(out, self.concept, self.method, self.format, top, options)
         if self.top is None and written < every:
@@ -240,7 +243,9 @@ class Flag(Running):
             self._tell({"rows": rows if self.top is None else min(rows, self.top)}, "would be flagged")
             return
         method = audit.rankings.find(concept, self.method).identity.method if concept else ""
-        how = " ".join([method, self.concept or "", *(f"{name[2:]} {ranked[name]:g}" for name in given)]).strip()
+        chosen = [f"{name[2:]} {ranked[name]:g}" for name in given]
+        chosen += [f"document {_joined(self.document)}"] if self.document else []
+        how = " ".join([method, self.concept or "", *chosen]).strip()
         found = audit.flags.set_matching(
             where,
             None if self.clear else self.as_,
@@ -248,7 +253,7 @@ class Flag(Running):
             self.method,
             self.note,
             top=self.top,
-            how=how if given else "all that match",
+            how=how if given or self.document else "all that match",
         )
         self._tell({"event": found.event_id, "rows": found.n_texts}, "cleared" if self.clear else f"flagged {self.as_}")
 

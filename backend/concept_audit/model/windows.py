@@ -2,7 +2,7 @@
 
 Windows are as even as can be, so that their scores compare: a text of slightly more than a context gives two halves,
 and not a whole one and a rest of a few tokens. They end between paragraphs, lines or words where there is such a place
-in their last eighth; text without white space is split between tokens. One after the other they are the text.
+near by; text without white space is split between tokens. One after the other they are the text.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ import numpy as np
 
 from concept_audit.model.chat import ChatRenderer
 
-NEAR = 8
-"""A window may end early by one in so many of its characters, to end where something ends."""
+NEAR = 16
+"""A window may be shorter or longer than planned by one in so many of its tokens, to end where something ends."""
 
 
 class Splitter:
@@ -54,32 +54,35 @@ class Splitter:
         """
         first = int(np.searchsorted(starts, begin))
         left = len(starts) - first
+
+        def behind(tokens: int) -> int:
+            # Several tokens may be bytes of one character, which is not split.
+            token = max(first + tokens, int(np.searchsorted(starts, begin, side="right")))
+            return int(starts[token]) if token < len(starts) else len(text)
+
         room = max(1, self._renderer.max_tokens - self._around)
-        size = max(1, -(-left // max(1, -(-left // room))))
         while True:
-            end = _boundary(text, begin, _start_behind(starts, first + size, begin, len(text)))
+            end = len(text)
+            if left > room:
+                parts = -(-left // (room - room // NEAR))
+                size = -(-left // parts)
+                most = min(size + size // NEAR, room)
+                end = _boundary(text, behind(size - size // NEAR), behind(size), behind(most))
             # By itself a part may have other tokens than within the text.
             excess = len(self._renderer.places(text[begin:end])) - self._renderer.max_tokens
-            if excess <= 0 or size == 1:
+            if excess <= 0 or room == 1:
                 return end
-            size = max(1, size - excess)
+            room = max(1, room - excess)
 
 
-def _start_behind(starts: np.ndarray, token: int, begin: int, end: int) -> int:
-    """The first character of a token, or of the first one after it that lies behind `begin`; else the text's end."""
-    # Several tokens may be bytes of one character.
-    token = max(token, int(np.searchsorted(starts, begin, side="right")))
-    return int(starts[token]) if token < len(starts) else end
-
-
-def _boundary(text: str, begin: int, limit: int) -> int:
-    """The best place for a window from `begin` to end, at `limit` or not long before it."""
-    if limit == len(text):
-        return limit
-    earliest = limit - max(1, (limit - begin) // NEAR)
-    for mark in ("\n\n", "\n"):
-        found = text.rfind(mark, earliest, limit)
-        if found >= 0:
-            return found + len(mark)
+def _boundary(text: str, low: int, wanted: int, high: int) -> int:
+    """The place nearest to the wanted one, of those between two bounds where most ends: a paragraph, a line, a word."""
+    for mark in ("\r\n\r\n", "\n\n", "\n"):
+        before = text.rfind(mark, max(0, low - len(mark)), wanted)
+        after = text.find(mark, max(0, wanted - len(mark)), high)
+        ends = [found + len(mark) for found in (before, after) if found >= 0]
+        if ends:
+            return min(ends, key=lambda end: abs(end - wanted))
     # A space belongs to the word after it, as most tokenizers have it.
-    return next((place for place in range(limit, earliest, -1) if text[place].isspace()), limit)
+    spaces = (place for place in range(low, min(high + 1, len(text))) if text[place].isspace())
+    return min(spaces, key=lambda place: abs(place - wanted), default=wanted)
