@@ -42,7 +42,9 @@ def dry_run(options: BuildOptions, progress: Progress) -> None:
         AuditError: data or tokenizer are not there, or the first rows cannot be used and none may be skipped.
     """
     data = described(options, progress)
-    show_rows(data, options, load_tokenizer(options.model, options.cache, progress), progress)
+    tokenizer = load_tokenizer(options.model, options.cache, progress)
+    # The model's own limit is not known before it is loaded, and is the tokenizer's as a rule.
+    show_rows(data, options, tokenizer, progress, min(LONGEST_ROW, tokenizer.model_max_length))
 
 
 def described(options: BuildOptions, progress: Progress) -> DataSet:
@@ -74,9 +76,7 @@ def described(options: BuildOptions, progress: Progress) -> DataSet:
     return data
 
 
-def show_rows(
-    data: DataSet, options: BuildOptions, tokenizer: Any, progress: Progress, longest: int = LONGEST_ROW
-) -> None:
+def show_rows(data: DataSet, options: BuildOptions, tokenizer: Any, progress: Progress, longest: int) -> None:
     """Say how the model would read the first rows, and what becomes of documents that are longer than the longest row.
 
     Args:
