@@ -39,7 +39,8 @@ def insert_windows(con: Cursor, rows: str, tokens: str) -> None:
     """Fill ``base.windows`` from a shard of rows and one of their tokens, both Parquet files."""
     con.execute(
         """INSERT INTO base.windows
-           SELECT example_id, document, number, "of", start, "end", n_response_tokens - coalesce(parts[1] <> 0, false)::INTEGER,
+           SELECT example_id, document, number, "of", start, "end",
+                  n_response_tokens - coalesce(parts[1] <> 0, false)::INTEGER,
                   len(list_filter(parts, lambda p: p = 2))
            FROM read_parquet(?) r JOIN read_parquet(?) t USING (example_id) ORDER BY example_id""",
         [rows, tokens],

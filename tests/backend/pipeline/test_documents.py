@@ -30,15 +30,10 @@ from concept_audit import (
 )
 from concept_audit.audit.repair import check, repair
 from concept_audit.cli import main
-from concept_audit.data.read import open_data
 from concept_audit.model.chat import ChatRenderer
 from concept_audit.model.linear import linear_layers
-from concept_audit.pipeline.read import read_rows
-from concept_audit.progress import Stage
 from concept_audit.store.layout import Layout
 from concept_audit.store.manifest import read_manifest, rebuild_command
-from concept_audit.store.partition import RowPartition
-from concept_audit.store.shard_store import TABLE, RowShards, ShardStore
 from tests.conftest import SMALL_SAE, sentence, shards, write_jsonl
 
 LONGEST = 48
@@ -411,19 +406,3 @@ def test_engines_split_alike(audit, tmp_path, model_directory):
     other = Audit(build(made, engine=ProcessEngine(workers=2)))
     assert windows(other)["content_hash"].tolist() == windows(audit)["content_hash"].tolist()
     assert windows(other)["n_tokens"].tolist() == windows(audit)["n_tokens"].tolist()
-
-
-def test_documents_may_lie_in_several_shards_of_which_one_is_made_again(tmp_path):
-    data = open_data(write_jsonl(tmp_path / "rows.jsonl", [{"text": str(n) * 7} for n in range(10, 1_500)]))
-    store, made = ShardStore(tmp_path / "shards"), Stage("", None, "rows")
-
-    def read():
-        assert read_rows(store, "key", data, None, made, lambda text: [(0, 5), (5, 9), (9, len(text))]) == 0
-        kept = RowShards(store, "rows", "key", RowPartition(3 * 1_490), TABLE)
-        return [row for number in kept.numbers() for row in pq.read_table(kept.path(number)).to_pylist()], kept
-
-    rows, kept = read()
-    assert len(list(kept.numbers())) > 2 and len(rows) == 3 * 1_490
-    assert [row["document"] for row in rows] == [n for n in range(1_490) for _ in range(3)]
-    kept.path(1).unlink()
-    assert read()[0] == rows
