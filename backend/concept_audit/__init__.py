@@ -52,7 +52,16 @@ if TYPE_CHECKING:
     from concept_audit.store.flags import FlagChange
     from concept_audit.store.listing import audit_names
     from concept_audit.store.workspace import SavedProbe
-    from concept_audit.types import METHODS, Concept, Example, LabelledExample, Message, methods_of, usual_method
+    from concept_audit.types import (
+        METHODS,
+        Concept,
+        Example,
+        LabelledExample,
+        Message,
+        Window,
+        methods_of,
+        usual_method,
+    )
 
 # Loaded when first used: torch and transformers take seconds, and `--help` needs neither.
 _HOME = {
@@ -99,6 +108,7 @@ _HOME = {
     "TextFeatures": "concepts.features_of_text",
     "TrainedProbe": "concepts.probe",
     "ValidateOptions": "pipeline.validation.options",
+    "Window": "types",
     "audit_names": "store.listing",
     "build": "pipeline.build",
     "forecast_table": "evidence.forecast_report",
@@ -157,6 +167,7 @@ __all__ = [
     "TextFeatures",
     "TrainedProbe",
     "ValidateOptions",
+    "Window",
     "audit_names",
     "build",
     "forecast_table",

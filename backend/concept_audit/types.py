@@ -42,6 +42,8 @@ LARGEST = 1e100
 """A larger number is no reward: the variance of a group has to be a number, too."""
 GRPO_ADVANTAGE, ROLLOUT_GROUP = "grpo_advantage", "rollout_group"
 """Metadata fields that a build adds to rollouts: the advantage made of their rewards, and the number of their group."""
+DOCUMENT_NUMBER, WINDOW_NUMBER = "document_number", "window_number"
+"""Metadata fields that a build adds to windows of documents that it splits; see `Window`."""
 PROMPT, END_OF_TURN, CONTENT = 0, 1, 2
 """What a token is: before or between responses; a response's closing token; a response's own text."""
 
@@ -118,6 +120,24 @@ def last_answer(messages: Sequence[Message]) -> int:
 
 
 @dataclass(frozen=True)
+class Window:
+    """Where a row lies in the document that it is a part of.
+
+    Attributes:
+        document: the document's number among the rows of the data, from 0.
+        number: its own among the document's windows, from 1.
+        of: how many windows the document has; 1 where it is a row as a whole.
+        start, end: in the document's text, in characters; the end is the first one behind it.
+    """
+
+    document: int
+    number: int
+    of: int
+    start: int
+    end: int
+
+
+@dataclass(frozen=True)
 class Example:
     """One row of training data.
 
@@ -126,12 +146,14 @@ class Example:
         source: where the row was read from (a file's name, a data set's name).
         source_row: 1-based line or row number in the source.
         metadata: every column that is not part of the conversation, JSON types only.
+        window: where it lies in its document; None where documents are not split.
     """
 
     messages: tuple[Message, ...]
     source: str
     source_row: int
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    window: Window | None = None
 
     @property
     def content_hash(self) -> str:

@@ -10,12 +10,13 @@ import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 
 from concept_audit import Audit, AuditError, Concept, InfluenceOptions
+from concept_audit_app.components.asking import answers_asked
 from concept_audit_app.components.concepts import concept_picker, probe_quality
 from concept_audit_app.components.heatmap import legend_html, ramp
 from concept_audit_app.components.methods import NAMES, SLOW, WITH_GRADIENTS, offer
 from concept_audit_app.components.progress import PageProgress
 from concept_audit_app.components.refining import refiner
-from concept_audit_app.components.rows import RowCard, answers_asked
+from concept_audit_app.components.rows import RowCard
 from concept_audit_app.components.scale import Scale
 from concept_audit_app.components.session import read_only
 from concept_audit_app.components.tables import records
@@ -103,6 +104,7 @@ def cards(
     own |= answers_asked(ids)
     elsewhere = _elsewhere(audit, concept, method, ids)
     parameters = audit.rankings.find(concept.concept_id, method, options).request.parameters
+    windows = audit.documents.places(ids)
     note = QUERY_NOTE + (OWN_LEFT_OUT if parameters.get("leave_out_own") else "")
     waiting = st.container()
     # The order is there before the colours are: people may read on meanwhile.
@@ -116,6 +118,7 @@ def cards(
             query_note=note,
             says_exact=indexed,
             scale=scale,
+            window=windows.get(number),
         )
         for number, row in zip(ids, records(rows), strict=True)
     ]

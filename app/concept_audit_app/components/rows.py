@@ -13,7 +13,9 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
-from concept_audit import AuditError, Heatmap, Message, Segment, messages_from_json
+from concept_audit import AuditError, Heatmap, Message, Segment, Window, messages_from_json
+from concept_audit_app.components.asking import ask_later
+from concept_audit_app.components.documents import document_link, window_words
 from concept_audit_app.components.heatmap import FULL, LEVELS, Look, Ramp, text_html, turn_html
 from concept_audit_app.components.scale import Scale
 from concept_audit_app.components.session import current_audit, person, read_only
@@ -167,6 +169,7 @@ class RowCard:
         query_note: what is said of a row that is one of the ranking's query examples.
         says_exact: say whether the score is exact or estimated by the gradient index.
         scale: shows the score in standard deviations, and as it is on hover.
+        window: where the row lies in its document, where that may have been split.
     """
 
     def __init__(
@@ -180,9 +183,11 @@ class RowCard:
         query_note: str = "",
         says_exact: bool = False,
         scale: Scale | None = None,
+        window: Window | None = None,
     ):
         self._row, self._elsewhere, self._says_exact, self._scale = row, elsewhere, says_exact, scale
-        self._badge = _badge_html("query example", query_note) if row.get("is_query", False) else ""
+        badge = _badge_html("query example", query_note) if row.get("is_query", False) else ""
+        self._badge = " · ".join(part for part in (window_words(window), badge) if part)
         self._flag = row["flag"] if isinstance(row["flag"], str) else None
         example_id = int(row["example_id"])
         with st.container(border=True, key=f"row-{example_id}"):
@@ -196,6 +201,7 @@ class RowCard:
                         icon=":material/open_in_full:",
                         query_params={**opens, "row": str(example_id)},
                     )
+                document_link(window)
                 if ask and own_answer is None:
                     st.button(
                         "",
@@ -203,7 +209,7 @@ class RowCard:
                         key=f"ask-{example_id}",
                         type="tertiary",
                         help=f"Row {example_id}: what would the model itself have answered?",
-                        on_click=_ask,
+                        on_click=ask_later,
                         args=(example_id,),
                     )
                 if layer is not None:
@@ -376,23 +382,3 @@ def _toggle(content_hash: str, name: str, present: str | None) -> None:
             audit.flags.set([content_hash], name, by=person())
     except AuditError as error:
         st.session_state["row_problem"] = str(error)
-
-
-def _ask(example_id: int) -> None:
-    asked = st.session_state.setdefault("asked", [])
-    if example_id not in asked:
-        asked.append(example_id)
-
-
-def answers_asked(example_ids: Sequence[int]) -> dict[int, str]:
-    """The model's own answers to the rows of a page for which the visitor has asked."""
-    audit = current_audit()
-    found = {}
-    for example_id in [i for i in st.session_state.get("asked", []) if i in example_ids]:
-        try:
-            with st.spinner(f"The model answers the prompt of row {example_id:,} …"):
-                found[example_id] = audit.rows.ask_model(example_id)
-        except AuditError as error:
-            st.session_state["asked"].remove(example_id)
-            st.warning(str(error), icon=":material/warning:")
-    return found

@@ -8,6 +8,7 @@ import pandas as pd
 
 from concept_audit.audit.comparisons import Comparisons
 from concept_audit.audit.concepts import Concepts
+from concept_audit.audit.documents import Documents
 from concept_audit.audit.evidence import Validations
 from concept_audit.audit.exports import Exports
 from concept_audit.audit.feature_labels import FeatureLabels
@@ -60,6 +61,7 @@ class Audit:
         refinements: exact scores of the first rows of rankings from the gradient index.
         comparisons: rankings beside each other, and beside what is known of the rows.
         rows: rows in the order of the data; token heatmaps, exact scores and the model's own answers for a few.
+        documents: documents that were split into windows, by influence on a concept, and flagged as a whole.
         flags: what people decide about rows, and the log of it.
         views: views that have a name.
         exports: rows to take away.
@@ -96,6 +98,7 @@ class Audit:
         self.comparisons = Comparisons(self.opened, self.concepts, self.rankings)
         self.rows = Rows(self.opened, self.concepts, self.rankings)
         self.flags = Flags(self.opened, self.rankings)
+        self.documents = Documents(self.opened, self.rankings, self.flags)
         self.views = Views(self.opened)
         self.exports = Exports(self.opened, self.concepts, self.probes, self.rankings, self.rows)
         self.evidence = Validations(self.opened, self.concepts)

@@ -20,6 +20,7 @@ from concept_audit.audit.probes import Probes
 from concept_audit.audit.rankings import RANK_COLUMNS, Rankings
 from concept_audit.audit.rows import Rows
 from concept_audit.data.copying import Swap, copier, places
+from concept_audit.data.document_rows import KeptWindows
 from concept_audit.data.list_rows import kept_responses, only
 from concept_audit.data.read import fingerprint, raw_rows
 from concept_audit.data.write import Format, Record, fill_file, fill_standard_output, write_columns, write_records
@@ -29,6 +30,7 @@ from concept_audit.influence.options import InfluenceOptions
 from concept_audit.store import queries
 from concept_audit.store.cursor import Cursor
 from concept_audit.store.derived import require_rankings
+from concept_audit.store.documents import all_places
 from concept_audit.store.filters import RowFilter
 from concept_audit.store.manifest import Manifest
 from concept_audit.store.skipped import skipped_rows
@@ -52,12 +54,14 @@ class _State:
         rows: example_id, flag, note; with a ranking rank, score, percentile.
         places: int64 [rows], their numbers in the data.
         flags: who had flagged how many rows as what.
+        windows: where they lie in their documents, where these were split; else None.
     """
 
     build: str
     rows: pd.DataFrame
     places: np.ndarray
     flags: list[dict[str, Any]]
+    windows: KeptWindows | None = None
 
 
 class Exports:
@@ -82,6 +86,7 @@ class Exports:
         exact: bool = False,
         by: str = "",
         swap: bool = False,
+        whole_documents: bool = False,
     ) -> dict[str, Any]:
         """Write the rows that pass a filter: by rank where a concept ranks them, else in the order of the data.
 
@@ -98,6 +103,7 @@ class Exports:
             exact: CSV that reads back as it was, as the input's own columns always do; otherwise cells that a
                 spreadsheet would take for a formula begin with an apostrophe.
             swap: preference pairs flagged ``swap`` have their sides exchanged (in the input's own columns).
+            whole_documents: leave out the windows of documents of which not every one passes.
 
         Returns:
             the manifest: what the rows are and how they came about.
@@ -115,8 +121,12 @@ class Exports:
                 "sides can be exchanged of preference pairs alone, in the input's own columns (--schema own)"
             )
         exact = exact or own
-        state = self._state(where, ranking, by_rank=not own)
+        if whole_documents and self._opened.manifest.document is None:
+            raise StoreError("--whole-documents: no documents were split in this audit; leave it out")
+        state = self._state(where, ranking, not own, whole_documents)
         about = self._manifest(where, format, schema, concept, method, options, exact, by) | {"flags": state.flags}
+        if state.windows is not None:
+            about["documents"], about["whole_documents"] = len(np.unique(state.windows.document)), whole_documents
         exchanged = self._swap(state) if swap else None
         if exchanged is not None:
             about["sides_exchanged"] = len(exchanged.rows)
@@ -199,13 +209,22 @@ class Exports:
 
         return self._opened.read(read)
 
-    def _state(self, where: RowFilter, ranking: int | None, by_rank: bool) -> _State:
+    def _state(self, where: RowFilter, ranking: int | None, by_rank: bool, whole_documents: bool) -> _State:
         """Which rows pass now: what is looked up in one lease is of one state."""
+        column = self._opened.manifest.document
 
         def look(cursor: Cursor) -> _State:
             rows, skipped = queries.snapshot(cursor, ranking, where, by_rank), skipped_rows(cursor)["place"]
-            numbers = places(rows["example_id"].to_numpy(np.int64), skipped.to_numpy(np.int64))
-            return _State(queries.build_id(cursor), rows, numbers, queries.flaggers(cursor))
+            build, flags = queries.build_id(cursor), queries.flaggers(cursor)
+            ids = rows["example_id"].to_numpy(np.int64)
+            if column is None:
+                return _State(build, rows, places(ids, skipped.to_numpy(np.int64)), flags)
+            lie = all_places(cursor).iloc[ids]
+            if whole_documents:
+                whole = (lie.groupby("document")["of"].transform("size") == lie["of"]).to_numpy()
+                rows, lie = rows[whole].reset_index(drop=True), lie[whole]
+            kept = {str(name): lie[name].to_numpy(np.int64) for name in lie}
+            return _State(build, rows, kept["document"], flags, KeptWindows(column, **kept))
 
         return self._opened.read(look)
 
@@ -220,7 +239,7 @@ class Exports:
         scored = [name for name in SCORE_COLUMNS if name in state.rows]
         if own and not scored:
             made = self._opened.manifest
-            copy = copier(made.configuration["data"], format, state.places, swap, _lists(made))
+            copy = copier(made.configuration["data"], format, state.places, swap, _lists(made), state.windows)
             if copy is not None:
                 return copy
         if own:
@@ -251,19 +270,27 @@ class Exports:
         return self._opened.read(read)
 
     def _write_own(self, state: _State, swap: Swap | None, format: Format, out: BinaryIO, exact: bool) -> int:
-        lists = _lists(self._opened.manifest)
-        if lists is None:
+        lists, windows = _lists(self._opened.manifest), state.windows
+        if lists is None and windows is None:
             return write_records(lambda: self._own_records(state, swap), format, out, exact)
         written: list[int] = []
 
         def records() -> Iterator[Record]:
             written.clear()
-            for record, responses in self._own_lists(state, lists):
-                written.append(responses)
+            several = self._own_documents(state, windows) if windows else self._own_lists(state, lists or ())
+            for record, rows in several:
+                written.append(rows)
                 yield record
 
         write_records(records, format, out, exact)
         return sum(written)
+
+    def _own_documents(self, state: _State, windows: KeptWindows) -> Iterator[tuple[Record, int]]:
+        """Documents with those windows alone that are exported, and a list of each score; how many these are."""
+        made = self._opened.manifest.configuration
+        for _, row, kept in windows.documents(raw_rows(made["data"], made["split"])):
+            part = state.rows.iloc[kept]
+            yield windows.of_row(row, kept) | _listed_scores(part), len(part)
 
     def _own_lists(self, state: _State, lists: tuple[str, ...]) -> Iterator[tuple[Record, int]]:
         """Rows that hold several responses, with those alone that are exported, and a list of each score; how many."""
@@ -273,8 +300,7 @@ class Exports:
         for row, _, kept in kept_responses(raw, lists, state.places):
             part = state.rows.iloc[first : first + len(kept)]
             first += len(kept)
-            scores = {f"audit_{name}": part[name].tolist() for name in SCORE_COLUMNS if name in part}
-            yield only(row, lists, kept) | scores, len(kept)
+            yield only(row, lists, kept) | _listed_scores(part), len(kept)
 
     def _own_records(self, state: _State, swap: Swap | None) -> Iterator[Record]:
         wanted = zip(state.places.tolist(), state.rows.itertuples(index=False), strict=True)
@@ -348,6 +374,11 @@ class Exports:
 def _lists(made: Manifest) -> tuple[str, ...] | None:
     """The columns of rows that hold several responses; None where a row is one."""
     return made.rollouts.lists if made.rollouts is not None else None
+
+
+def _listed_scores(rows: pd.DataFrame) -> dict[str, list[Any]]:
+    """The scores of the rows that were read from one row."""
+    return {f"audit_{name}": rows[name].tolist() for name in SCORE_COLUMNS if name in rows}
 
 
 def _dicts(frame: pd.DataFrame) -> Iterator[dict[str, Any]]:

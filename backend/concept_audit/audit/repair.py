@@ -88,6 +88,7 @@ def _build_options(layout: Layout, manifest: Manifest, options: RepairOptions) -
         # None where they are as usual; earlier versions did not know them.
         turns=made.get("turns") or usual.turns,
         on_bad_row=made.get("on_bad_row") or usual.on_bad_row,
+        long_documents=made.get("long_documents") or usual.long_documents,
         beta=made.get("beta") or usual.beta,
         rewards=RewardColumns(**made["rewards"]) if made.get("rewards") else usual.rewards,
         layers=tuple(made["layers"]),

@@ -31,3 +31,11 @@ def shares(text: str) -> tuple[float, ...]:
 def listed(text: str) -> tuple[str, ...]:
     """``a,b,c``."""
     return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def numbers(text: str) -> tuple[int, ...]:
+    """``3,17``."""
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise ValueError(f"{text!r}: write numbers such as 3 or 3,17") from None

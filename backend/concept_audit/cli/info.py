@@ -27,6 +27,7 @@ def gather(audit: Audit) -> dict[str, Any]:
         "counts": asdict(audit.overview()),
         "skipped": manifest.report("rows").get("skipped", 0),
         "rollouts": manifest.report("store").get("rollouts"),
+        "split": audit.documents.counts(),
         "sae": manifest.report("sae"),
         "index": audit.index.describe(),
         "index_under_way": audit.index.progress(),
@@ -51,6 +52,11 @@ def words(found: dict[str, Any]) -> str:
     ]
     if found["skipped"]:
         lines.insert(3, f"           {found['skipped']:,} rows left out, as they cannot be used (--skipped lists them)")
+    if split := found["split"]:
+        lines.insert(
+            3,
+            f"           {split['documents']:,} documents longer than that are split into {split['windows']:,} windows",
+        )
     if groups := found["rollouts"]:
         lines.insert(3, f"           {groups_in_words(groups)}")
     if date := made.get("template_date"):

@@ -13,7 +13,7 @@ from concept_audit.cli.concepts import CONCEPT
 from concept_audit.cli.engines import EngineFlags, working
 from concept_audit.cli.filters import TEXT, TEXT_IN, WHERE, filtered
 from concept_audit.cli.flags import FILE, flags, form, made, option, switch
-from concept_audit.cli.forms import listed
+from concept_audit.cli.forms import listed, numbers
 from concept_audit.cli.opening import JSON, Running, print_json
 from concept_audit.errors import AuditError
 from concept_audit.influence.options import InfluenceOptions
@@ -22,6 +22,7 @@ from concept_audit.types import METHODS, Method, usual_method
 
 if TYPE_CHECKING:
     from concept_audit.audit.audit import Audit
+    from concept_audit.store.documents import Order
 
 FORMAT = Annotated[Literal["csv", "jsonl", "parquet"], arg(help="of the output")]
 FIRST_ROWS = 1000
@@ -32,6 +33,12 @@ if TYPE_CHECKING:
     InfluenceFlags = Any
 else:
     InfluenceFlags = flags(InfluenceOptions, types={"query.queries": FILE}, without=("scoring.engine",))
+
+
+def _joined(values: tuple[int, ...]) -> str:
+    return ",".join(map(str, values))
+
+
 USUAL = f"{usual_method('sae_feature')} of SAE features, {usual_method('probe')} of probes and pairs"
 
 
@@ -45,6 +52,13 @@ class Rank(Running):
     method: Annotated[str | None, option(f"how to score rows: {', '.join(METHODS)} (None: {USUAL})", "METHOD")] = None
     top: Annotated[int | None, option(f"only the first so many rows (None: {FIRST_ROWS:,})", "N")] = None
     all: Annotated[bool, switch("every row, not the first alone")] = False
+    by: Annotated[
+        Literal["row", "document", "strongest"],
+        arg(
+            help="rows; or documents that were split (build --long-documents split), by the mean of their windows' "
+            "scores, weighted by tokens (document), or by that of their strongest window"
+        ),
+    ] = "row"
     format: FORMAT = "csv"
     out: OUT = None
     exact: Annotated[bool, switch("differentiate every row, though there is a gradient index")] = False
@@ -67,6 +81,7 @@ class Rank(Running):
 
     def _ranked(self, audit: Audit) -> None:
         from concept_audit.data.read import read_prompts, read_queries
+        from concept_audit.data.write import write
 
         typed: Any = self.influence
         read = read_prompts if typed.query__own_answers else read_queries
@@ -80,6 +95,13 @@ class Rank(Running):
             print(told, file=sys.stderr)
         out = Path(self.out) if self.out and self.out != "-" else None
         top = None if self.all else self.top or FIRST_ROWS
+        if self.by != "row":
+            by: Order = "mean" if self.by == "document" else "strongest"
+            found = audit.documents.rank(self.concept, self.method, top, by, options)
+            write(found, self.format, self.out)
+            if self.top is None and len(found) == top:
+                print(f"The first {top:,} documents; --top N or --all writes more", file=sys.stderr)
+            return
         written, every = audit.exports.ranked(out, self.concept, self.method, self.format, top, options)
         if self.top is None and written < every:
             print(f"The first {written:,} of {every:,} rows; --top N or --all writes more", file=sys.stderr)
@@ -109,6 +131,9 @@ class Export(Running):
         Literal["audit", "own"],
         arg(help="columns: audit (prompt, response, flag, metadata) or own (those of the input, as they were)"),
     ] = "audit"
+    whole_documents: Annotated[bool, switch("of a document of which not every window is to be written, write none")] = (
+        False
+    )
     concept: Annotated[str | None, option("put the scores of this concept beside each row", "NAME")] = None
     method: Annotated[Method | None, arg(help=f"of these scores (None: {USUAL})")] = None
     exact_csv: Annotated[
@@ -132,10 +157,21 @@ class Export(Running):
         where = replace(filtered(audit, self.text, self.where, flag, self.text_in), without_flags=self.drop or ())
         out = Path(self.out) if self.out and self.out != "-" else None
         about = audit.exports.write(
-            out, self.format, where, self.schema, self.concept, self.method, exact=self.exact_csv, swap=self.swap
+            out,
+            self.format,
+            where,
+            self.schema,
+            self.concept,
+            self.method,
+            exact=self.exact_csv,
+            swap=self.swap,
+            whole_documents=self.whole_documents,
         )
         if out is not None:
-            print(f"{about['rows']:,} rows in {out}, and how they came about in {out}.manifest.json", file=sys.stderr)
+            of = f" of {about['documents']:,} documents" if "documents" in about else ""
+            print(
+                f"{about['rows']:,} rows{of} in {out}, and how they came about in {out}.manifest.json", file=sys.stderr
+            )
             if self.schema == "own" and self.format == "csv":
                 print("Its cells are as they were: do not open hostile text in a spreadsheet", file=sys.stderr)
         elif not about["rows"]:
@@ -154,6 +190,11 @@ class Flag(Running):
     text: TEXT = ""
     text_in: TEXT_IN = ""
     where: WHERE = ()
+    document: Annotated[
+        tuple[int, ...] | None,
+        form(numbers, "N[,N...]", _joined),
+        option("all windows of these documents, by the numbers that rank --by document tells"),
+    ] = None
     flagged: Annotated[
         str,
         arg(
@@ -186,20 +227,25 @@ class Flag(Running):
         given = [name for name, value in ranked.items() if value is not None]
         if given and self.concept is None:
             raise AuditError(f"{', '.join(given)}: of which ranking? Name its --concept")
-        if not (given or self.text or self.where or self.flagged):
+        if not (given or self.text or self.where or self.flagged or self.document):
             raise AuditError(
-                "which rows? Give --concept with --top, --above or --percentile, or --text, --where or --flagged"
+                "which rows? Give --concept with --top, --above or --percentile, or --text, --where, --document or "
+                "--flagged"
             )
         scores = None if self.above is None else (self.above, float("inf"))
         where = filtered(audit, self.text, self.where, self.flagged, self.text_in)
         where = replace(where, scores=scores, percentile=self.percentile)
+        if self.document:
+            where = replace(where, example_ids=tuple(audit.documents.windows(self.document)))
         concept = self.concept if given else None
         if self.dry_run:
             rows = audit.rows.count(where, concept, self.method)
             self._tell({"rows": rows if self.top is None else min(rows, self.top)}, "would be flagged")
             return
         method = audit.rankings.find(concept, self.method).identity.method if concept else ""
-        how = " ".join([method, self.concept or "", *(f"{name[2:]} {ranked[name]:g}" for name in given)]).strip()
+        chosen = [f"{name[2:]} {ranked[name]:g}" for name in given]
+        chosen += [f"document {_joined(self.document)}"] if self.document else []
+        how = " ".join([method, self.concept or "", *chosen]).strip()
         found = audit.flags.set_matching(
             where,
             None if self.clear else self.as_,
@@ -207,7 +253,7 @@ class Flag(Running):
             self.method,
             self.note,
             top=self.top,
-            how=how if given else "all that match",
+            how=how if given or self.document else "all that match",
         )
         self._tell({"event": found.event_id, "rows": found.n_texts}, "cleared" if self.clear else f"flagged {self.as_}")
 

@@ -76,6 +76,11 @@ class Layout:
     turns: TurnChoice = "mask"
     pair: tuple[str, str] | None = None
 
+    @property
+    def document(self) -> str | None:
+        """The column of the text, where rows are plain text, all of it to be learnt; else None."""
+        return self.columns[0] if self.read is _plain_text else None
+
     def messages(self, row: Row) -> tuple[Message, ...]:
         """The row's conversation, of a pair both; DataError if it has none to train on."""
         if self.pair is None:

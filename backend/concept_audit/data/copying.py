@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from concept_audit.data.document_rows import KeptWindows, copy_document_lines, copy_document_table
 from concept_audit.data.formats import PARQUET_BATCH, json_lines, locate
 from concept_audit.data.list_rows import copy_list_lines, copy_list_table
 from concept_audit.data.write import Format
@@ -42,7 +43,12 @@ class Swap:
 
 
 def copier(
-    source: str, format: Format, chosen: np.ndarray, swap: Swap | None = None, lists: tuple[str, ...] | None = None
+    source: str,
+    format: Format,
+    chosen: np.ndarray,
+    swap: Swap | None = None,
+    lists: tuple[str, ...] | None = None,
+    windows: KeptWindows | None = None,
 ) -> Copy | None:
     """What copies rows of a data set unchanged, or None where that cannot be done.
 
@@ -52,15 +58,20 @@ def copier(
         chosen: int64 [rows], the numbers of the rows in the data set, ascending, from 0.
         swap: those of them that are not copied as they are.
         lists: the columns of rows that hold several responses; `chosen` counts these then, see `kept_responses`.
+        windows: of documents that were split, those that are chosen; `chosen` says nothing then.
     """
     path = locate(source)
     if path is None or path.is_dir():
         return None
     if format == "jsonl" and json_lines(path) is not None:
+        if windows is not None:
+            return lambda out: copy_document_lines(path, windows, out)
         if lists is not None:
             return lambda out: copy_list_lines(path, lists, chosen, out)
         return lambda out: _copy_lines(path, chosen, out, swap)
     if format == "parquet" and path.suffix.lower() == ".parquet":
+        if windows is not None:
+            return lambda out: copy_document_table(path, windows, out)
         if lists is not None:
             return lambda out: copy_list_table(path, lists, chosen, out)
         return lambda out: _copy_table(path, chosen, out, swap)

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from concept_audit.data.conversation import BY_NAME, Columns, Layout, TurnChoice, find_layout
+from concept_audit.data.documents import Split, check_names, windows
 from concept_audit.data.formats import Row, file_rows, locate, unreadable
 from concept_audit.data.hub import hub_revision, hub_rows, saved_rows, saved_split
 from concept_audit.data.rollouts import ALIKE, RewardColumns, check_weight, find_lists, find_rollouts, unrolled
@@ -58,12 +59,15 @@ class DataSet:
     columns: tuple[str, ...]
     rollouts: Rollouts | None = None
 
-    def examples(self, skip: Skip | None = None, check: Callable[[Example], None] | None = None) -> Iterator[Example]:
+    def examples(
+        self, skip: Skip | None = None, check: Callable[[Example], None] | None = None, split: Split | None = None
+    ) -> Iterator[Example]:
         """The rows as they are asked for; memory does not grow with their number.
 
         Args:
             skip: is told of each row that cannot be used; None to stop at the first.
             check: raises an AuditError for a row that cannot be used for what follows.
+            split: where to split a row's text, if rows are plain text: each part is a row of its own.
 
         Raises:
             DataError: from the iterator, for a row that cannot be read, or the rest of a source that is damaged.
@@ -84,7 +88,7 @@ class DataSet:
                     raise
                 skip(SkippedRow(place, row.source, row.number, str(error)))
             else:
-                yield example
+                yield from [example] if split is None else windows(example, place, split)
 
 
 def open_data(
@@ -95,6 +99,7 @@ def open_data(
     turns: TurnChoice = "mask",
     skipping: bool = False,
     rewards: RewardColumns = ALIKE,
+    splitting: bool = False,
 ) -> DataSet:
     """Find out where a data set's conversations lie, and what says how much they weigh.
 
@@ -107,10 +112,12 @@ def open_data(
         turns: which assistant turns count.
         skipping: pass over first rows that cannot be read.
         rewards: whether rows are rollouts, and what they weigh by.
+        splitting: rows of plain text will be split.
 
     Raises:
-        DataError: the source is missing, empty, of no known format or without a conversation in its columns; or there
-            are no rewards where they are asked for.
+        DataError: the source is missing, empty, of no known format or without a conversation in its columns; there
+            are no rewards where they are asked for; or rollouts, or rows with the columns that splitting adds, are
+            to be split.
     """
     rows = _rows(source, split)
     first = next((row for row in rows if not (skipping and row.problem)), None)
@@ -128,7 +135,10 @@ def open_data(
         if usable is None:
             raise DataError(f"{source}: no rollouts in it that can be used; mend the rows") from None
         first, layout = usable, _layout(usable, columns, turns)
-    return DataSet(source, split, layout, tuple(first.values), find_rollouts(first, layout, rewards, lists))
+    rollouts = find_rollouts(first, layout, rewards, lists)
+    if splitting and layout.document:
+        check_names(first, rollouts is not None)
+    return DataSet(source, split, layout, tuple(first.values), rollouts)
 
 
 def read_examples(source: str | Path, *, columns: Columns = BY_NAME, split: str = "train") -> Iterator[Example]:

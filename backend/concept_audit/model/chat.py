@@ -86,15 +86,7 @@ class ChatRenderer:
         else:
             text, spans = self._conversation(messages)
             add_special = self._template.plain
-        encoded = self._tokenizer(
-            text,
-            add_special_tokens=add_special,
-            return_offsets_mapping=True,
-            return_attention_mask=False,
-            verbose=False,
-        )
-        ids = np.asarray(encoded["input_ids"], np.int32)
-        offsets = np.asarray(encoded["offset_mapping"], np.int32).reshape(-1, 2)
+        ids, offsets = self._encode(text, add_special)
         parts = self._parts(ids, offsets, spans)
         keep = slice(0, self._max_tokens)
         return TokenizedRow(
@@ -105,6 +97,18 @@ class ChatRenderer:
             parts=parts[keep],
             truncated=len(ids) > self._max_tokens,
         )
+
+    @property
+    def max_tokens(self) -> int:
+        """The longest row."""
+        return self._max_tokens
+
+    def places(self, text: str) -> np.ndarray:
+        """Where the tokens of plain text lie in it, as `render` reads it but for the cut: int32 [tokens, 2].
+
+        Tokens that are put before the text lie nowhere, from 0 to 0; the closing one lies behind it.
+        """
+        return self._encode(text + (self._tokenizer.eos_token or ""), True)[1]
 
     def check(self, messages: Sequence[Message]) -> None:
         """Raise what `render` would, for less work."""
@@ -139,6 +143,18 @@ class ChatRenderer:
     def decode_token(self, token_id: int) -> str:
         """The text that a single token stands for."""
         return self._tokenizer.decode([token_id], clean_up_tokenization_spaces=False)
+
+    def _encode(self, text: str, add_special: bool) -> tuple[np.ndarray, np.ndarray]:
+        """Ids int32 [tokens], and where they lie in the text, int32 [tokens, 2]."""
+        encoded = self._tokenizer(
+            text,
+            add_special_tokens=add_special,
+            return_offsets_mapping=True,
+            return_attention_mask=False,
+            verbose=False,
+        )
+        offsets = np.asarray(encoded["offset_mapping"], np.int32).reshape(-1, 2)
+        return np.asarray(encoded["input_ids"], np.int32), offsets
 
     def _conversation(self, messages: Sequence[Message]) -> tuple[str, list[tuple[int, int, bool]]]:
         """The text of a conversation; where in it the turns lie that training is to see, and whether they end in calls."""

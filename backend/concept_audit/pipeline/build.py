@@ -28,12 +28,13 @@ from concept_audit.model.memory import free_on_machine
 from concept_audit.model.options import ModelSource
 from concept_audit.model.template import ChatTemplate, tokenizer_fingerprint
 from concept_audit.model.unembed import logit_effects
+from concept_audit.model.windows import Splitter
 from concept_audit.pipeline.activations import FindingFeatures, RunningModel, TokenSample
 from concept_audit.pipeline.engine import Driver, Engine, LocalEngine, missing_of
 from concept_audit.pipeline.loaded_sae import loaded_sae
 from concept_audit.pipeline.options import LONGEST_ROW, BuildOptions, key
 from concept_audit.pipeline.place import building, idle, layout_at, refuse_foreign
-from concept_audit.pipeline.preview import described, groups_in_words, show_rows
+from concept_audit.pipeline.preview import described, groups_in_words, show_rows, splits
 from concept_audit.pipeline.read import Tokenizing, read_rows
 from concept_audit.pipeline.reconciling import reconciled
 from concept_audit.pipeline.reporting import reporting
@@ -81,7 +82,7 @@ def build(options: BuildOptions, progress: Progress | None = None, engine: Engin
     lm = load_model(options.model, options.cache, progress)
     lm.check_layers((*(options.layers or ()), *((options.sae_layer,) if options.sae_layer else ())))
     lm.check_length(options.max_tokens)
-    show_rows(data, options, lm.tokenizer, progress)
+    show_rows(data, options, lm.tokenizer, progress, min(lm.context, LONGEST_ROW))
     sae = loaded_sae(options, lm, progress)
     before = frozenset(own_files(layout)) if layout.root.exists() else None
     with building(layout), reporting(layout.shards, layout.progress, progress) as told:
@@ -166,13 +167,21 @@ class _Build:
         further += ["skip", fingerprints["tokenizer"]] if skipping else []
         # What it is that rows hold, and without what they are left out.
         further += [data.rollouts.as_json()] if data.rollouts else []
+        split = self._splitter(data)
+        further += ["split", self._max_tokens, fingerprints["tokenizer"]] if split else []
         changed = self._begin("rows", fingerprints["data"], self._options.columns, self._options.split, *further)
         if not changed and not self._shards("rows").missing():
             return
         with self._driver.progress.stage("Reading rows") as stage:
             skipping_by = ChatRenderer(self._lm.tokenizer, self._max_tokens) if skipping else None
-            left_out = read_rows(self._layout.shards, self._manifest.key("rows"), data, skipping_by, stage)
+            left_out = read_rows(self._layout.shards, self._manifest.key("rows"), data, skipping_by, stage, split)
         self._end("rows", {"rows": stage.done, **({"skipped": left_out} if left_out else {})})
+
+    def _splitter(self, data: DataSet) -> Splitter | None:
+        """What splits the rows; None where they stay as they are."""
+        if not splits(data, self._options):
+            return None
+        return Splitter(ChatRenderer(self._lm.tokenizer, self._max_tokens))
 
     def _tokens(self) -> None:
         reader = self._lm.fingerprint, self._manifest.fingerprints["tokenizer"]
@@ -304,6 +313,8 @@ class _Build:
             "split": options.split,
             "turns": options.turns if options.turns != "mask" else None,
             "on_bad_row": options.on_bad_row if options.on_bad_row != "stop" else None,
+            "long_documents": options.long_documents if splits(data, options) else None,
+            "document": data.layout.document if splits(data, options) else None,
             "pairs": list(data.layout.pair) if data.layout.pair else None,
             "beta": options.beta if data.layout.pair else None,
             "rewards": asdict(options.rewards) if options.rewards.asked else None,

@@ -33,6 +33,8 @@ class BuildOptions:
         turns: which assistant turns count: ``mask`` for all but those that the rows mark by ``weight`` or ``train``,
             ``all`` whatever they mark, or the ``last``.
         on_bad_row: ``stop`` at a row that cannot be used, or ``skip`` it; the audit lists those with the reason.
+        long_documents: rows of plain text that are longer than `max_tokens` are ``cut`` there, as fine-tuning without
+            packing does, or ``split`` into windows, each a row that knows its document.
         rewards: whether rows are rollouts of reinforcement learning, and what they weigh by.
         beta: of the DPO loss by which preference pairs influence; it scales all scores alike.
         layers: layers whose mean response activations are kept, each counted in blocks run; None for three around
@@ -57,6 +59,7 @@ class BuildOptions:
     split: str = "train"
     turns: TurnChoice = "mask"
     on_bad_row: Literal["stop", "skip"] = "stop"
+    long_documents: Literal["cut", "split"] = "cut"
     rewards: RewardColumns = ALIKE
     beta: float = 0.1
     layers: tuple[int, ...] | None = None

@@ -8,14 +8,18 @@ from itertools import groupby, islice
 from typing import Any
 
 from concept_audit.data.formats import quoted
-from concept_audit.data.read import DataSet, open_data
+from concept_audit.data.read import DataSet, Skip, open_data
 from concept_audit.errors import DataError, ModelError
 from concept_audit.model.chat import ChatRenderer, TokenizedRow
 from concept_audit.model.load import load_tokenizer
+from concept_audit.model.windows import Splitter
 from concept_audit.pipeline.options import LONGEST_ROW, BuildOptions
 from concept_audit.progress import Progress
 from concept_audit.types import SEPARATOR, Example, Rollouts
 
+LOOKED_AT = 20
+"""Documents of which it is said how many are too long; fewer if these have many characters already."""
+MOST_CHARACTERS = 2_000_000
 SHOWN = 2
 """Rows that are shown as the model reads them."""
 LONGEST_PIECE = 240
@@ -38,7 +42,9 @@ def dry_run(options: BuildOptions, progress: Progress) -> None:
         AuditError: data or tokenizer are not there, or the first rows cannot be used and none may be skipped.
     """
     data = described(options, progress)
-    show_rows(data, options, load_tokenizer(options.model, options.cache, progress), progress)
+    tokenizer = load_tokenizer(options.model, options.cache, progress)
+    # The model's own limit is not known before it is loaded, and is the tokenizer's as a rule.
+    show_rows(data, options, tokenizer, progress, min(LONGEST_ROW, tokenizer.model_max_length))
 
 
 def described(options: BuildOptions, progress: Progress) -> DataSet:
@@ -54,6 +60,7 @@ def described(options: BuildOptions, progress: Progress) -> DataSet:
         turns=options.turns,
         skipping=options.on_bad_row == "skip",
         rewards=options.rewards,
+        splitting=options.long_documents == "split",
     )
     for line in describe(data, options):
         progress.say(line)
@@ -69,17 +76,54 @@ def described(options: BuildOptions, progress: Progress) -> DataSet:
     return data
 
 
-def show_rows(data: DataSet, options: BuildOptions, tokenizer: Any, progress: Progress) -> None:
-    """Say how the model would read the first rows.
+def show_rows(data: DataSet, options: BuildOptions, tokenizer: Any, progress: Progress, longest: int) -> None:
+    """Say how the model would read the first rows, and what becomes of documents that are longer than the longest row.
+
+    Args:
+        longest: tokens of the longest row, unless the options say it.
 
     Raises:
         DataError: one cannot be used, and none may be skipped.
     """
     skipping = options.on_bad_row == "skip"
-    renderer = ChatRenderer(tokenizer, options.max_tokens or LONGEST_ROW)
-    examples = data.examples((lambda _: None) if skipping else None)
-    for line in shown(renderer, islice(examples, SHOWN), skipping):
+    renderer = ChatRenderer(tokenizer, options.max_tokens or longest)
+    skip: Skip | None = (lambda _: None) if skipping else None
+    if data.layout.document:
+        windows = data.examples(lambda _: None, split=Splitter(renderer))
+        progress.say(lengths(windows, renderer.max_tokens, splits(data, options)))
+    split = Splitter(renderer) if splits(data, options) else None
+    for line in shown(renderer, islice(data.examples(skip, split=split), SHOWN), skipping):
         progress.say(line)
+
+
+def splits(data: DataSet, options: BuildOptions) -> bool:
+    """Whether a build splits rows: they are documents, and are to be split."""
+    return options.long_documents == "split" and data.layout.document is not None
+
+
+def lengths(windows: Iterator[Example], longest: int, split: bool) -> str:
+    """How many of the first documents are longer than the longest row, and what becomes of these.
+
+    Args:
+        windows: those of all documents.
+        split: documents are split into them; otherwise they are cut.
+    """
+    looked_at = longer = parts = characters = 0
+    for place in (example.window for example in windows if example.window):
+        if place.number < place.of:
+            continue
+        looked_at += 1
+        longer += place.of > 1
+        parts += place.of if place.of > 1 else 0
+        characters += place.end
+        if looked_at == LOOKED_AT or characters > MOST_CHARACTERS:
+            break
+    among = f"{longer} of the first {looked_at}" if longer else f"none of the first {looked_at}"
+    if split:
+        into = f" into {parts} windows" if longer else ""
+        return f"  documents longer than {longest:,} tokens are split: {among}{into} (--long-documents cut)"
+    told = f"  documents longer than {longest:,} tokens are cut there: {among}"
+    return f"{told}; to audit all of their text, pass --long-documents split" if longer else told
 
 
 def describe(data: DataSet, options: BuildOptions) -> Iterator[str]:
@@ -97,6 +141,8 @@ def describe(data: DataSet, options: BuildOptions) -> Iterator[str]:
             f"  {quoted(rewards)} weighs no row: each counts alike, as in fine-tuning, and not by its advantage; if "
             "these are rollouts of reinforcement learning, pass --rollouts"
         )
+    if options.long_documents == "split" and not layout.document:
+        yield "  rows are no plain text, so that none is split (--long-documents split); longer ones are cut"
     if options.on_bad_row == "skip":
         yield "  rows that cannot be used are left out and listed (--on-bad-row skip)"
 

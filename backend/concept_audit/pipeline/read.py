@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from itertools import chain, islice
 from typing import Any
 
+from concept_audit.data.documents import Split
 from concept_audit.data.read import DataSet
 from concept_audit.errors import DataError, ModelError
 from concept_audit.model.chat import ChatRenderer
@@ -19,12 +20,20 @@ from concept_audit.store.shard_store import TABLE, RowShards, ShardStore
 from concept_audit.types import Message, SkippedRow
 
 
-def read_rows(store: ShardStore, key: str, data: DataSet, skipping_by: ChatRenderer | None, stage: Stage) -> int:
+def read_rows(
+    store: ShardStore,
+    key: str,
+    data: DataSet,
+    skipping_by: ChatRenderer | None,
+    stage: Stage,
+    split: Split | None = None,
+) -> int:
     """Write every row to shards; those that an earlier run wrote are kept, and what is missing among them is not.
 
     Args:
         skipping_by: leave out rows that cannot be read, or that this cannot render; None to stop at the first that
             cannot be read.
+        split: where to split documents; None to leave them as they are.
 
     Returns:
         how many rows were left out.
@@ -34,10 +43,10 @@ def read_rows(store: ShardStore, key: str, data: DataSet, skipping_by: ChatRende
     """
     skipped: list[SkippedRow] = []
     if skipping_by is None:
-        examples = data.examples()
+        examples = data.examples(split=split)
     else:
         renderer = skipping_by
-        examples = data.examples(skipped.append, lambda example: renderer.check(example.messages))
+        examples = data.examples(skipped.append, lambda example: renderer.check(example.messages), split)
     there, number, left_out = store.list("rows", key), 0, 0
     following = next(examples, None)
     if following is None and skipped:

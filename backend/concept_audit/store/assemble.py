@@ -24,6 +24,7 @@ from concept_audit.store import schema
 from concept_audit.store.activations import read_means
 from concept_audit.store.cursor import Cursor, only_row
 from concept_audit.store.database_files import quoted
+from concept_audit.store.documents import insert_windows, with_numbers
 from concept_audit.store.examples import read_skipped
 from concept_audit.store.features import feature_activation
 from concept_audit.store.layout import Layout
@@ -106,7 +107,7 @@ def assemble(
                 with progress.stage("Advantages of rollouts in their groups", len(rows.partition), "shards") as stage:
                     groups = insert_rollouts(con, rows, rollouts, stage)
             with progress.stage("Writing rows to the store", len(rows.partition), "shards") as stage:
-                _insert_examples(con, rows, tokens, rollouts, stage)
+                _insert_examples(con, rows, tokens, manifest, stage)
             _insert_layers(con, means, layers)
             if sae is not None:
                 con.execute("INSERT INTO base.meta VALUES ('sae', ?)", [sae.fingerprint])
@@ -132,8 +133,11 @@ def limit(con: Cursor, memory: int) -> None:
     con.execute(f"SET threads = {min(os.cpu_count() or 1, memory // THREAD_MEMORY)}")
 
 
-def _insert_examples(con: Cursor, rows: RowShards, tokens: RowShards, rollouts: Rollouts | None, stage: Stage) -> None:
-    metadata, joined = ("metadata", "") if rollouts is None else with_weights(rollouts)
+def _insert_examples(con: Cursor, rows: RowShards, tokens: RowShards, manifest: Manifest, stage: Stage) -> None:
+    split = manifest.document is not None
+    metadata, joined = (with_numbers() if split else "metadata"), ""
+    if manifest.rollouts is not None:
+        metadata, joined = with_weights(manifest.rollouts)
     fields: dict[str, Counter[str]] = {}
     rows_with: Counter[str] = Counter()
     for number in rows.numbers():
@@ -145,6 +149,8 @@ def _insert_examples(con: Cursor, rows: RowShards, tokens: RowShards, rollouts: 
                 FROM read_parquet(?) r JOIN read_parquet(?) t USING (example_id) {joined} ORDER BY example_id""",
             [shard, str(tokens.complete(number))],
         )
+        if split:
+            insert_windows(con, shard, str(tokens.complete(number)))
         span = rows.partition.span(number)
         kept = "SELECT metadata FROM base.examples WHERE example_id BETWEEN ? AND ? ORDER BY example_id"
         for (text,) in con.execute(kept, [span.start, span.stop - 1]).fetchall():

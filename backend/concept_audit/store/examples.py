@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import asdict, astuple, dataclass
 from typing import Any
 
 import numpy as np
@@ -40,6 +40,10 @@ TOKENS = pa.schema(
         ("parts", pa.list_(pa.uint8())),
     ]
 )
+WINDOWS = pa.schema(
+    [("document", pa.int64()), ("number", pa.int64()), ("of", pa.int64()), ("start", pa.int64()), ("end", pa.int64())]
+)
+"""Further columns of rows where documents are split; see `concept_audit.types.Window`."""
 SKIPPED = "skipped"
 """What a shard of rows says of those that were left out."""
 TEXT_COLUMNS = ["example_id", "content_hash", "text", "input_ids", "starts", "ends", "parts"]
@@ -94,11 +98,14 @@ def write_rows(rows: RowShards, number: int, examples: Sequence[Example], skippe
             "prompt": example.prompt,
             "response": example.response,
             "metadata": json.dumps(dict(example.metadata), ensure_ascii=False),
+            **(asdict(example.window) if example.window else {}),
         }
         for place, example in enumerate(examples)
     ]
     about = {SKIPPED: [list(astuple(row)) for row in skipped]} if skipped else None
-    rows.write_table(number, [pa.Table.from_pylist(records, ROWS)], ROWS, about)
+    split = any(example.window for example in examples)
+    kept = pa.schema([*ROWS, *WINDOWS]) if split else ROWS
+    rows.write_table(number, [pa.Table.from_pylist(records, kept)], kept, about)
 
 
 def read_skipped(rows: RowShards, number: int) -> list[SkippedRow]:

@@ -87,6 +87,11 @@ class Manifest:
         return (pair[0], pair[1]) if pair else None
 
     @property
+    def document(self) -> str | None:
+        """The column of the text, where documents are split into windows; None where rows are as they were read."""
+        return self.configuration.get("document")
+
+    @property
     def rollouts(self) -> Rollouts | None:
         """What says how much rows weigh, where they are rollouts; None where all weigh alike."""
         made = self.configuration.get("rollouts")
@@ -184,7 +189,7 @@ def rebuild_command(root: Path, values: dict[str, Any]) -> str:
     words += ["--split", made["split"]] if made["split"] != "train" else []
     words += [
         word
-        for name in ("turns", "on_bad_row")
+        for name in ("turns", "on_bad_row", "long_documents")
         if made.get(name)
         for word in (f"--{name.replace('_', '-')}", made[name])
     ]

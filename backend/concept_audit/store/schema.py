@@ -39,6 +39,10 @@ CREATE TABLE base.skipped_rows (
     place BIGINT NOT NULL, source VARCHAR NOT NULL, source_row BIGINT NOT NULL, reason VARCHAR NOT NULL);
 CREATE TABLE base.rollouts (
     example_id BIGINT NOT NULL, group_id BIGINT NOT NULL, reward DOUBLE, advantage DOUBLE NOT NULL);
+CREATE TABLE base.windows (
+    example_id BIGINT NOT NULL, document BIGINT NOT NULL, window_number BIGINT NOT NULL, n_windows BIGINT NOT NULL,
+    first_character BIGINT NOT NULL, end_character BIGINT NOT NULL, n_predicted INTEGER NOT NULL,
+    n_content INTEGER NOT NULL);
 CREATE TABLE base.metadata_fields (
     field VARCHAR NOT NULL, n_rows BIGINT NOT NULL, n_values BIGINT NOT NULL, top_values VARCHAR[] NOT NULL);
 CREATE TABLE base.layers (layer INTEGER NOT NULL, mean FLOAT[] NOT NULL, spread FLOAT[] NOT NULL);
@@ -65,6 +69,8 @@ CREATE VIEW main.examples AS
     FROM base.examples;
 CREATE VIEW main.skipped_rows AS SELECT source, source_row, reason FROM base.skipped_rows ORDER BY place;
 CREATE VIEW main.rollouts AS SELECT example_id, group_id, reward, advantage FROM base.rollouts;
+CREATE VIEW main.windows AS
+    SELECT example_id, document, window_number, n_windows, first_character, end_character FROM base.windows;
 CREATE VIEW main.concepts AS
     SELECT 'sae:' || feature_id AS concept_id, 'feature ' || feature_id AS name, 'sae_feature' AS kind,
            layer, direction, label, 1 AS version, '{}'::JSON AS details

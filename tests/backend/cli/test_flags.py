@@ -89,12 +89,14 @@ def test_what_is_typed_reaches_its_part():
     found = made(IndexOptions, typed(IndexFlags, *words.split()))
     assert found == IndexOptions(2048, 60, (8, 12), CurvatureOptions(curvature_tokens=3000), "lora")
     words = "--data d --model m --sae-features 2 --sae-k 4 --prompt-column q --max-tokens 9 --rebuild --device cpu"
+    words += " --long-documents split"
     found = made(BuildOptions, typed(BuildFlags, *words.split()), out=Path("o"))
     assert found == BuildOptions(
         "d",
         Path("o"),
         ModelOptions("m", "cpu"),
         columns=Columns(prompt="q"),
+        long_documents="split",
         sae_training=SaeTraining(expansion=2, k=4),
         max_tokens=9,
         rebuild=True,

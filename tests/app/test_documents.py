@@ -1,0 +1,57 @@
+"""Pages of an audit of documents that were split: a window says where it lies, and leads to its document."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from concept_audit import Audit, BuildOptions, LabelledExample, Message, ModelOptions, build
+from concept_audit_app.components.documents import window_words
+from tests.app.test_pages import open_page
+from tests.conftest import sentence
+
+
+@pytest.fixture
+def audit(tmp_path, monkeypatch, model_directory, write_rows) -> Audit:
+    made = random.Random(1)
+    rows = [{"text": " ".join(sentence(made, 8) for _ in range(size))} for size in (1, 9, 1, 14)]
+    data = write_rows(tmp_path / "rows.jsonl", rows)
+    model = ModelOptions(str(model_directory), device="cpu")
+    options = BuildOptions(
+        str(data), tmp_path / "documents", model, layers=(1,), sae="none", max_tokens=48, long_documents="split"
+    )
+    audit = Audit(build(options))
+    labelled = [
+        LabelledExample((Message("user", "q"), Message("assistant", f"{'yes' if n % 2 else 'no'} {'so ' * n}")), n % 2)
+        for n in range(12)
+    ]
+    audit.train_probe("agrees", labelled)
+    monkeypatch.setenv("CONCEPT_AUDIT_CACHE", str(tmp_path))
+    monkeypatch.setenv("CONCEPT_AUDIT_NAME", "documents")
+    return audit
+
+
+@pytest.mark.parametrize("name", ["overview", "probe_lab", "ranking", "compare", "groups", "export"])
+def test_pages_open_without_an_exception(audit, name):
+    page = open_page(name)
+    assert not page.exception and not page.error
+
+
+def said(page) -> str:
+    """The headings of the rows on a page."""
+    return "\n".join(element.proto.body for element in page.get("html"))
+
+
+def test_a_window_says_where_it_lies_and_leads_to_its_document(audit):
+    page = open_page("ranking")
+    places = audit.documents.places(audit.rows.list()["example_id"].tolist()).values()
+    assert [window_words(place) for place in places].count("") == 2
+    assert all(window_words(place) in said(page) for place in places)
+    links = [link.proto for link in page.get("page_link") if link.proto.label == "Document"]
+    assert len(links) == sum(place.of > 1 for place in places)
+    assert any("where_document_number=3" in link.query_string for link in links)
+    page.query_params["where_document_number"] = "3"
+    page.run()
+    assert not page.exception
+    assert all((window_words(place) in said(page)) == (place.document == 3) for place in places if place.of > 1)
