@@ -180,7 +180,7 @@ class OwnAnswers:
         asked = {place: row.input_ids[:start] for place, (row, start) in starts.items() if start}
         worker.advance(len(rows) - len(asked))
         places = list(asked)
-        for batch in answers(lm, list(asked.values()), ANSWER_TOKENS):
+        for batch in answers(lm, list(asked.values()), ANSWER_TOKENS) if asked else ():
             found |= {places[index]: (renderer.decode(made), len(made)) for index, made in batch.items()}
             worker.advance(len(batch))
         return found
