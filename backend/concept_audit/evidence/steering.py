@@ -41,15 +41,13 @@ class Steering:
         return (strength * self.spread * _unit(drawn - (drawn @ along) * along)).astype(np.float32)
 
 
-def spread_along(means: np.ndarray, direction: np.ndarray) -> float:
+def spread(projections: np.ndarray) -> float:
     """σ, the standard deviation of ⟨h̄, v⟩ over rows; 0 without any.
 
     Args:
-        means: h̄, [rows, d_model]; rows without a response hold NaN and do not count.
-        direction: v, [d_model], of any length.
+        projections: ⟨h̄, v⟩, [rows]; rows without a response hold NaN and do not count.
     """
-    along = means.astype(np.float64) @ _unit(direction)
-    along = along[np.isfinite(along)]
+    along = projections[np.isfinite(projections)]
     return float(along.std()) if len(along) else 0.0
 
 

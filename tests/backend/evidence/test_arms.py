@@ -17,7 +17,9 @@ from concept_audit.model.generate import answers
 from concept_audit.pipeline import validate as stage
 from concept_audit.pipeline.answers import last_response, own_answers
 from concept_audit.pipeline.validation import rewriting, runs
-from concept_audit.pipeline.validation.setting import tokens_of
+from concept_audit.pipeline.validation.options import resolved
+from concept_audit.pipeline.validation.setting import setting_of, tokens_of
+from concept_audit.pipeline.validation.steering import steering_of
 from concept_audit.progress import Progress
 from concept_audit.types import PROMPT
 from tests.backend.evidence.test_preferences import audit as pairs  # noqa: F401 - a fixture
@@ -185,6 +187,16 @@ def test_the_report_tells_of_rewriting_and_steering(done):
     assert {"rewrite-own.svg", "steer-own.svg"} <= set(figures)
     assert "strength of steering (standard deviations)" in figures["steer-own.svg"]
     assert "nan" not in table(done[1]) and "| steer | 300% |" not in text
+
+
+def test_the_unit_of_steering_is_the_spread_of_the_rows_along_what_ranks_them(done):
+    audit, evidence = done
+    sources, scores = audit.concepts._opened.sources(), evidence.scores.query("method == 'vector_filter'")
+    setting = setting_of(sources, audit.concept("tone"), resolved(ARMS), audit.model(), Progress())
+    along = scores.set_index("example_id")["score"].loc[setting.ids]
+    assert len(along) == 40 and evidence.about["spread"] == pytest.approx(along.std(ddof=0))
+    assert not np.allclose(setting.concept.direction, setting.held_out.direction), "what is added does not measure"
+    np.testing.assert_array_equal(steering_of(sources, setting).direction, setting.concept.direction)
 
 
 def test_an_endpoint_is_asked_once_for_every_prompt(audit, judge):

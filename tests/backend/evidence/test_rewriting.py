@@ -11,6 +11,7 @@ from concept_audit.evidence.labelling import Budget, BudgetSpent
 from concept_audit.evidence.rewriting import Answer, answered_turn, endpoint_answer, rewritten
 from concept_audit.model.chat import ChatRenderer
 from concept_audit.types import TOOLS
+from tests.backend.model.test_tool_turns import HERMES
 from tests.conftest import small_tokenizer
 
 ASKED, OLD, NEW = Message("user", "Which river?"), Message("assistant", "The wide one."), "No river at all, plan."
@@ -67,6 +68,16 @@ def test_a_turn_that_a_cut_left_nothing_of_is_not_the_one(tokenizer):
     assert answered_turn(turns, whole) == 3 and answered_turn(turns, whole[:first]) == 1
     text = made(tokenizer, turns, Answer("Yes."), max_tokens=first)
     assert f"[Yes.{END}]" in text and text.count("[") == 1
+
+
+@pytest.mark.parametrize("ends", ["in words", "in a call"])
+def test_of_a_trajectory_the_last_turn_is_answered_in_words_and_calls_before_it_stay(ends):
+    tokenizer = small_tokenizer(HERMES)
+    call = Message("assistant", "", calls='[{"name": "look", "arguments": {"at": "river"}}]')
+    turns = (ASKED, call, Message("tool", "wide"), OLD if ends == "in words" else call)
+    text = made(tokenizer, turns, Answer(NEW))
+    assert text.count("<tool_call>") == 1 and text.count("[") == 2 and f"[{NEW}{END}]" in text
+    assert text.index("<tool_call>") < text.index("wide") < text.index(NEW)
 
 
 def test_an_endpoint_is_sent_the_conversation_and_its_answer_is_read(judge, monkeypatch):

@@ -9,7 +9,7 @@ import torch
 from concept_audit.errors import ModelError
 from concept_audit.evidence.measures import HeldOut
 from concept_audit.evidence.options import Recipe
-from concept_audit.evidence.steering import Steering, spread_along
+from concept_audit.evidence.steering import Steering, spread
 from concept_audit.evidence.training import Likelihood, minimised
 from concept_audit.influence.queries import Rows
 from concept_audit.model.gradients import LanguageModelHead
@@ -111,11 +111,9 @@ def test_a_strength_of_0_is_plain_training_bit_for_bit_and_another_is_not():
 
 
 def test_the_unit_is_the_spread_of_the_rows_and_chance_is_as_long_at_right_angles():
-    means = np.random.default_rng(0).normal(size=(50, 32)).astype(np.float32)
-    v = direction()
-    by_hand = np.std([float(row.astype(np.float64) @ v.astype(np.float64)) for row in means])
-    assert spread_along(np.vstack([means, np.full((1, 32), np.nan)]), 7 * v) == pytest.approx(by_hand, rel=1e-6)
-    assert spread_along(np.full((2, 32), np.nan), v) == 0
+    v, along = direction(), np.random.default_rng(0).normal(size=50)
+    by_hand = (sum((x - sum(along) / 50) ** 2 for x in along) / 50) ** 0.5
+    assert spread(np.append(along, np.nan)) == pytest.approx(by_hand) and spread(np.full(2, np.nan)) == 0
     steering = Steering(3 * v, 0.5)
     np.testing.assert_allclose(steering.vector(4.0), 2 * v, atol=1e-6)
     drawn = [steering.at_random(4.0, seed) for seed in (0, 0, 1)]

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from concept_audit.errors import ConceptError
-from concept_audit.evidence.steering import Steering, spread_along
+from concept_audit.evidence.steering import Steering, spread
+from concept_audit.influence.vector_filter import vector_filter
 from concept_audit.pipeline.sources import Sources
 from concept_audit.pipeline.validation.setting import Setting
-from concept_audit.store.activations import means_of
+from concept_audit.store.activations import read_means
 
 
 def steering_of(sources: Sources, setting: Setting) -> Steering:
@@ -21,8 +22,8 @@ def steering_of(sources: Sources, setting: Setting) -> Steering:
             f"--steer: how far rows spread along {concept.name} is read from activations at layer {concept.layer}, and "
             f"this audit keeps layers {', '.join(map(str, sources.layers))}; build it with this layer, or leave --steer out"
         )
-    means = means_of(sources.shards("activations"), concept.layer, setting.ids.tolist())
-    spread = spread_along(means, concept.direction)
-    if not spread > 0:
+    means = read_means(sources.shards("activations"), concept.layer)
+    unit = spread(vector_filter(means, concept.direction[:, None])[setting.ids, 0])
+    if not unit > 0:
         raise ConceptError(f"--steer: all rows are alike in {concept.name}, so it has no unit; leave --steer out")
-    return Steering(concept.direction, spread)
+    return Steering(concept.direction, unit)
