@@ -6,9 +6,8 @@ to gain from weights that move there. What is done here, at the concept's layer 
     h_ℓ ← h_ℓ + α σ v   at every token of every row, prompts included, in the forward passes of training alone,
     σ = standard deviation of ⟨h̄_ℓ(z), v⟩ over the rows z, h̄_ℓ(z) the mean over a row's response tokens.
 
-α is in units of σ since that is how far rows differ in the concept, whatever the model, its layer and the length of
-its residual stream, and since it takes no labels, which measure. α = 2 puts an average row where, of normally spread
-rows, the first forty-fourth stands.
+α is in units of σ since that is how far rows differ in the concept, however long the residual stream is at the layer,
+and since it takes no labels, which measure. α = 2 puts an average row where, of normally spread rows, one in 44 stands.
 """
 
 from __future__ import annotations

@@ -28,7 +28,8 @@ from tests.conftest import write_jsonl
 
 PLAIN = dataclasses.replace(SMALL, methods=("vector_filter", "bm25"), retention=False, subsets=0, draws=1)
 FEW = dataclasses.replace(PLAIN, shares=(0.05,), pool_rows=40)
-ARMS = dataclasses.replace(FEW, rewrite=True, steer=True, strengths=(1.0, 3.0))
+REWRITE = dataclasses.replace(FEW, rewrite=True)
+ARMS = dataclasses.replace(REWRITE, steer=True, strengths=(1.0, 3.0))
 KINDS = {"base": 1, "whole": 2, "removal": 4, "rewrite": 4, "steer": 8}
 
 
@@ -90,7 +91,7 @@ def test_every_run_is_there_and_held_against_removal_random_and_the_whole(done):
 def test_the_training_set_is_the_same_but_for_the_responses_of_the_chosen_rows(audit, monkeypatch):
     made: list[Likelihood] = []
     monkeypatch.setattr(runs, "Likelihood", lambda rows: made.append(Likelihood(rows)) or made[-1])
-    seen = planned(audit, dataclasses.replace(ARMS, steer=False, seeds=1), monkeypatch)
+    seen = planned(audit, dataclasses.replace(REWRITE, seeds=1), monkeypatch)
     trained = [run for run in seen if run.rows]
     assert len(made) == len(trained)
     lm, tokens = audit.model(), tokens_of(audit.concepts._opened.sources())
@@ -127,14 +128,14 @@ def test_the_other_runs_are_those_of_a_validation_without(audit, done, monkeypat
     trained.clear()
     monkeypatch.setattr(rewriting, "answers", no_answers)
     audit.validate("tone", ARMS)
-    audit.validate("tone", dataclasses.replace(ARMS, steer=False, seeds=1, shares=(0.1,)))
+    audit.validate("tone", dataclasses.replace(REWRITE, seeds=1, shares=(0.1,)))
     assert trained.count("rewrite") == 2 and trained.count("steer") == 0, "other rows, and no answer is made again"
 
 
 def test_answers_that_another_method_left_are_taken(audit, monkeypatch):
     own_answers(audit.concepts._opened.sources(), Progress())
     monkeypatch.setattr(rewriting, "answers", no_answers)
-    found = audit.validate("tone", dataclasses.replace(ARMS, steer=False, seeds=1))
+    found = audit.validate("tone", dataclasses.replace(REWRITE, seeds=1))
     assert found.about["n_rewritten"] == 4 and found.about["rewritten_by"] == "the audited model"
 
 
@@ -230,6 +231,7 @@ def test_an_endpoint_is_asked_once_for_every_prompt(audit, judge):
         ({"rewrite": True, "rewrite_budget": 0}, "--rewrite-budget 0: must be 1 or more"),
         ({"steer": True, "strengths": (0.0,)}, "--strength 0: must be more than 0"),
         ({"steer": True, "strengths": (float("nan"),)}, "--strength nan"),
+        ({"strengths": (1.0,)}, "--strength: is of runs that steer; give --steer too"),
         ({"steer": True, "strengths": (1.0, 1.0)}, "--strength: name at least one, and each once"),
     ],
 )

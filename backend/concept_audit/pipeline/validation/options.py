@@ -15,6 +15,8 @@ VERSION = 2
 RANDOM = "random"
 CONCEPT = "concept"
 """What runs that steer add: the concept's direction, or a random one."""
+STRENGTHS = (2.0,)
+"""Of steering, unless others are asked for."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,7 @@ class ValidateOptions:
         steer: also train on all rows while the concept is added to the residual stream, which the weights then need
             not learn (preventative steering); nothing is added when the model is measured.
         strengths: of steering, in standard deviations of the concept over the rows (2 moves an average row to
-            where the strongest fortieth stand).
+            where, of normally spread rows, one in 44 stands).
         shares: of the rows that are removed or retained, between 0 and 1.
         seeds: repetitions (3, quick: 6), of the order of the rows, the first LoRA weights, and what is removed at random.
         whole_seeds: of these, the ones that train on all rows too. A removal is compared with a removal at random
@@ -89,7 +91,7 @@ class ValidateOptions:
     rewrite_model: str | None = None
     rewrite_budget: int = 1000
     steer: bool = False
-    strengths: tuple[float, ...] = (2.0,)
+    strengths: tuple[float, ...] = STRENGTHS
     shares: tuple[float, ...] = (0.1,)
     seeds: int | None = None
     whole_seeds: int | None = None
@@ -274,6 +276,8 @@ def _wrong_arms(made: ResolvedOptions, pairs: bool) -> list[str]:
             "--steer: has been thought out for the loss of single responses, and these rows are preference pairs; leave "
             "it out"
         )
+    if made.strengths != STRENGTHS and not made.steer:
+        wrong.append("--strength: is of runs that steer; give --steer too")
     if not made.strengths or len(set(made.strengths)) < len(made.strengths):
         wrong.append("--strength: name at least one, and each once")
     for strength in made.strengths:
