@@ -249,8 +249,15 @@ def precision_recall_chart(
 LINES = ["#2b8a94", "#d66014", "#7a6bb5", "#a8861f", "#4f7fbf", "#b0567f", "#6b8f3c", "#7d9ba0"]
 
 
-def curves_chart(results: pd.DataFrame, name_of: Callable[[str], str]) -> go.Figure:
-    """Change of a quantity by method, against the share of rows removed or retained, with 95% intervals."""
+def curves_chart(
+    results: pd.DataFrame, name_of: Callable[[str], str], across: str = "share of the rows", form: str = ".0%"
+) -> go.Figure:
+    """Change of a quantity by method, against what `share` holds, with 95% intervals.
+
+    Args:
+        across: what that is.
+        form: how it is written, as D3 has it.
+    """
     figure = _figure(320)
     figure.update_layout(showlegend=True, legend=dict(orientation="h", y=-0.35, x=0))
     for place, (method, rows) in enumerate(results.groupby("method", sort=True)):
@@ -269,10 +276,10 @@ def curves_chart(results: pd.DataFrame, name_of: Callable[[str], str]) -> go.Fig
                 thickness=1.2,
                 arrayminus=rows["estimate"] - rows["low"],
             ),
-            hovertemplate="%{x:.0%}: %{y:.3f}<extra></extra>",
+            hovertemplate=f"%{{x:{form}}}: %{{y:.3f}}<extra></extra>",
         )
     # The methods stand side by side at each share, so ticks belong to shares alone.
-    figure.update_xaxes(title="share of the rows", tickformat=".0%", tickvals=sorted(results["share"].unique()))
+    figure.update_xaxes(title=across, tickformat=form, tickvals=sorted(results["share"].unique()))
     figure.update_yaxes(title="change", zeroline=True)
     return figure
 

@@ -7,6 +7,7 @@ import json
 import zipfile
 from collections.abc import Sequence
 
+import pandas as pd
 import streamlit as st
 
 from concept_audit import Audit, Concept, Evidence
@@ -27,6 +28,16 @@ QUANTITIES = {
     "judge": "the judge",
     "loss": "loss on natural rows",
 }
+
+TITLES = {
+    "removal": "Without the top rows, less what a removal at random does",
+    "swap": "With the sides of the top pairs exchanged, less what as many at random do",
+    "rewrite": "With other responses in the top rows, less what as many at random do",
+    "retention": "On the top rows alone, less what as many at random do",
+    "steer": "On all rows, with the concept added in training alone, less what a random direction does",
+}
+"""Runs that are held against a control at random, and what that tells."""
+MOST_BESIDE = 3
 
 
 def choose_target(audit: Audit, known: Evidence | None) -> tuple[str, str, str]:
@@ -144,7 +155,7 @@ def choose_validation(audit: Audit, concept: Concept) -> Evidence | None:
 
 
 def validation(audit: Audit, evidence: Evidence) -> None:
-    """What training without, and on, the flagged rows did; LDS; the report."""
+    """What training did without the flagged rows, on them alone, with others in their place, and with the concept added."""
     _download(audit, evidence)
     quantities = [q for q in QUANTITIES if (evidence.results["quantity"] == q).any()]
     quantity = st.segmented_control(
@@ -157,50 +168,7 @@ def validation(audit: Audit, evidence: Evidence) -> None:
         bind="query-params",
     )
     results = evidence.results[evidence.results["quantity"] == quantity]
-    paired = results[results["measure"].isin(["removal", "swap", "retention"]) & (results["other"] == "random")]
-    titles = {
-        "removal": "Without the top rows, less what a removal at random does",
-        "swap": "With the sides of the top pairs exchanged, less what as many at random do",
-        "retention": "On the top rows alone, less what as many at random do",
-    }
-    sides = [measure for measure in titles if (paired["measure"] == measure).any()]
-    for place, measure in zip(st.columns(max(len(sides), 1), gap="large"), sides, strict=False):
-        found, title = paired[paired["measure"] == measure], titles[measure]
-        if found["share"].nunique() > 1:
-            figure = curves_chart(found, _told)
-        else:
-            bars = found.assign(name=found["method"].map(_told), inside=found["n"])
-            figure = interval_chart(
-                bars, f"difference (95% interval), {found['share'].iloc[0]:.0%} of the rows", "estimate"
-            )
-            figure.update_xaxes(rangemode="tozero")  # 0, no difference, has to be in sight
-        with place:
-            st.caption(title)
-            st.plotly_chart(
-                figure, key=f"{measure}-chart", config=QUIET, alt=f"{title}; the table below has the numbers"
-            )
-    if len(paired):
-        st.caption(
-            "Paired by seed: below 0 is what a removal or an exchange should do, and above 0 what the top rows alone should. An interval "
-            "that includes 0 shows neither; p is not corrected for the number of comparisons."
-        )
-        st.dataframe(
-            paired.assign(method=paired["method"].map(_told))[
-                ["measure", "method", "share", "estimate", "low", "high", "p", "n"]
-            ],
-            hide_index=True,
-            alt="Removal, exchange and retention against random",
-            column_config={
-                "measure": "Runs",
-                "method": "Method",
-                "share": st.column_config.NumberColumn("Share", format="percent"),
-                **{
-                    name: st.column_config.NumberColumn(label, format="%.3f")
-                    for name, label in (("estimate", "Difference"), ("low", "from"), ("high", "to"), ("p", "p"))
-                },
-                "n": "Seeds",
-            },
-        )
+    _against_random(results[results["measure"].isin(list(TITLES)) & (results["other"] == "random")])
     lds = results[results["measure"] == "lds"]
     if len(lds):
         st.caption(
@@ -213,6 +181,60 @@ def validation(audit: Audit, evidence: Evidence) -> None:
             config=QUIET,
             alt="LDS of each method",
         )
+
+
+def _against_random(paired: pd.DataFrame) -> None:
+    """What each kind of runs did, less what its control did: charts side by side, and a table."""
+    sides = [measure for measure in TITLES if (paired["measure"] == measure).any()]
+    rows = [sides[start : start + MOST_BESIDE] for start in range(0, len(sides), MOST_BESIDE)]
+    for beside in rows:
+        for place, measure in zip(st.columns(len(beside), gap="large"), beside, strict=True):
+            with place:
+                _kind_chart(measure, paired[paired["measure"] == measure])
+    if paired.empty:
+        return
+    st.caption(
+        "Paired by seed: below 0 is what a removal, an exchange, another response or steering should do, and above 0 what "
+        "the top rows alone should. An interval that includes 0 shows neither; p is not corrected for the number of "
+        "comparisons."
+    )
+    extent = [
+        f"{line['share']:g} σ" if line["measure"] == "steer" else f"{line['share']:.0%}" for line in records(paired)
+    ]
+    st.dataframe(
+        paired.assign(method=paired["method"].map(_told), share=extent)[
+            ["measure", "method", "share", "estimate", "low", "high", "p", "n"]
+        ],
+        hide_index=True,
+        alt="Removal, exchange, rewriting, retention and steering against random",
+        column_config={
+            "measure": "Runs",
+            "method": "Method",
+            "share": st.column_config.TextColumn(
+                "Share", help="Of the rows; of steering its strength, in standard deviations of the concept"
+            ),
+            **{
+                name: st.column_config.NumberColumn(label, format="%.3f")
+                for name, label in (("estimate", "Difference"), ("low", "from"), ("high", "to"), ("p", "p"))
+            },
+            "n": "Seeds",
+        },
+    )
+
+
+def _kind_chart(measure: str, found: pd.DataFrame) -> None:
+    title, steers = TITLES[measure], measure == "steer"
+    if found["share"].nunique() > 1:
+        words = ("strength (standard deviations)", "g") if steers else ("share of the rows", ".0%")
+        figure = curves_chart(found, _told, *words)
+    else:
+        bars = found.assign(name=found["method"].map(_told), inside=found["n"])
+        share = found["share"].iloc[0]
+        extent = f"strength {share:g} σ" if steers else f"{share:.0%} of the rows"
+        figure = interval_chart(bars, f"difference (95% interval), {extent}", "estimate")
+        figure.update_xaxes(rangemode="tozero")  # 0, no difference, has to be in sight
+    st.caption(title)
+    st.plotly_chart(figure, key=f"{measure}-chart", config=QUIET, alt=f"{title}; the table below has the numbers")
 
 
 def _download(audit: Audit, evidence: Evidence) -> None:
@@ -240,7 +262,8 @@ def _told(name: str) -> str:
     """A candidate of a validation for people: a method, with options of its own after colons."""
     method, *options = name.split(":")
     return short(
-        {"random": "Random"}.get(method, NAMES.get(method, method)) + (f" ({', '.join(options)})" if options else "")
+        {"random": "Random", "concept": "The concept"}.get(method, NAMES.get(method, method))
+        + (f" ({', '.join(options)})" if options else "")
     )
 
 

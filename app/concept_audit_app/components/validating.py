@@ -16,6 +16,8 @@ SECONDS_BETWEEN_LOOKS = 1.5
 SECONDS_A_ROW = 0.5
 """A forward and a backward pass over a row of a small model on a laptop."""
 DEPTHS = {"quick": "Quick", "full": "Full"}
+ARMS = {"rewrite": "Other responses", "steer": "Steering"}
+"""Runs that are done if asked for, by the option that asks."""
 
 
 @st.cache_resource(show_spinner=False)
@@ -82,7 +84,17 @@ def _offer(audit: Audit, concept: Concept, key: Key, job: Job | None, running: d
             help="Quick: few and short rows, and the top rows of one method removed. Full: every row, each method, "
             "trainings on the top rows alone, and random subsets (LDS).",
         )
-        options = ValidateOptions(quick=depth == "quick")
+        arms = st.pills(
+            "Also train",
+            list(ARMS),
+            format_func=ARMS.__getitem__,
+            selection_mode="multi",
+            key="arms",
+            help="Other responses: the top rows stay, with what the model itself answers in place of their responses. "
+            "Steering: on all rows, while the concept is added to the residual stream, so that the weights need not "
+            "learn it; nothing is added when the model is measured.",
+        )
+        options = ValidateOptions(quick=depth == "quick", rewrite="rewrite" in arms, steer="steer" in arms)
         started = st.button(
             "Start" if job is None else "Go on",
             type="primary",
@@ -104,7 +116,7 @@ def _offer(audit: Audit, concept: Concept, key: Key, job: Job | None, running: d
     with st.expander("In a terminal, with all options"):
         st.code(
             f"concept-audit validate {quote(str(audit.root))} --concept {quote(named)}"
-            + (" --quick" if options.quick else ""),
+            + "".join(f" --{name}" for name in ("quick", *ARMS) if getattr(options, name)),
             None,
             wrap_lines=True,
         )
@@ -121,11 +133,12 @@ def _cost_in_words(audit: Audit, options: ValidateOptions) -> str:
     """What a validation takes, before it is started."""
     cost = audit.evidence.cost(options)
     minutes = max(1, round(cost.runs * cost.rows * SECONDS_A_ROW / 60))
+    answers = f" So do up to {counted(cost.answers, 'response')} to generate." if cost.answers else ""
     time = f"{minutes} min" if minutes < 100 else f"{minutes / 60:.0f} h"
     return (
         f"{counted(cost.runs, 'training')} on up to {counted(cost.rows, 'row')} each, with answers to the held-out prompts "
         f"after each: about {time} on a laptop with a small model, and a fraction on a GPU. "
-        f"{NAMES['concept_influence']} of all rows comes before, where it is not there yet. It goes on in the "
+        f"{NAMES['concept_influence']} of all rows comes before, where it is not there yet.{answers} It goes on in the "
         "background if you leave this page."
     )
 

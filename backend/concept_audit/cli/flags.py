@@ -20,7 +20,7 @@ import docstring_parser
 from tyro.conf import OmitArgPrefixes, Positional, UseAppendAction, arg
 from tyro.constructors import PrimitiveConstructorSpec
 
-from concept_audit.cli.forms import blocks, layers, listed, shares
+from concept_audit.cli.forms import blocks, layers, listed, numbers
 
 Made = TypeVar("Made")
 
@@ -43,7 +43,7 @@ def _joined(values: Any) -> str:
 FORMS: dict[Any, Any] = {
     tuple[int, ...] | None: form(layers, "8,12,16", _joined),
     tuple[int, int] | None: form(blocks, "A-B"),
-    tuple[float, ...]: form(shares, "X[,Y...]", _joined),
+    tuple[float, ...]: form(numbers, "X[,Y...]", _joined),
     tuple[str, ...] | None: form(listed, "A,B,...", _joined),
 }
 """Types of options → how they are typed."""

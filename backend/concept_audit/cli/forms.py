@@ -20,12 +20,12 @@ def blocks(text: str) -> tuple[int, int]:
         raise ValueError(f"{text!r} is not a range of blocks such as 10-15") from None
 
 
-def shares(text: str) -> tuple[float, ...]:
+def numbers(text: str) -> tuple[float, ...]:
     """``0.05,0.1``."""
     try:
         return tuple(float(part) for part in text.split(","))
     except ValueError:
-        raise ValueError(f"{text!r}: write numbers between 0 and 1, such as 0.1 or 0.05,0.1,0.2") from None
+        raise ValueError(f"{text!r}: write numbers, such as 0.1 or 0.05,0.1,0.2") from None
 
 
 def listed(text: str) -> tuple[str, ...]:

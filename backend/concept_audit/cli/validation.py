@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+from concept_audit.addresses import is_this_machine
 from concept_audit.cli.engines import EngineFlags, working
 from concept_audit.cli.flags import FILE, flags, made, option, switch
 from concept_audit.cli.opening import JSON, Running, print_json
+from concept_audit.cli.serving import confirmed
 from concept_audit.errors import AuditError
 from concept_audit.evidence.options import Recipe
 from concept_audit.influence.options import InfluenceOptions
@@ -34,7 +36,7 @@ if TYPE_CHECKING:
 else:
     ValidateFlags = flags(
         ValidateOptions,
-        names={"shares": "share", "pool_rows": "rows"},
+        names={"shares": "share", "strengths": "strength", "pool_rows": "rows"},
         without=("recipe", "retention", "whole_seeds", "natural_rows", "positive"),
         types={"methods": LISTED, "removed": LISTED, "held_out": FILE},
     )
@@ -65,6 +67,7 @@ class Validate(Running):
     engine: EngineFlags
     retention: Annotated[bool, switch("also train on the top rows alone, though --quick leaves that out")] = False
     no_retention: Annotated[bool, switch("do not train on the top rows alone")] = False
+    yes: Annotated[bool, switch("do not ask before prompts of the data go to another machine (--rewrite-url)")] = False
     report: Annotated[Path | None, option("write a report in Markdown, its figures beside it", "FILE")] = None
     json: JSON = False
 
@@ -77,6 +80,8 @@ class Validate(Running):
         if self.concept is None:
             raise AuditError("which concept? Give --concept NAME, or --forecast for all of them")
         options = self.validate_options()
+        if options.rewrite_url and not is_this_machine(options.rewrite_url):
+            confirmed(f"send prompts of the data to {options.rewrite_url}", self.yes)
         progress = for_this_terminal()
         from concept_audit.evidence.report import table, write_report
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -50,16 +50,23 @@ class Endpoint:
         Raises:
             AuditError: the endpoint cannot be reached, refuses, or gives no text.
         """
-        reply = self._post(
-            {
-                "model": self.model,
-                "messages": [{"role": "user", "content": question}],
-                "temperature": 0,
-                "max_tokens": longest,
-            }
-        )
+        return self.reply([{"role": "user", "content": question}], longest)[0]
+
+    def reply(self, messages: Sequence[Mapping[str, str]], longest: int) -> tuple[str, bool]:
+        """What the model replies to a conversation, at temperature 0, and whether the reply came to its own end.
+
+        Args:
+            messages: turns with role and content.
+            longest: tokens of the reply.
+
+        Raises:
+            AuditError: as `ask`.
+        """
+        reply = self._post({"model": self.model, "messages": list(messages), "temperature": 0, "max_tokens": longest})
         try:
-            return str(reply["choices"][0]["message"]["content"])
+            choice = reply["choices"][0]
+            content = choice["message"]["content"]
+            return "" if content is None else str(content), choice.get("finish_reason") != "length"
         except (KeyError, IndexError, TypeError):
             raise AuditError(
                 f"{self.url_option} {self.url}: the reply has no choices[0].message.content; is this an "

@@ -44,10 +44,14 @@ class BudgetSpent(AuditError):
 
 
 class Budget:
-    """Counts requests, and lets no more out than are allowed."""
+    """Counts requests, and lets no more out than are allowed.
 
-    def __init__(self, requests: int):
-        self.requests, self.sent = requests, 0
+    Args:
+        option: what people typed the number as, for errors.
+    """
+
+    def __init__(self, requests: int, option: str = "--budget"):
+        self.requests, self.sent, self.option = requests, 0, option
 
     def spend(self) -> None:
         """Count one.
@@ -56,7 +60,7 @@ class Budget:
             BudgetSpent: it would be one too many.
         """
         if self.sent >= self.requests:
-            raise BudgetSpent(f"--budget {self.requests:,}: so many requests have been sent; a larger one goes on")
+            raise BudgetSpent(f"{self.option} {self.requests:,}: so many requests have been sent; a larger one goes on")
         self.sent += 1
 
     @property

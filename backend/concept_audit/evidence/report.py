@@ -24,6 +24,14 @@ QUANTITY = {
     "judge": "judge's score of the own answers (0 to 1)",
 }
 SIGNIFICANT = 0.05
+VERBS = {
+    "removal": "removed",
+    "swap": "swapped",
+    "rewrite": "rewritten",
+    "retention": "kept",
+    "steer": "strength of steering (standard deviations)",
+}
+"""Runs that are held against ones at random, and what names them on an axis."""
 UNTOUCHED = ("whole", "base")
 """What a run's change is told from: training on all rows, or no training."""
 
@@ -39,15 +47,14 @@ def report(evidence: Evidence) -> tuple[str, dict[str, str]]:
         _verdict(evidence),
         "## What was done",
         _method(evidence),
-        "## Removing, exchanging and keeping the top rows"
-        if _swapped(evidence)
-        else "## Removing and keeping the top rows",
+        _heading(evidence),
         "“Against random” is the difference from what the same share of rows drawn at random does, seed by "
         "seed, with Student's interval and paired test; p is not corrected for the number of comparisons. A removal "
         "works if it is negative, and the loss does not rise.",
+        _steering(evidence),
         _markdown(_changes(evidence)),
     ]
-    for kind in ("removal", "swap", "retention"):
+    for kind in VERBS:
         for quantity in _quantities(evidence, kind):
             drawn = _curves(evidence, kind, quantity)
             if drawn:
@@ -155,22 +162,58 @@ def _verdict(evidence: Evidence) -> str:
         if loss is not None:
             text += f"; the {QUANTITY['loss']} {_course(loss)}, by {_figure(loss)}"
         sentences.append(text + ".")
-    for line in evidence.results.query("measure == 'swap' and other == 'removal' and quantity == 'own'").to_dict(
+    for line in _against_removal(evidence, "swap"):
+        sentences.append(
+            f"Exchanging the sides of the top {line['share']:.0%} by {line['method']} instead of removing them "
+            f"changes the {QUANTITY['own']} by a further {_figure(line)}."
+        )
+    for line in _against_removal(evidence, "rewrite"):
+        sentences.append(
+            f"Rewriting the responses of the top {line['share']:.0%} by {line['method']} instead of removing the rows "
+            f"changes the {QUANTITY['own']} by a further {_figure(line)}."
+        )
+    for line in evidence.results.query("measure == 'steer' and other == @RANDOM and quantity == 'own'").to_dict(
         "records"
     ):
-        if line["method"] != RANDOM:
-            sentences.append(
-                f"Exchanging the sides of the top {line['share']:.0%} by {line['method']} instead of removing them "
-                f"changes the {QUANTITY['own']} by a further {_figure(line)}."
-            )
+        sentences.append(
+            f"Training on all rows while {number(line['share'])} standard deviations of the concept are added to the "
+            f"residual stream changes the {QUANTITY['own']}, measured without them, by {_figure(line)} compared with a "
+            "random direction."
+        )
     if sentences:
         sentences.append("No p value here is corrected for the number of comparisons.")
     return "\n\n".join(sentences)
 
 
-def _swapped(evidence: Evidence) -> bool:
-    """Whether runs exchanged the sides of pairs."""
-    return bool((evidence.results["measure"] == "swap").any())
+def _against_removal(evidence: Evidence, measure: str) -> list[dict]:
+    """What something else than removing the top rows did to the own answers, less what removing them does."""
+    found = evidence.results.query("measure == @measure and other == 'removal' and quantity == 'own'")
+    return [line for line in found.to_dict("records") if line["method"] != RANDOM]
+
+
+def _heading(evidence: Evidence) -> str:
+    """Names what is done to the top rows."""
+    there = set(evidence.results["measure"])
+    done = ["Removing", *(["exchanging"] if "swap" in there else []), *(["rewriting"] if "rewrite" in there else [])]
+    return f"## {', '.join(done)} and keeping the top rows" + (", and steering" if "steer" in there else "")
+
+
+def _steering(evidence: Evidence) -> str:
+    """What rewriting and steering are, where there are runs of them."""
+    about, parts = evidence.about, []
+    if "rewritten_by" in about:
+        parts.append(
+            f"“rewrite”: training on all rows, of which the top ones have responses of {about['rewritten_by']} in place "
+            "of theirs."
+        )
+    if "spread" in about:
+        parts.append(
+            f"“steer”: training on all rows while α σ v is added to the residual stream at layer {about['layer']} at every "
+            f"token, v the unit direction that rows are ranked by, σ = {number(about['spread'])} the standard deviation "
+            "of the rows along it, and α the strength; nothing is added when the model is measured. At random, it is a "
+            "vector as long at right angles to v (after Chen et al. 2025, arXiv 2507.21509)."
+        )
+    return " ".join(parts)
 
 
 def _course(line: dict) -> str:
@@ -224,15 +267,15 @@ def _quantities(evidence: Evidence, measure: str) -> list[str]:
 
 
 def _changes(evidence: Evidence) -> pd.DataFrame:
-    """Removal, swap and retention in words, one line for each quantity, method and share."""
-    runs = evidence.results[evidence.results["measure"].isin(["whole", "removal", "swap", "retention"])]
+    """What the runs changed in words, one line for each quantity, method and share or strength."""
+    runs = evidence.results[evidence.results["measure"].isin(["whole", *VERBS])]
     same = ["measure", "quantity", "method", "share"]
     against = runs[runs["other"] == RANDOM]
     lines_ = runs[runs["other"].isin(UNTOUCHED)].merge(against, "left", same, suffixes=("", "_against"))
     found = [
         {
             "runs": line["measure"],
-            "share": f"{line['share']:.0%}",
+            "share": f"{line['share']:g} σ" if line["measure"] == "steer" else f"{line['share']:.0%}",
             "rows by": line["method"] or "–",
             "quantity": line["quantity"],
             "change": _interval(line),
@@ -264,21 +307,20 @@ def _curves(evidence: Evidence, kind: str, quantity: str) -> str:
     axis = f"{QUANTITY[quantity]}: change from {reference}"
     if mine["share"].nunique() == 1:
         return _bars(mine, axis)
-    series = []
+    series, scale = [], 1 if kind == "steer" else 100
     for method in dict.fromkeys(mine["method"]):
         own = mine[mine["method"] == method].sort_values("share")
         series.append(
             Series(
                 method,
-                (100 * own["share"]).tolist(),
+                (scale * own["share"]).tolist(),
                 own["estimate"].tolist(),
                 own["low"].tolist(),
                 own["high"].tolist(),
                 method == RANDOM,
             )
         )
-    verb = {"removal": "removed", "swap": "swapped", "retention": "kept"}[kind]
-    return lines(series, f"rows {verb} (%)", axis)
+    return lines(series, VERBS[kind] if kind == "steer" else f"rows {VERBS[kind]} (%)", axis)
 
 
 def _bars(results: pd.DataFrame, axis: str) -> str:

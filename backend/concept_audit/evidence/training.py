@@ -8,7 +8,7 @@ runs are therefore taken seed by seed.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -107,15 +107,21 @@ def minimised(
     recipe: Recipe,
     seed: int,
     advance: Callable[[int], None] = lambda rows: None,
+    during: AbstractContextManager[object] | None = None,
 ) -> Iterator[Training]:
     """As `fine_tuned`, for any loss of rows.
+
+    Args:
+        during: what is done to the model while it trains, and is over before the body begins.
 
     Raises:
         ConceptError: no row has one within `recipe.max_tokens`.
     """
     usable = usable_rows(objective, len(keys), recipe)
     with trainable(lm, recipe.weights, recipe.rank, seed) as parameters:
-        yield train(lm, parameters, objective, usable, keys, recipe, seed, advance)
+        with during or nullcontext():
+            report = train(lm, parameters, objective, usable, keys, recipe, seed, advance)
+        yield report
 
 
 def usable_rows(objective: Objective, rows: int, recipe: Recipe) -> Sequence[int]:

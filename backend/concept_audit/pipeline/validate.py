@@ -3,7 +3,8 @@
 Fine-tunes on the whole set, on the set less its top rows by each method, on only
 those, and on random subsets, and measures the concept on prompts that neither the
 rankings nor the training saw. On preference pairs it trains by DPO, and with the sides
-of the top pairs exchanged, too. Every run is a unit of its own, whole or absent, so
+of the top pairs exchanged, too; on other rows, if asked, with other responses in the top
+rows, and with the concept added to the residual stream. Every run is a unit of its own, whole or absent, so
 that a killed validation goes on where it was.
 """
 
@@ -21,12 +22,17 @@ from concept_audit.pipeline.sources import Sources
 from concept_audit.pipeline.validation.findings import findings, run_frame, score_frame, stability_findings
 from concept_audit.pipeline.validation.first_order import first_order
 from concept_audit.pipeline.validation.options import VERSION, Candidate, ResolvedOptions, ValidateOptions, resolved
+from concept_audit.pipeline.validation.rewriting import check_prompts, rewritten_rows
 from concept_audit.pipeline.validation.runs import done_runs, plan, precision_of, shared_by_runs
 from concept_audit.pipeline.validation.scores import all_scores
-from concept_audit.pipeline.validation.setting import Setting, setting_of
+from concept_audit.pipeline.validation.setting import Setting, digest, setting_of
+from concept_audit.pipeline.validation.shared import Arms
+from concept_audit.pipeline.validation.steering import steering_of
 from concept_audit.progress import Progress
 from concept_audit.store.evidence import RESULT_COLUMNS, Evidence
 from concept_audit.types import Concept
+
+OWN = "the audited model"
 
 
 def validate(sources: Sources, concept: Concept, options: ValidateOptions, progress: Progress) -> Evidence:
@@ -40,10 +46,15 @@ def validate(sources: Sources, concept: Concept, options: ValidateOptions, progr
     chosen = resolved(options, sources.pairs)
     lm = sources.model()
     setting = setting_of(sources, concept, chosen, lm, progress)
+    if chosen.rewrite:
+        check_prompts(sources, setting)
+    steering = steering_of(sources, setting) if chosen.steer else None
     scores = all_scores(sources, setting, chosen, progress)
     runs = plan(setting, scores, chosen)
-    measured = done_runs(sources, setting, runs, chosen, lm, progress)
-    about = _about(sources, concept, setting, chosen, lm)
+    wanted = {row for run in runs for row in run.rewritten}
+    arms = Arms(rewritten_rows(sources, setting, chosen, wanted, progress), steering)
+    measured = done_runs(sources, setting, runs, arms, chosen, lm, progress)
+    about = _about(sources, concept, setting, chosen, lm) | _about_arms(chosen, arms)
     checked: list[list[Any]] = []
     if chosen.first_order:
         e, _ = first_order(sources, concept, progress, chosen.first_order)
@@ -108,6 +119,18 @@ def _about(
         "natural": f"rows of another {options.origin}" if options.origin else "rows drawn at random",
         "ranked_by": "half of the labels" if setting.ranked_here else "the audit's concept",
     }
+
+
+def _about_arms(options: ResolvedOptions, arms: Arms) -> dict[str, Any]:
+    """What evidence with runs that rewrite or steer is about, besides."""
+    about: dict[str, Any] = {}
+    if options.rewrite:
+        parts = [part for row in arms.rewritten.values() for part in row]
+        about["rewritten_by"] = options.rewrite_model or OWN
+        about |= {"rewrite_url": options.rewrite_url, "n_rewritten": len(arms.rewritten), "rewritten": digest(parts)}
+    if arms.steering is not None:
+        about |= {"strengths": list(options.strengths), "spread": arms.steering.spread}
+    return about
 
 
 def _candidate_about(candidate: Candidate) -> dict[str, Any]:

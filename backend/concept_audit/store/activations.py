@@ -84,11 +84,16 @@ def write_answers(answers: RowShards, number: int, texts: Mapping[int, tuple[str
 
 def read_answers(answers: RowShards, example_ids: Sequence[int]) -> dict[int, str]:
     """The model's own answers to chosen rows' prompts, of those that have one: example id → text."""
-    found: dict[int, str] = {}
+    return {example_id: text for example_id, (text, _) in read_counted_answers(answers, example_ids).items()}
+
+
+def read_counted_answers(answers: RowShards, example_ids: Sequence[int]) -> dict[int, tuple[str, int]]:
+    """As `read_answers`, with the number of tokens that each was made of: example id → text and count."""
+    found: dict[int, tuple[str, int]] = {}
     for number, wanted in by_shard(example_ids).items():
         if is_there(answers.path(number)):
-            table = read_columns(answers.path(number), ["example_id", "answer"], [("example_id", "in", wanted)])
-            found |= dict(zip(table["example_id"].to_pylist(), table["answer"].to_pylist(), strict=True))
+            table = read_columns(answers.path(number), ANSWERS.names, [("example_id", "in", wanted)])
+            found |= {row["example_id"]: (row["answer"], row["n_tokens"]) for row in table.to_pylist()}
     return found
 
 

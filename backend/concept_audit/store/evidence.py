@@ -71,7 +71,8 @@ class Evidence:
         concept_id: of the concept that it is about; `EVERY_CONCEPT` for a forecast.
         about: concept, model, data, recipe and options, JSON values.
         runs: one line for each run: `RUN_COLUMNS`. ``kind`` is ``base`` (not trained), ``whole``, ``removal``,
-            ``swap``, ``retention`` or ``subset``, of a forecast ``lora`` or ``all``; ``own``, ``text``, ``shown``,
+            ``swap``, ``rewrite``, ``retention``, ``steer`` (whose ``share`` is a strength) or ``subset``, of a
+            forecast ``lora`` or ``all``; ``own``, ``text``, ``shown``,
             ``preference``, ``loss``, ``judge`` are means over the held-out prompts or rows; see `concept_audit.evidence.measures.Measured`.
         results: one line for each finding: `RESULT_COLUMNS`.
         scores: one line for each method and row: `SCORE_COLUMNS`.

@@ -12,7 +12,7 @@ from concept_audit.evidence import statistics
 from concept_audit.evidence.measures import QUANTITIES
 from concept_audit.metrics import NAN, Estimate, correlation, paired
 from concept_audit.pipeline.sources import Sources
-from concept_audit.pipeline.validation.options import RANDOM, Candidate, ResolvedOptions
+from concept_audit.pipeline.validation.options import CONCEPT, RANDOM, Candidate, ResolvedOptions
 from concept_audit.pipeline.validation.runs import Run
 from concept_audit.pipeline.validation.scores import redrawn_scores
 from concept_audit.pipeline.validation.setting import Setting
@@ -59,19 +59,26 @@ def findings(
         whole = np.array([value["whole", "", 1.0, 0, s] for s in range(options.whole_seeds)])
         add("whole", quantity, "", "base", 1.0, paired(whole - base))
         for share in options.shares if options.removed else ():
-            kinds = ["removal", *(["swap"] if setting.pairs else []), *(["retention"] if options.retention else [])]
-            for kind in kinds:
+            given = {"swap": setting.pairs, "rewrite": options.rewrite, "retention": options.retention}
+            for kind in ("removal", *(kind for kind, there in given.items() if there)):
                 chance = np.array([value[kind, RANDOM, share, 0, s] for s in seeds])
                 for method in (RANDOM, *options.removed):
                     own = np.array([value[kind, method, share, 0, s] for s in seeds])
                     change = own - base if kind == "retention" else own[: len(whole)] - whole
                     other = "base" if kind == "retention" else "whole"
                     add(kind, quantity, method, other, share, paired(change))
-                    if kind == "swap":
+                    if kind in ("swap", "rewrite"):
                         removed = np.array([value["removal", method, share, 0, s] for s in seeds])
                         add(kind, quantity, method, "removal", share, paired(own - removed))
                     if method != RANDOM:
                         add(kind, quantity, method, RANDOM, share, paired(own - chance))
+        for strength in options.strengths if options.steer else ():
+            chance, towards = (
+                np.array([value["steer", method, strength, 0, s] for s in seeds]) for method in (RANDOM, CONCEPT)
+            )
+            for method, own in ((RANDOM, chance), (CONCEPT, towards)):
+                add("steer", quantity, method, "whole", strength, paired(own[: len(whole)] - whole))
+            add("steer", quantity, CONCEPT, RANDOM, strength, paired(towards - chance))
         if options.subsets and quantity != "loss":
             subsets = [run for run in runs if run.kind == "subset" and run.seed == 0]
             actual = np.array(

@@ -13,6 +13,10 @@ from concept_audit.types import METHODS, NOT_OF_PAIRS, OF_FEATURES, LabelledExam
 VERSION = 2
 """Counted up when units of an earlier version would not be the same."""
 RANDOM = "random"
+CONCEPT = "concept"
+"""What runs that steer add: the concept's direction, or a random one."""
+STRENGTHS = (2.0,)
+"""Of steering, unless others are asked for."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,15 @@ class ValidateOptions:
             2 × shares × seeds runs, of preference pairs 3 ×, since they are swapped too, and random as many); the others are compared by LDS, labels and
             agreement alone. None for all of them (quick: vector_filter), empty for none.
         retention: whether there are runs on the top rows alone too.
+        rewrite: also train on all rows, of which the top ones have the audited model's own responses in place of theirs.
+        rewrite_url: an OpenAI-compatible endpoint that gives these responses instead (its key: OPENAI_API_KEY);
+            prompts of the data go there.
+        rewrite_model: the model's name there.
+        rewrite_budget: requests that may be sent there in one go.
+        steer: also train on all rows while the concept is added to the residual stream, which the weights then need
+            not learn (preventative steering); nothing is added when the model is measured.
+        strengths: of steering, in standard deviations of the concept over the rows (2 moves an average row to
+            where, of normally spread rows, one in 44 stands).
         shares: of the rows that are removed or retained, between 0 and 1.
         seeds: repetitions (3, quick: 6), of the order of the rows, the first LoRA weights, and what is removed at random.
         whole_seeds: of these, the ones that train on all rows too. A removal is compared with a removal at random
@@ -73,6 +86,12 @@ class ValidateOptions:
     methods: tuple[str | Candidate, ...] | None = None
     removed: tuple[str, ...] | None = None
     retention: bool | None = None
+    rewrite: bool = False
+    rewrite_url: str | None = None
+    rewrite_model: str | None = None
+    rewrite_budget: int = 1000
+    steer: bool = False
+    strengths: tuple[float, ...] = STRENGTHS
     shares: tuple[float, ...] = (0.1,)
     seeds: int | None = None
     whole_seeds: int | None = None
@@ -151,10 +170,12 @@ class Cost:
     Attributes:
         runs: trainings, each of which is measured as well.
         rows: rows that a training sees, at most, counted each time.
+        answers: responses that are made anew, at most; those that are kept from before are not taken off.
     """
 
     runs: int
     rows: int
+    answers: int = 0
 
 
 def cost_of(options: ValidateOptions, n_rows: int, pairs: bool = False) -> Cost:
@@ -165,13 +186,21 @@ def cost_of(options: ValidateOptions, n_rows: int, pairs: bool = False) -> Cost:
     """
     made = resolved(options, pairs)
     # Pairs are swapped as well as removed.
-    kinds = 1 + pairs + made.retention
+    kinds = 1 + pairs + made.rewrite + made.retention
     arms = (len(made.removed) + 1) * len(made.shares) * kinds if made.removed else 0
+    # The concept is added, and a random direction.
+    arms += 2 * len(made.strengths) if made.steer else 0
     runs = made.whole_seeds + made.seeds * arms + made.subsets * made.subset_seeds
-    rows = min(n_rows, made.pool_rows or n_rows) * made.recipe.epochs
+    pool = min(n_rows, made.pool_rows or n_rows)
+    rows = pool * made.recipe.epochs
     if made.recipe.max_steps is not None:
         rows = min(rows, made.recipe.max_steps * made.recipe.batch)
-    return Cost(runs, rows)
+    answers = pool if made.rewrite else 0
+    if made.rewrite_url:
+        # One set of rows a method, whatever the seed, and one a seed at random.
+        tops = sum(max(1, round(share * pool)) for share in made.shares)
+        answers = min(pool, (len(made.removed) + made.seeds) * tops)
+    return Cost(runs, rows, answers)
 
 
 def resolved(options: ValidateOptions, pairs: bool = False) -> ResolvedOptions:
@@ -192,6 +221,7 @@ def resolved(options: ValidateOptions, pairs: bool = False) -> ResolvedOptions:
     names = [candidate.name for candidate in candidates]
     if given["removed"] is None and (options.methods is not None or filled["removed"] is None):
         filled["removed"] = tuple(names)
+    filled["rewrite"] = options.rewrite or bool(options.rewrite_url)
     seeds = filled["seeds"]
     filled["whole_seeds"] = seeds if filled["whole_seeds"] is None else min(filled["whole_seeds"], seeds)
     filled["methods"] = candidates
@@ -212,6 +242,7 @@ def resolved(options: ValidateOptions, pairs: bool = False) -> ResolvedOptions:
         wrong.append(f"--rows {made.pool_rows}: must be 2 or more")
     if bool(made.judge_url) != bool(made.judge_model):
         wrong.append("--judge-url and --judge-model go together: give both, or neither")
+    wrong += _wrong_arms(made, pairs)
     if bool(made.origin) != bool(made.positive):
         wrong.append("--origin and --positive go together: the field, and its values for the behaviour")
     if pairs and made.first_order:
@@ -225,3 +256,31 @@ def resolved(options: ValidateOptions, pairs: bool = False) -> ResolvedOptions:
     if RANDOM not in names:
         candidates = (*candidates, Candidate(RANDOM, RANDOM))
     return replace(made, methods=candidates, removed=tuple(name for name in made.removed if name != RANDOM))
+
+
+def _wrong_arms(made: ResolvedOptions, pairs: bool) -> list[str]:
+    """What makes no sense of the runs that rewrite or steer."""
+    wrong = []
+    if bool(made.rewrite_url) != bool(made.rewrite_model):
+        wrong.append("--rewrite-url and --rewrite-model go together: give both, or neither")
+    if made.rewrite and pairs:
+        wrong.append("--rewrite: a preference pair has two responses, and these rows are pairs; leave it out")
+    if made.rewrite and not made.removed:
+        wrong.append(
+            "--rewrite: rows that a method would remove are rewritten, and none is removed; name one in --removed"
+        )
+    if made.rewrite_budget < 1:
+        wrong.append(f"--rewrite-budget {made.rewrite_budget}: must be 1 or more")
+    if made.steer and pairs:
+        wrong.append(
+            "--steer: has been thought out for the loss of single responses, and these rows are preference pairs; leave "
+            "it out"
+        )
+    if made.strengths != STRENGTHS and not made.steer:
+        wrong.append("--strength: is of runs that steer; give --steer too")
+    if not made.strengths or len(set(made.strengths)) < len(made.strengths):
+        wrong.append("--strength: name at least one, and each once")
+    for strength in made.strengths:
+        if not 0 < strength < 1e6:
+            wrong.append(f"--strength {strength:g}: must be more than 0, such as 2")
+    return wrong

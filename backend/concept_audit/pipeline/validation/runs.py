@@ -14,6 +14,7 @@ from concept_audit.evidence.judge import Judge
 from concept_audit.evidence.measures import answered_rows, measure, projections
 from concept_audit.evidence.options import Recipe
 from concept_audit.evidence.preferences import Preference, reference_margins, sides_of
+from concept_audit.evidence.steering import Steering
 from concept_audit.evidence.training import Likelihood, Objective, minimised, shorter
 from concept_audit.influence.queries import Rows
 from concept_audit.model.chat import ChatRenderer
@@ -22,13 +23,14 @@ from concept_audit.model.load import LanguageModel
 from concept_audit.model.options import ModelSource
 from concept_audit.model.pairs import exchanged
 from concept_audit.model.precision import resolve_precision
+from concept_audit.model.steering import steered
 from concept_audit.model.trainable import private_copy
 from concept_audit.pipeline.engine import Worker, missing_of
 from concept_audit.pipeline.options import key
 from concept_audit.pipeline.sources import Sources
-from concept_audit.pipeline.validation.options import RANDOM, VERSION, ResolvedOptions
+from concept_audit.pipeline.validation.options import CONCEPT, RANDOM, VERSION, ResolvedOptions
 from concept_audit.pipeline.validation.setting import Setting, digest
-from concept_audit.pipeline.validation.shared import Shared, read_shared, write_shared
+from concept_audit.pipeline.validation.shared import Arms, Shared, read_shared, write_shared
 from concept_audit.progress import Progress
 from concept_audit.sampling import shuffled
 from concept_audit.store.evidence import Units, read_unit, units_of, write_unit
@@ -40,13 +42,15 @@ class Run:
     """One fine-tuning run, to be done or done.
 
     Attributes:
-        kind: ``base``, ``whole``, ``removal``, ``swap``, ``retention`` or ``subset``.
-        method: the candidate whose top rows are removed, swapped or retained; empty for the other kinds.
-        share: of the rows that are removed, swapped, retained or drawn.
+        kind: ``base``, ``whole``, ``removal``, ``swap``, ``rewrite``, ``retention``, ``steer`` or ``subset``.
+        method: the candidate whose top rows are removed, swapped, rewritten or retained; of runs that steer
+            ``concept`` or ``random``; empty for the other kinds.
+        share: of the rows that are removed, swapped, rewritten, retained or drawn; of runs that steer, how strongly.
         number: of the subset; 0 for the other kinds.
         seed: of the training.
         rows: places of the rows to train on, in order.
         swapped: of them, the preference pairs whose sides are exchanged.
+        rewritten: of them, those whose response is another.
     """
 
     kind: str
@@ -56,6 +60,7 @@ class Run:
     seed: int
     rows: tuple[int, ...]
     swapped: tuple[int, ...] = ()
+    rewritten: tuple[int, ...] = ()
 
 
 def plan(setting: Setting, scores: dict[str, np.ndarray], options: ResolvedOptions) -> list[Run]:
@@ -65,10 +70,11 @@ def plan(setting: Setting, scores: dict[str, np.ndarray], options: ResolvedOptio
         scores: candidate → float64 [rows].
     """
     pool = setting.ids
+    everything = tuple(pool.tolist())
     runs = [Run("base", "", 0.0, 0, 0, ())]
     for seed in range(options.seeds):
         if seed < options.whole_seeds:
-            runs.append(Run("whole", "", 1.0, 0, seed, tuple(pool.tolist())))
+            runs.append(Run("whole", "", 1.0, 0, seed, everything))
         for share in options.shares if options.removed else ():
             count = max(1, round(share * len(pool)))
             for method in (RANDOM, *options.removed):
@@ -82,10 +88,13 @@ def plan(setting: Setting, scores: dict[str, np.ndarray], options: ResolvedOptio
                 rest = tuple(i for i in pool.tolist() if i not in top)
                 runs.append(Run("removal", method, share, 0, seed, rest))
                 if setting.pairs:
-                    everything = tuple(pool.tolist())
                     runs.append(Run("swap", method, share, 0, seed, everything, tuple(sorted(top))))
+                if options.rewrite:
+                    runs.append(Run("rewrite", method, share, 0, seed, everything, rewritten=tuple(sorted(top))))
                 if options.retention:
                     runs.append(Run("retention", method, share, 0, seed, tuple(sorted(top))))
+        for strength in options.strengths if options.steer else ():
+            runs += [Run("steer", method, strength, 0, seed, everything) for method in (RANDOM, CONCEPT)]
     size = max(1, round(options.subset_share * len(pool)))
     for number in range(options.subsets):
         order = pool[shuffled([f"subset:{i}" for i in pool.tolist()], number)]
@@ -99,6 +108,7 @@ def done_runs(
     sources: Sources,
     setting: Setting,
     runs: Sequence[Run],
+    arms: Arms,
     options: ResolvedOptions,
     lm: LanguageModel,
     progress: Progress,
@@ -109,7 +119,7 @@ def done_runs(
     """
     dtype = precision_of(lm, options.recipe)
     common = shared_by_runs(sources, setting, options, lm, dtype)
-    units = [key(common, run.seed, run.rows, *([run.swapped] if run.swapped else [])) for run in runs]
+    units = [key(common, run.seed, run.rows, *_beside_rows(run, arms)) for run in runs]
     # Runs of two methods that chose the same rows are one.
     distinct = dict(zip(reversed(units), reversed(runs), strict=True))
     names = tuple(dict.fromkeys(units))
@@ -127,7 +137,7 @@ def done_runs(
     )
     if missing := missing_of(work):
         trained = {place for number in missing for place in work.runs[number].rows}
-        write_shared(sources.layout.shards, shared, setting, trained)
+        write_shared(sources.layout.shards, shared, setting, trained, arms)
     try:
         sources.driver(progress).finish(work, "Counterfactual runs", dict.fromkeys(range(len(names)), 1), "runs")
     finally:
@@ -137,6 +147,24 @@ def done_runs(
         judge = Judge(options.judge_url, options.judge_model, options.judge_behaviour or setting.concept.name)
         _judge(sources, setting, units, found, judge, options.draws, progress)
     return [found[name] for name in units]
+
+
+def _beside_rows(run: Run, arms: Arms) -> list[Any]:
+    """What a run depends on beside its rows, its seed and what all share."""
+    if run.swapped:
+        return [run.swapped]
+    if run.rewritten:
+        texts = digest(part for row in run.rewritten for part in arms.rewritten[row])
+        return ["rewritten", run.rewritten, texts]
+    added = _added(run, arms.steering)
+    return [] if added is None else ["steered", digest([added])]
+
+
+def _added(run: Run, steering: Steering | None) -> np.ndarray | None:
+    """What a run adds to the residual stream while it trains: float32 [d_model]; None for nothing."""
+    if run.kind != "steer" or steering is None:
+        return None
+    return steering.at_random(run.share, run.seed) if run.method == RANDOM else steering.vector(run.share)
 
 
 @dataclass(frozen=True)
@@ -192,8 +220,9 @@ def one_run(
     if not run.rows:
         training, measured = None, measure(lm, setting.held_out, options.answer_tokens, options.draws, step)
     else:
-        objective = _objective(lm, setting, run, options)
-        with minimised(lm, objective, keys, options.recipe, run.seed, lambda rows: step()) as training:
+        objective, added = _objective(lm, setting, run, options), _added(run, setting.arms.steering)
+        during = None if added is None else steered(lm, setting.held_out.layer, torch.from_numpy(added))
+        with minimised(lm, objective, keys, options.recipe, run.seed, lambda rows: step(), during) as training:
             measured = measure(lm, setting.held_out, options.answer_tokens, options.draws, step)
     made = [np.asarray(ids, np.int64) for ids in measured.answers]
     step()
@@ -214,8 +243,8 @@ def one_run(
 
 def _objective(lm: LanguageModel, setting: Shared, run: Run, options: TrainingRuns) -> Objective:
     """What a run minimises; the model, which is not trained yet, is the reference of its pairs."""
-    swapped = set(run.swapped)
-    made = [(setting.rows.ids[i], setting.rows.response[i]) for i in run.rows]
+    swapped, rewritten = set(run.swapped), {i: setting.arms.rewritten[i] for i in run.rewritten}
+    made = [rewritten.get(i, (setting.rows.ids[i], setting.rows.response[i])) for i in run.rows]
     made = [exchanged(*row) if i in swapped else row for i, row in zip(run.rows, made, strict=True)]
     rows = Rows([ids for ids, _ in made], [mask for _, mask in made])
     if options.beta is None:
