@@ -13,7 +13,7 @@ from concept_audit.cli.concepts import CONCEPT
 from concept_audit.cli.engines import EngineFlags, working
 from concept_audit.cli.filters import TEXT, TEXT_IN, WHERE, filtered
 from concept_audit.cli.flags import FILE, flags, form, made, option, switch
-from concept_audit.cli.forms import listed, numbers
+from concept_audit.cli.forms import listed, whole_numbers
 from concept_audit.cli.opening import JSON, Running, print_json
 from concept_audit.errors import AuditError
 from concept_audit.influence.options import InfluenceOptions
@@ -192,7 +192,7 @@ class Flag(Running):
     where: WHERE = ()
     document: Annotated[
         tuple[int, ...] | None,
-        form(numbers, "N[,N...]", _joined),
+        form(whole_numbers, "N[,N...]", _joined),
         option("all windows of these documents, by the numbers that rank --by document tells"),
     ] = None
     flagged: Annotated[
