@@ -46,8 +46,7 @@ ENVIRONMENT = {
     "AWS_ENDPOINT_URL": f"http://{ADDRESSES[0]}:{STORAGE_PORT}",
     "AWS_ALLOW_HTTP": "true",
     "AWS_REGION": "us-east-1",
-    "AWS_ACCESS_KEY_ID": "testing",
-    "AWS_SECRET_ACCESS_KEY": "testing",
+    **dict.fromkeys(("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"), "testing"),
 }
 
 
