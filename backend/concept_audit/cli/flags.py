@@ -36,15 +36,16 @@ def form(parse: Callable[[str], Any], metavar: str, show: Callable[[Any], str] =
     )
 
 
-def _joined(values: Any) -> str:
+def joined(values: Any) -> str:
+    """A list as it is typed: ``8,12,16``."""
     return ",".join(map(str, values))
 
 
 FORMS: dict[Any, Any] = {
-    tuple[int, ...] | None: form(layers, "8,12,16", _joined),
+    tuple[int, ...] | None: form(layers, "8,12,16", joined),
     tuple[int, int] | None: form(blocks, "A-B"),
-    tuple[float, ...]: form(numbers, "X[,Y...]", _joined),
-    tuple[str, ...] | None: form(listed, "A,B,...", _joined),
+    tuple[float, ...]: form(numbers, "X[,Y...]", joined),
+    tuple[str, ...] | None: form(listed, "A,B,...", joined),
 }
 """Types of options → how they are typed."""
 

@@ -12,7 +12,7 @@ from tyro.conf import arg
 from concept_audit.cli.concepts import CONCEPT
 from concept_audit.cli.engines import EngineFlags, working
 from concept_audit.cli.filters import TEXT, TEXT_IN, WHERE, filtered
-from concept_audit.cli.flags import FILE, flags, form, made, option, switch
+from concept_audit.cli.flags import FILE, flags, form, joined, made, option, switch
 from concept_audit.cli.forms import listed, whole_numbers
 from concept_audit.cli.opening import JSON, Running, print_json
 from concept_audit.errors import AuditError
@@ -33,10 +33,6 @@ if TYPE_CHECKING:
     InfluenceFlags = Any
 else:
     InfluenceFlags = flags(InfluenceOptions, types={"query.queries": FILE}, without=("scoring.engine",))
-
-
-def _joined(values: tuple[int, ...]) -> str:
-    return ",".join(map(str, values))
 
 
 USUAL = f"{usual_method('sae_feature')} of SAE features, {usual_method('probe')} of probes and pairs"
@@ -192,7 +188,7 @@ class Flag(Running):
     where: WHERE = ()
     document: Annotated[
         tuple[int, ...] | None,
-        form(whole_numbers, "N[,N...]", _joined),
+        form(whole_numbers, "N[,N...]", joined),
         option("all windows of these documents, by the numbers that rank --by document tells"),
     ] = None
     flagged: Annotated[
@@ -244,7 +240,7 @@ class Flag(Running):
             return
         method = audit.rankings.find(concept, self.method).identity.method if concept else ""
         chosen = [f"{name[2:]} {ranked[name]:g}" for name in given]
-        chosen += [f"document {_joined(self.document)}"] if self.document else []
+        chosen += [f"document {joined(self.document)}"] if self.document else []
         how = " ".join([method, self.concept or "", *chosen]).strip()
         found = audit.flags.set_matching(
             where,

@@ -23,7 +23,7 @@ from concept_audit.pipeline.validation.steering import steering_of
 from concept_audit.progress import Progress
 from concept_audit.types import PROMPT
 from tests.backend.evidence.test_preferences import audit as pairs  # noqa: F401 - a fixture
-from tests.backend.evidence.test_validate import SMALL, InOtherProcesses, labelled, units
+from tests.backend.evidence.test_validate import SMALL, InOtherProcesses, labelled, same, units
 from tests.conftest import write_jsonl
 
 PLAIN = dataclasses.replace(SMALL, methods=("vector_filter", "bm25"), retention=False, subsets=0, draws=1)
@@ -49,11 +49,6 @@ def done(probed, tmp_path_factory):
 @pytest.fixture
 def audit(probed, tmp_path):
     return Audit(shutil.copytree(probed, tmp_path / "small"))
-
-
-def same(one: pd.DataFrame, other: pd.DataFrame) -> bool:
-    pd.testing.assert_frame_equal(one, other, check_dtype=False)
-    return True
 
 
 def no_answers(*given, **named):
