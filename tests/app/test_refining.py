@@ -94,17 +94,27 @@ class Slow:
         self.go = threading.Semaphore(0)
         self.left: dict[str, int] = {}
 
+    @property
+    def rankings(self):
+        return SimpleNamespace(ensure=self.ensure)
+
     def refine(self, concept, method, options, progress):
+        self.work("Exact scores", concept, progress)
+
+    def ensure(self, concept, method, options, progress):
+        self.work("Gradient", f"{concept} ahead", progress)
+
+    def work(self, stage, name, progress):
         self.at_once += 1
         self.most = max(self.most, self.at_once)
         try:
-            with progress.stage("Exact scores", 3) as stage:
-                while self.left.setdefault(concept, 3):
-                    self.log.append(concept)
+            with progress.stage(stage, 3) as stage:
+                while self.left.setdefault(name, 3):
+                    self.log.append(name)
                     assert self.go.acquire(timeout=PATIENCE)
-                    self.left[concept] -= 1
+                    self.left[name] -= 1
                     stage.advance()
-            self.log.append(f"{concept} done")
+            self.log.append(f"{name} done")
         finally:
             self.at_once -= 1
 
@@ -185,3 +195,79 @@ def test_what_went_wrong_is_said_and_harms_nobody_else(refiner):
     until(lambda: refiner.describe(wanted(broken, "broken")[0]) == ("", "no queries"))
     refiner.want(*wanted(audit, "other"))
     until(lambda: "other done" in audit.log)
+
+
+def test_what_is_looked_at_is_ranked_by_influence_before_somebody_asks(audit):
+    assert not audit.rankings.has("sae:5", "concept_influence")
+    test = AppTest.from_file(MAIN, default_timeout=60).run()
+    test.query_params["concept"] = "sae:5"
+    test = test.switch_page("app_pages/ranking.py").run()
+    assert not test.exception and "Feature activation" in str(test.selectbox)
+    until(lambda: Audit(audit.root).rankings.has("sae:5", "concept_influence"))
+    test.query_params.update({"concept": "sae:5", "method": "concept_influence"})
+    test = test.switch_page("app_pages/ranking.py").run()
+    assert not test.exception and len(cards(test)) == 10
+
+
+def test_a_foreseen_ranking_comes_before_exact_scores_which_go_on_afterwards(refiner):
+    audit = Slow()
+    refiner.want(*wanted(audit, "first"))
+    until(lambda: audit.log == ["first"])
+    for concept in ("second", "third"):  # whoever has moved on from the second does not ask for it
+        refiner.foresee(*wanted(audit, concept))
+    for _ in range(6):
+        audit.go.release()
+    until(lambda: "first done" in audit.log)
+    assert audit.log == ["first", *["third ahead"] * 3, "third ahead done", *["first"] * 2, "first done"]
+    assert audit.most == 1
+
+
+def test_who_asks_for_the_ranking_that_is_being_made_ahead_waits_for_it(refiner):
+    audit = Slow()
+    key, foreseen = wanted(audit, "first")
+    refiner.foresee(key, foreseen)
+    until(lambda: audit.log == ["first ahead"])
+    waited = threading.Event()
+
+    def page() -> None:
+        with refiner.aside(key):
+            waited.set()
+
+    asking = threading.Thread(target=page)
+    asking.start()
+    time.sleep(0.2)
+    assert not waited.is_set()
+    for _ in range(3):
+        audit.go.release()
+    assert waited.wait(PATIENCE)
+    asking.join(PATIENCE)
+    assert audit.log == [*["first ahead"] * 3, "first ahead done"]
+
+
+def test_what_is_made_ahead_steps_back_for_another_page_and_goes_on_afterwards(refiner):
+    audit = Slow()
+    key, foreseen = wanted(audit, "first")
+    refiner.foresee(key, foreseen)
+    until(lambda: audit.log == ["first ahead"])
+    with refiner.aside(wanted(audit, "second")[0]):
+        audit.go.release()
+        until(lambda: audit.at_once == 0)
+        time.sleep(0.2)
+        assert audit.log == ["first ahead"]
+    for _ in range(2):
+        audit.go.release()
+    until(lambda: "first ahead done" in audit.log)
+
+
+def test_what_could_not_be_ranked_ahead_is_not_tried_again_and_says_nothing(refiner):
+    tried = []
+
+    def fails(*_):
+        tried.append(1)
+        raise ConceptError("no queries")
+
+    key, broken = wanted(SimpleNamespace(rankings=SimpleNamespace(ensure=fails)), "broken")
+    for _ in range(3):
+        refiner.foresee(key, broken)
+        until(lambda: refiner._current is None and refiner._foreseen is None)
+    assert tried == [1] and refiner.describe(key) == ("", "")

@@ -1,12 +1,15 @@
-"""End a worker, a machine or the command itself at random moments of a build on Ray, and compare what is there.
+"""End a worker, a machine, the command or the storage at random moments of a build on Ray, and compare what is there.
 
     python -m tests.faults.engines --moments 20
+    python -m tests.faults.engines --moments 6 --what storage
 
 The cluster is one of `ray.cluster_utils`: a head that does no work and two machines, each a raylet of its own
 with one worker. A moment is drawn from the time between the first shard of tokens and the end of an undisturbed
-build. Where a worker or a machine ends the command must go on; where the command is killed it is run again. What
-the audit then holds must be what a build in one process holds, and shards that were complete at the moment must
-be the same files still.
+build. Where a worker or a machine ends the command must go on; where the command is killed it is run again. The
+storage is a local S3 server, that from that moment on, for a while, answers some requests with 503, lets others wait,
+and ends the connection of others in half of their body; where the command gives up, it is run again. What the audit
+then holds must be what a build in one process holds, and shards that were complete at the moment must be the same
+files still (in storage: must not be put anew).
 """
 
 from __future__ import annotations
@@ -20,16 +23,23 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from concept_audit.store.published import directory_of
+from tests.backend.store.objects import BUCKET, serving
 from tests.faults import material
 
 ROWS = 1400
 """Six shards."""
-ENDED = ("worker", "machine", "command")
+ENDED = ("worker", "machine", "command", "storage")
+FAILING = 4.0
+"""Seconds for which the storage fails."""
+FAILURES = ("busy", "slow", "cut", None)
+MOST_RUNS = 4
 OBJECTS = 80 << 20
+STORAGE_PORT = 9098
 
 
 class Cluster:
@@ -119,6 +129,36 @@ class Breaking:
         self._cluster.mend()
         return ended, wrong
 
+    def storage_trial(self, share: float, chance: random.Random) -> tuple[bool, list[str]]:
+        """As `trial`, into storage that fails for a while."""
+        cache, out = self._place / "cache", f"s3://{BUCKET}/trial"
+        subprocess.run(["rm", "-rf", str(cache)], check=True)
+        cache.mkdir()
+        root = directory_of(out, cache)
+        with serving(port=STORAGE_PORT) as (storage, _):
+            process = self._run(out, *self._on_ray(), "--cache", str(cache))
+            self._wait(process, lambda: _shards(root, "tokens"))
+            self._wait(process, _clock(self.seconds * share))
+            ended, before, refused = process.poll() is None, len(storage.asked), []
+
+            def answer(method: str, path: str, number: int) -> str | None:
+                found = chance.choice(FAILURES)
+                refused.append(found)
+                return found
+
+            storage.answer = answer
+            time.sleep(FAILING)
+            storage.answer = lambda method, path, number: None
+            runs, status = 1, process.wait()
+            while status and runs < MOST_RUNS:
+                runs, status = runs + 1, self._run(out, *self._on_ray(), "--cache", str(cache)).wait()
+            wrong = [f"exit status {status}: {self._said()}"] if status else []
+            wrong += [f"{x} differs" for x in material.differing(self.expected, material.contents(root))]
+            twice = set(_put(storage.asked[:before])) & set(_put(storage.asked[before:]))
+        told = sum(found is not None for found in refused)
+        print(f"    {told} of {len(refused)} requests failed, {runs} runs, put anew: {sorted(twice)}", flush=True)
+        return ended and told > 0, wrong
+
     def _undisturbed(self) -> float:
         process = self._run(self._place / "ray", *self._on_ray())
         self._wait(process, lambda: _shards(self._place / "ray", "tokens"))
@@ -130,8 +170,9 @@ class Breaking:
     def _on_ray(self) -> list[str]:
         return ["--engine", "ray", "--ray-address", self._cluster.address, "--workers", "2"]
 
-    def _run(self, out: Path, *more: str) -> subprocess.Popen[bytes]:
-        words = [sys.executable, "-m", "concept_audit.cli", *self._made.build(out, *more), "--threads", "1"]
+    def _run(self, out: Path | str, *more: str) -> subprocess.Popen[bytes]:
+        words = [sys.executable, "-m", "concept_audit.cli", *self._made.build(Path(out), *more), "--threads", "1"]
+        words[words.index("--out") + 1] = str(out)  # a path would lose a slash of an address
         with (self._place / "said.txt").open("wb") as said:
             return subprocess.Popen(words, stdout=said, stderr=said, stdin=subprocess.DEVNULL)
 
@@ -154,19 +195,34 @@ def _shards(root: Path, kind: str = "*") -> dict[str, int]:
     return {str(path.relative_to(root)): path.stat().st_mtime_ns for path in paths}
 
 
+def _put(asked: Sequence[tuple[str, str]]) -> list[str]:
+    """The numbered shards among what was put."""
+    return [path for method, path in asked if method == "PUT" and "/shards/" in path and Path(path).stem.isdigit()]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--moments", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--what", nargs="+", choices=ENDED, default=ENDED)
     options = parser.parse_args()
     chance, total = random.Random(options.seed), {"tried": 0, "ended": 0, "wrong": 0}
+    # Before the cluster begins: workers have the environment of their machine.
+    os.environ |= {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{STORAGE_PORT}", "AWS_ALLOW_HTTP": "true"}
+    os.environ |= {
+        "AWS_REGION": "us-east-1",
+        **dict.fromkeys(("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"), "testing"),
+    }
     cluster = Cluster()
     try:
         with tempfile.TemporaryDirectory() as place:
             breaking = Breaking(Path(place), cluster)
             while total["ended"] < options.moments:
-                what, share = ENDED[total["tried"] % len(ENDED)], chance.uniform(0, 0.9)
-                ended, wrong = breaking.trial(what, share)
+                what, share = options.what[total["tried"] % len(options.what)], chance.uniform(0, 0.9)
+                if what == "storage":
+                    ended, wrong = breaking.storage_trial(share, chance)
+                else:
+                    ended, wrong = breaking.trial(what, share)
                 total["tried"] += 1
                 total["ended"] += ended
                 total["wrong"] += bool(wrong)

@@ -21,7 +21,7 @@ from concept_audit_app.components.index import index_in_words
 from concept_audit_app.components.methods import influence_options, method_picker
 from concept_audit_app.components.plain import counted
 from concept_audit_app.components.ranked import cards, chosen_concept, colour_choice, ready
-from concept_audit_app.components.refining import refinement_state
+from concept_audit_app.components.refining import foresee, refinement_state
 from concept_audit_app.components.rows import page_problem
 from concept_audit_app.components.scale import scale_of
 from concept_audit_app.components.session import current_audit
@@ -111,3 +111,4 @@ with right:
         colour_by = colour_choice(method, indexed)
     with st.container(key="desk-row", gap=None):
         cards(audit, rows, concept, method, options, colour_by, indexed, legend, scale)
+foresee(audit, concept)

@@ -15,7 +15,7 @@ from concept_audit_app.components.concepts import concept_picker, probe_quality
 from concept_audit_app.components.heatmap import legend_html, ramp
 from concept_audit_app.components.methods import NAMES, SLOW, WITH_GRADIENTS, offer
 from concept_audit_app.components.progress import PageProgress
-from concept_audit_app.components.refining import refiner
+from concept_audit_app.components.refining import ranking_key, refiner
 from concept_audit_app.components.rows import RowCard
 from concept_audit_app.components.scale import Scale
 from concept_audit_app.components.session import read_only
@@ -58,8 +58,10 @@ def ready(audit: Audit, concept: Concept, method: str, options: InfluenceOptions
         if slow and not indexed:
             offer(audit, concept, method, options)
             st.stop()
-        with st.spinner("Ranking the rows …"), refiner().aside() if slow else nullcontext():
-            audit.rankings.ensure(*wanted, PageProgress())
+        progress = PageProgress()
+        alone = refiner().aside(ranking_key(audit, *wanted), progress) if slow else nullcontext()
+        with st.spinner("Ranking the rows …"), alone:
+            audit.rankings.ensure(*wanted, progress)
     except AuditError as error:
         st.error(str(error), icon=":material/error:")
         st.stop()

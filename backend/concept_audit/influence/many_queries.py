@@ -88,10 +88,12 @@ class SingleQueries:
     ) -> list[torch.Tensor]:
         """Each row's gradient between the sides, from inputs that are in the eigenbasis already."""
         damped = c.eigenvalues + self._damping * c.eigenvalues.mean()
-        inverse = torch.where(damped > 0, 1 / damped, 0)
+        # In the dtype of the pass: what its rounding leaves of a gradient is not worth more.
+        inverse = torch.where(damped > 0, 1 / damped, 0).to(delta.dtype)
+        left, right = p.query_left.T.to(delta.dtype), p.query_right.to(delta.dtype)
         outputs = delta @ c.outputs.to(delta.dtype)
         rows = zip(inputs, outputs, strict=True)
-        return [p.query_left.T @ (((y.T @ x).to(inverse) * inverse) @ p.query_right) for x, y in rows]
+        return [(left @ (((y.T @ x) * inverse) @ right)).to(damped) for x, y in rows]
 
     def numbers(self) -> torch.Tensor:
         """[queries, numbers], zero in layers that no gradient has reached; in the dtype of the curvature."""

@@ -31,6 +31,8 @@ FINER = 254
 """A query's second 8 bits count a step of the first in so many parts."""
 ROWS_AT_ONCE = 32
 """Rows whose codes are widened at one time: few enough to stay in the processor's cache."""
+ROWS_AT_ONCE_INTEGERS = 256
+"""The same where codes are multiplied as integers: each product has a price of its own, whatever its rows."""
 ROWS_AT_ONCE_ACCELERATOR = 1024
 
 
@@ -197,9 +199,12 @@ Product = Callable[[torch.Tensor], torch.Tensor]
 def _integer_product(queries: np.ndarray, packing: Packing) -> Product | None:
     """Products of the values as integers with queries in 16 bits, two times 8: exact sums.
 
+    A plane of the packing at a time. Its bits stay where they are in their byte, where they count for 2^shift times as
+    much, and the sums are divided; only the highest are brought down, which their sign would be in the way of.
+
     None where the processor has no such instructions, or sums would not fit into 32 bits.
     """
-    if not torch.cpu._is_vnni_supported() or packing.numbers * 127**2 >= 2**31:
+    if not torch.cpu._is_vnni_supported() or any(_largest_sum(*plane) >= 2**31 for plane in packing.planes()):
         return None
     step = np.abs(queries).max(0) / 127
     step = np.where(step > 0, step, 1.0)
@@ -207,15 +212,33 @@ def _integer_product(queries: np.ndarray, packing: Packing) -> Product | None:
     low = np.rint((queries / step - high) * FINER)
     both = torch.from_numpy(np.concatenate([high, low], axis=1).astype(np.int8))
     count, scale = queries.shape[1], torch.from_numpy(step.astype(np.float64))
+    planes = [(width, shift, in_bytes, both[numbers]) for width, shift, in_bytes, numbers in packing.planes()]
+    widest = max((in_bytes.stop - in_bytes.start for _, _, in_bytes, _ in planes), default=0)
+    room = torch.empty(ROWS_AT_ONCE_INTEGERS * widest, dtype=torch.int8)
 
-    def multiply(values: torch.Tensor) -> torch.Tensor:
-        found = torch._int_mm(values, both).double()
+    def some(codes: torch.Tensor) -> torch.Tensor:
+        sums = torch.zeros(len(codes), both.shape[1], dtype=torch.int64)
+        for width, shift, in_bytes, counted in planes:
+            plane = codes[:, in_bytes]
+            values = room[: plane.numel()].view(plane.shape)
+            if width == 8:
+                sums += torch._int_mm(plane, counted)
+            elif shift + width == 8:
+                torch.bitwise_right_shift(plane.view(torch.uint8), shift, out=values.view(torch.uint8))
+                sums += torch._int_mm(values, counted)
+            else:
+                torch.bitwise_and(plane, (2**width - 1) << shift, out=values)
+                sums += torch._int_mm(values, counted) >> shift
+        found = sums.double()
         return (found[:, :count] + found[:, count:] / FINER) * scale
 
-    if packing.row_bytes == packing.numbers:
-        return multiply
-    room = torch.empty(ROWS_AT_ONCE, packing.numbers, dtype=torch.int8)
-    return lambda codes: torch.cat([multiply(packing.unpack(part, room)) for part in codes.split(ROWS_AT_ONCE)])
+    return lambda codes: torch.cat([some(part) for part in codes.split(ROWS_AT_ONCE_INTEGERS)])
+
+
+def _largest_sum(width: int, shift: int, _in_bytes: slice, numbers: slice) -> int:
+    """How large the product of a plane with a query of 8 bits may become."""
+    value = 127 if width == 8 else 2**width - 1 << shift
+    return (numbers.stop - numbers.start) * value * 127
 
 
 def _float_product(queries: np.ndarray, packing: Packing, device: torch.device) -> Product:
@@ -225,7 +248,8 @@ def _float_product(queries: np.ndarray, packing: Packing, device: torch.device) 
     """
     parts = []
     for width, shift, in_bytes, numbers in packing.planes():
-        counted = torch.from_numpy(np.ascontiguousarray(queries[numbers] / 2**shift, dtype=np.float32)).to(device)
+        # Query by query: a product of few columns takes several times as long where they lie side by side.
+        counted = torch.from_numpy((queries[numbers] / 2**shift).astype(np.float32).T.copy()).to(device).T
         parts.append((None if width == 8 else (2**width - 1) << shift, in_bytes, counted))
     at_once = ROWS_AT_ONCE if device == CPU else ROWS_AT_ONCE_ACCELERATOR
     room = torch.empty(at_once * max((len(counted) for _, _, counted in parts), default=0), device=device)

@@ -111,6 +111,20 @@ def test_single_queries_of_any_quantity_are_compressed_as_each_alone():
         near(found[row].numpy(), one_by_one(lm, layers, 2, v, data, row, curvatures, projections), 1e-9)
 
 
+def test_single_queries_of_a_bfloat16_pass_are_those_of_float64_but_for_its_rounding():
+    lm, data, (v,) = model("llama"), rows(), directions(1)
+    layers = linear_layers(lm, 1, 3)
+    curvatures, projections = drawn_parts(layers)
+    quantity = NegatedConcept(Projection(3, v))
+    wide = compress_each(lm, layers, quantity, data, curvatures.__getitem__, projections.__getitem__, DAMPING, 64)
+    narrow = lm.in_dtype(torch.bfloat16)
+    layers = linear_layers(narrow, 1, 3)
+    found = compress_each(narrow, layers, quantity, data, curvatures.__getitem__, projections.__getitem__, DAMPING, 64)
+    assert found.dtype == torch.float64, "the curvature's"
+    for row in range(len(data)):
+        assert np.corrcoef(found[row].numpy(), wide[row].numpy())[0, 1] > 0.995
+
+
 def test_query_rows_are_found_again_where_concepts_share_them():
     data = rows()
     other = data.response[0].copy()
