@@ -11,7 +11,14 @@ audit.rank("flattery", top=50)
 from __future__ import annotations
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
+
+# Threads of a product that wait for each other spin for microseconds, then sleep. They would for milliseconds, and with
+# anything beside them on the processor, such as a browser, that makes a pass over the model several times as slow
+# (tests/benchmarks/waiting.py). Read when PyTorch is imported.
+if "OMP_WAIT_POLICY" not in os.environ:
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 if TYPE_CHECKING:
     from concept_audit.addresses import is_allowed
