@@ -12,8 +12,7 @@ ASKED = "import concept_audit, os, sys; print(os.environ.get('GOMP_SPINCOUNT'), 
 
 
 @pytest.mark.parametrize(
-    ("given", "told"),
-    [({}, "10000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "None")],
+    ("given", "told"), [({}, "10000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "None")]
 )
 def test_threads_that_wait_leave_the_processor_to_others_unless_somebody_says_how(given, told):
     plain = {name: value for name, value in os.environ.items() if name not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}

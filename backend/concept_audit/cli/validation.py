@@ -86,7 +86,14 @@ class Validate(Running):
         from concept_audit.evidence.report import table, write_report
 
         with working(self.engine) as engine:
-            evidence = self.open(progress, engine).validate(self.concept, options)
+            audit = self.open(progress, engine)
+            cost = audit.evidence.cost(options)
+            answers = f", {cost.answers:,} responses to write at most" if cost.answers else ""
+            progress.say(
+                f"{cost.runs:,} trainings on up to {cost.rows:,} rows each, with answers to the held-out prompts after "
+                f"each{answers}; runs that are there already are not made again"
+            )
+            evidence = audit.validate(self.concept, options)
         self._tell(evidence, table)
         if self.report:
             write_report(evidence, self.report)
