@@ -197,16 +197,26 @@ def test_what_went_wrong_is_said_and_harms_nobody_else(refiner):
     until(lambda: "other done" in audit.log)
 
 
-def test_what_is_looked_at_is_ranked_by_influence_before_somebody_asks(audit):
-    assert not audit.rankings.has("sae:5", "concept_influence")
-    test = AppTest.from_file(MAIN, default_timeout=60).run()
-    test.query_params["concept"] = "sae:5"
-    test = test.switch_page("app_pages/ranking.py").run()
-    assert not test.exception and "Feature activation" in str(test.selectbox)
+def looked_at(test: AppTest, concept: str, method: str = "") -> AppTest:
+    test.query_params.update({"concept": concept} | ({"method": method} if method else {}))
+    found = test.switch_page("app_pages/ranking.py").run()
+    assert not found.exception and len(cards(found)) == 10
+    return found
+
+
+def test_what_is_looked_at_is_ranked_by_influence_before_somebody_asks(audit, monkeypatch):
+    foreseen = []
+    real = Refiner.foresee
+    monkeypatch.setattr(Refiner, "foresee", lambda self, *asked: foreseen.append(1) or real(self, *asked))
+    test = looked_at(AppTest.from_file(MAIN, default_timeout=60).run(), "sae:5")
+    assert not foreseen, "nothing is loaded for it"
+    test = looked_at(test, "sae:3", "concept_influence")
+    assert not Audit(audit.root).rankings.has("sae:5", "concept_influence")
+    test = looked_at(test, "sae:5", "feature_activation")
     until(lambda: Audit(audit.root).rankings.has("sae:5", "concept_influence"))
-    test.query_params.update({"concept": "sae:5", "method": "concept_influence"})
-    test = test.switch_page("app_pages/ranking.py").run()
-    assert not test.exception and len(cards(test)) == 10
+    before = len(foreseen)
+    looked_at(test, "sae:5", "concept_influence")
+    assert len(foreseen) == before, "it is there"
 
 
 def test_a_foreseen_ranking_comes_before_exact_scores_which_go_on_afterwards(refiner):

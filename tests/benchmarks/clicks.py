@@ -1,11 +1,12 @@
 """From the click on a concept's influence to its first row, and to exact scores of the first 50, in Chromium.
 
-    python tests/benchmarks/clicks.py cache/demo --features 3
+    python tests/benchmarks/clicks.py cache/demo --features 3 [--look 10]
 
 For an audit with a gradient index; the audit is written to: give it a copy. Of the features that have no influence
 ranking yet the ones that fire in most rows are taken; ``first row`` ends when the list shows another first row or score,
 ``coloured`` when the page's script has come to its end, and ``exact`` when the page itself says that the first 50 rows
-(or more) are exact.
+(or more) are exact. ``--look`` is for how long a feature is looked at by its usual ranking before the click: meanwhile
+the dashboard ranks by its influence, once the model is loaded.
 """
 
 from __future__ import annotations
@@ -45,12 +46,13 @@ def exact_first(page: Page) -> int:
     return 0 if found is None else TOP if found[1] is None else int(found[1].replace(",", ""))
 
 
-def measure(page: Page, url: str, concept: str, patience: float) -> dict[str, float | str | None]:
+def measure(page: Page, url: str, concept: str, look: float, patience: float) -> dict[str, float | str | None]:
     """Seconds after the click until each stage of the ranking is on the page; None: not within the patience."""
     page.goto(f"{url}/audit?concept={concept}")
     settle(page)
     row = page.get_by_role("listbox", name="Rows of this page").get_by_role("option").first
     before = row.inner_text()
+    page.wait_for_timeout(look * 1000)
     page.get_by_role("combobox", name="Method").click()
     option = page.get_by_role("option", name=NAMES["concept_influence"])
     option.wait_for()
@@ -71,6 +73,7 @@ def main() -> None:
     parser.add_argument("audit", type=Path)
     parser.add_argument("--features", type=int, default=3)
     parser.add_argument("--patience", type=float, default=PATIENCE, help="seconds to wait for exact scores")
+    parser.add_argument("--look", type=float, default=0.0, help="seconds")
     asked = parser.parse_args()
     concepts = unranked(Audit(asked.audit), asked.features)
     with dashboard(asked.audit.parent, asked.audit.name) as url, sync_playwright() as engine:
@@ -78,7 +81,7 @@ def main() -> None:
         page = browser.new_page(viewport={"width": 1440, "height": 900})
         page.set_default_timeout(PATIENCE * 1000)
         for concept in concepts:
-            print(json.dumps(measure(page, url, concept, asked.patience)), flush=True)
+            print(json.dumps(measure(page, url, concept, asked.look, asked.patience)), flush=True)
         browser.close()
 
 

@@ -195,9 +195,12 @@ def refiner() -> Refiner:
 
 
 def foresee(audit: Audit, concept: Concept) -> None:
-    """Rank by a concept's influence before somebody asks for it, where the gradient index answers that."""
+    """Rank by a concept's influence before somebody asks for it, where the gradient index answers that.
+
+    Nothing is loaded for it: a machine that only shows an audit may have no room for the model.
+    """
     asked = concept.concept_id, FORESEEN, InfluenceOptions()
-    if read_only() or audit.index.describe() is None:
+    if read_only() or not audit.index.loaded():
         return
     try:
         if audit.rankings.served_by_index(*asked) and not audit.rankings.has(*asked):

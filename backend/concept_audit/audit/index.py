@@ -62,6 +62,10 @@ class Index:
         if about is not None:
             warm_index(self._opened.sources(), about)
 
+    def loaded(self) -> bool:
+        """Whether there is an index, and the model that it needs is in memory, whatever asked for it."""
+        return self._opened.model_loaded and self.describe() is not None
+
     def _describe(self) -> dict[str, Any] | None:
         try:
             return open_index(self._opened.sources())

@@ -139,6 +139,11 @@ class OpenAudit:
                 self._lm = self._load_model()
             return self._lm
 
+    @property
+    def model_loaded(self) -> bool:
+        """Whether something has asked for the model already, so that it takes no further memory."""
+        return self._lm is not None
+
     def sources(self) -> Sources:
         """The audit, as far as the pipeline needs it."""
         return Sources(
