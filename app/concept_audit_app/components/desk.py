@@ -14,6 +14,7 @@ from concept_audit_app.components.acts import HERE, acting_component, said_to_be
 from concept_audit_app.components.flags import flags_drawn, undo_change
 from concept_audit_app.components.found import phrase_found
 from concept_audit_app.components.labelled_many import labelled_last, undo_labels
+from concept_audit_app.components.paging import go_to, page_in_url
 from concept_audit_app.components.rows import FLAGS, SWAP
 from concept_audit_app.components.scale import Scale
 from concept_audit_app.components.session import current_audit, person, read_only
@@ -126,6 +127,8 @@ def desk(rows: Sequence[Mapping[str, Any]], furthest: float, pages: int, where: 
             "place": where.text_in,
             "pairs": audit.manifest.pair is not None,
             "writes": not read_only(),
+            "page": page_in_url(pages),
+            "pages": pages,
             **said_to_be_done(QUEUE),
         },
         on_settled_change=lambda: None,
@@ -136,7 +139,7 @@ def desk(rows: Sequence[Mapping[str, Any]], furthest: float, pages: int, where: 
 
 
 def _turn(pages: int) -> None:
-    """Go a page on or back, as the keys ask."""
-    step = (st.session_state.get(KEY) or {}).get("turned")
-    if step in (1, -1):
-        st.session_state["page"] = min(max(st.session_state.get("page", 1) + step, 1), pages)
+    """Go to the page that was asked for below the list, or by keys."""
+    page = (st.session_state.get(KEY) or {}).get("turned")
+    if isinstance(page, int) and 1 <= page <= pages:
+        go_to(page)

@@ -191,33 +191,35 @@ class RowCard:
         self._flag = row["flag"] if isinstance(row["flag"], str) else None
         example_id = int(row["example_id"])
         with st.container(border=True, key=f"row-{example_id}"):
-            with st.container(horizontal=True, vertical_alignment="center"):
+            with st.container(horizontal=True, vertical_alignment="center", key=f"head-{example_id}"):
                 with st.container(width="stretch"):
                     self._heading = st.empty()
-                if opens is not None:
-                    st.page_link(
-                        "app_pages/ranking.py",
-                        label=f"Open row {example_id:,}",
-                        icon=":material/open_in_full:",
-                        query_params={**opens, "row": str(example_id)},
-                    )
-                document_link(window)
-                if ask and own_answer is None:
-                    st.button(
-                        "",
-                        icon=":material/smart_toy:",
-                        key=f"ask-{example_id}",
-                        type="tertiary",
-                        help=f"Row {example_id}: what would the model itself have answered?",
-                        on_click=ask_later,
-                        args=(example_id,),
-                    )
-                if layer is not None:
-                    similar_rows(example_id, layer)
-                if not read_only():
-                    if self._flag:
-                        _note_box(row, self._flag)
-                    _flag_buttons(row, self._flag)
+                # Together, so that they stand in a line of their own where there is no room beside the words.
+                with st.container(horizontal=True, vertical_alignment="center", width="content"):
+                    if opens is not None:
+                        st.page_link(
+                            "app_pages/ranking.py",
+                            label=f"Open row {example_id:,}",
+                            icon=":material/open_in_full:",
+                            query_params={**opens, "row": str(example_id)},
+                        )
+                    document_link(window)
+                    if ask and own_answer is None:
+                        st.button(
+                            "",
+                            icon=":material/smart_toy:",
+                            key=f"ask-{example_id}",
+                            type="tertiary",
+                            help=f"Row {example_id}: what would the model itself have answered?",
+                            on_click=ask_later,
+                            args=(example_id,),
+                        )
+                    if layer is not None:
+                        similar_rows(example_id, layer)
+                    if not read_only():
+                        if self._flag:
+                            _note_box(row, self._flag)
+                        _flag_buttons(row, self._flag)
             self._turns = st.empty()
             if own_answer is not None:
                 response = _last_answer(row["messages"])

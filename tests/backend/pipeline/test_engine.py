@@ -180,7 +180,9 @@ def same(found: Path, expected: Path) -> None:
     for file, names in (("audit.duckdb", None), ("derived.duckdb", ["rankings", "ranking_scores"])):
         made, wanted = tables(found / file, names), tables(expected / file, names)
         assert made.keys() == wanted.keys()
-        assert {name for name, rows in wanted.items() if not rows} <= {"skipped_rows", "rollouts", "windows"}, "of other rows"
+        assert {name for name, rows in wanted.items() if not rows} <= {"skipped_rows", "rollouts", "windows"}, (
+            "of other rows"
+        )
         assert [name for name in wanted if made[name] != wanted[name]] == []
     made_shards, wanted_shards = shards_of(found), shards_of(expected)
     assert made_shards.keys() == wanted_shards.keys()
