@@ -102,3 +102,24 @@ def test_the_twenty_worst_rows_are_flagged_and_the_rest_exported_in_five_clicks(
     download.value.save_as(tmp_path / "cleaned.csv")
     assert set(pd.read_csv(tmp_path / "cleaned.csv")["example_id"]) == rest
     assert len(clicks) == 5
+
+
+def test_after_a_download_escape_closes_the_dialog_and_its_button_has_the_focus(page, address):
+    page.goto(f"{address}/audit?concept=sae:3")
+    settle(page)
+    dialog = act(page, "Export")
+    button = dialog.get_by_role("button", name=re.compile("^Download"))
+    for _ in range(2):
+        with page.expect_download() as download:
+            button.click()
+        download.value.path()
+        page.wait_for_function("document.activeElement.innerText?.includes('Download')", timeout=10_000)
+    page.keyboard.press("Escape")
+    dialog.wait_for(state="detached", timeout=10_000)
+    assert "Act on many" in page.evaluate("document.activeElement.innerText")
+    dialog = act(page, "Export")
+    button.click()
+    page.wait_for_function("document.querySelector('[role=dialog] [data-testid=stDownloadButton] button').disabled")
+    page.wait_for_timeout(50)
+    page.keyboard.press("Escape")
+    dialog.wait_for(state="detached", timeout=10_000)
