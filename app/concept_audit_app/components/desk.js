@@ -153,7 +153,7 @@ function drawRow(id) {
   const words = card.querySelector(".flag-words")
   if (words && words.dataset.flag !== flag) {
     words.dataset.flag = flag
-    words.textContent = flag ? `flagged: ${flag}` : ""
+    words.textContent = flag === "keep" ? "kept" : flag && `flagged: ${flag}`
   }
 }
 

@@ -361,11 +361,11 @@ def _heading(
         parts.append(f"copy of row {int(row['duplicate_of']):,}")
     if row["truncated"]:
         parts.append("cut at the longest row")
-    # By keys a flag changes before the page is drawn anew: see `row_keys.js`.
+    # By keys a flag changes before the page is drawn anew: see `desk.js`.
     words = ""
     if flag:
         note = f" ({text_html(row['note'])})" if isinstance(row.get("note"), str) and row["note"] else ""
-        words = f"flagged: {text_html(flag)}{note}"
+        words = f"{'kept' if flag == 'keep' else f'flagged: {text_html(flag)}'}{note}"
     shown = (
         f' <strong class="flag-words" style="margin-left:.4rem" data-flag="{text_html(flag or "")}">{words}</strong>'
     )
