@@ -6,8 +6,11 @@ import random
 
 import pytest
 
-from concept_audit import Audit, BuildOptions, LabelledExample, Message, ModelOptions, RowFilter, build
+from concept_audit import Audit, BuildOptions, LabelledExample, Message, ModelOptions, RowFilter, Window, build
+from concept_audit_app.components.desk import list_rows
 from concept_audit_app.components.documents import window_words
+from concept_audit_app.components.rows import metadata_text
+from concept_audit_app.components.scale import scale_of
 from tests.app.test_pages import open_page
 from tests.conftest import sentence
 
@@ -55,6 +58,18 @@ def test_a_window_says_where_it_lies_and_leads_to_its_document(audit):
     page.run()
     assert not page.exception
     assert all((window_words(place) in said(page)) == (place.document == 3) for place in places if place.of > 1)
+
+
+def test_a_window_is_told_in_words_and_not_by_its_metadata_besides(audit):
+    metadata = '{"shelf": "essays", "document_number": 3, "window_number": 2}'
+    assert metadata_text(metadata, Window(3, 2, 4, 10, 20)) == "shelf: essays"
+    assert metadata_text(metadata) == "shelf: essays · document_number: 3 · window_number: 2", "of the data's own"
+    page = open_page("ranking")
+    assert "document_number" not in said(page)
+    rows = audit.rank("probe:agrees")
+    places = audit.documents.places(rows["example_id"].tolist())
+    listed = list_rows(rows, scale_of("vector_filter", audit.rankings.summary("probe:agrees")), RowFilter(), places)
+    assert [row["about"] for row in listed] == [window_words(places[row["id"]]) for row in listed]
 
 
 def test_the_export_page_offers_whole_documents_where_there_are_documents(audit, monkeypatch):

@@ -100,7 +100,9 @@ if rows.empty:
     st.stop()
 
 with left:
-    desk(list_rows(rows, scale, where), max(abs(scale.of(edges[0])), abs(scale.of(edges[-1]))), pages, where)
+    windows = audit.documents.places([int(i) for i in rows["example_id"]])
+    furthest = max(abs(scale.of(edges[0])), abs(scale.of(edges[-1])))
+    desk(list_rows(rows, scale, where, windows), furthest, pages, where)
 with right:
     legend = st.container(key="legend", horizontal=True, vertical_alignment="center", gap="small")
     with legend:

@@ -76,14 +76,6 @@ def choose(audit: Audit) -> Chosen:
                 bind="query-params",
                 help="Of pairs flagged swap, chosen becomes rejected and rejected chosen; all others stay as they were.",
             )
-        whole = False
-        if audit.manifest.document is not None:
-            whole = st.toggle(
-                "Whole documents only",
-                key="whole",
-                bind="query-params",
-                help="Leaves out what is left of a document of which a window is left out.",
-            )
         csv = "exact"
         if format == "csv" and schema == "audit":
             csv = st.segmented_control(
@@ -96,6 +88,14 @@ def choose(audit: Audit) -> Chosen:
                 bind="query-params",
                 help="Safe: a cell that a spreadsheet would take for a formula begins with an apostrophe. Exact: "
                 "every cell is as it was; do not open hostile text in a spreadsheet.",
+            )
+        whole = False
+        if audit.manifest.document is not None:
+            whole = st.toggle(
+                "Whole documents only",
+                key="whole",
+                bind="query-params",
+                help="Leaves out what is left of a document of which a window is left out.",
             )
     concept, method, options = None, None, InfluenceOptions()
     if what == "view":

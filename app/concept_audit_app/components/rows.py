@@ -15,7 +15,7 @@ import streamlit as st
 
 from concept_audit import AuditError, Heatmap, Message, Segment, Window, messages_from_json
 from concept_audit_app.components.asking import ask_later
-from concept_audit_app.components.documents import document_link, window_words
+from concept_audit_app.components.documents import document_link, metadata_of, window_words
 from concept_audit_app.components.heatmap import FULL, LEVELS, Look, Ramp, text_html, turn_html
 from concept_audit_app.components.scale import Scale
 from concept_audit_app.components.session import current_audit, person, read_only
@@ -147,10 +147,10 @@ def _called_html(turn: Message, body: str, opened: bool = False) -> str:
     return f"<details{' open' if opened else ''}><summary>calls {text_html(names)}</summary>{body}</details>"
 
 
-def metadata_text(metadata: str) -> str:
+def metadata_text(metadata: str, window: Window | None = None) -> str:
     """The first metadata fields as one line of plain text."""
     parts = []
-    for name, value in list(json.loads(metadata).items())[:SHOWN_METADATA]:
+    for name, value in list(metadata_of(metadata, window).items())[:SHOWN_METADATA]:
         text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
         parts.append(f"{name}: {text[:80]}{'…' if len(text) > 80 else ''}")
     return " · ".join(parts)
@@ -186,6 +186,7 @@ class RowCard:
         window: Window | None = None,
     ):
         self._row, self._elsewhere, self._says_exact, self._scale = row, elsewhere, says_exact, scale
+        self._window = window
         badge = _badge_html("query example", query_note) if row.get("is_query", False) else ""
         self._badge = " · ".join(part for part in (window_words(window), badge) if part)
         self._flag = row["flag"] if isinstance(row["flag"], str) else None
@@ -231,8 +232,12 @@ class RowCard:
     ) -> None:
         """Colour the tokens, and put what they add up to beside an estimated score."""
         score = _score_words(self._row, self._says_exact, exact, self._scale) if "rank" in self._row else ""
-        self._heading.html(_heading(self._row, self._flag, heatmap, score, self._elsewhere, self._badge))
+        self._heading.html(_heading(self._row, self._flag, heatmap, score, self._small(), self._badge))
         self._turns.html(conversation_html(self._row["messages"], heatmap, colours, look))
+
+    def _small(self) -> list[str]:
+        """The lines below the heading, in small print."""
+        return [line for line in (self._elsewhere, metadata_text(self._row["metadata"], self._window)) if line]
 
 
 def _flag_buttons(row: Mapping[str, Any], present: str | None) -> None:
@@ -343,7 +348,7 @@ def _score_words(row: Mapping[str, Any], says_exact: bool, exact: float | None, 
 
 
 def _heading(
-    row: Mapping[str, Any], flag: str | None, heatmap: Heatmap | None, score: str, elsewhere: str, badge: str = ""
+    row: Mapping[str, Any], flag: str | None, heatmap: Heatmap | None, score: str, small: Sequence[str], badge: str = ""
 ) -> str:
     parts = []
     if "rank" in row and not pd.isna(row["rank"]):
@@ -370,9 +375,8 @@ def _heading(
         f' <strong class="flag-words" style="margin-left:.4rem" data-flag="{text_html(flag or "")}">{words}</strong>'
     )
     first = " · ".join(parts) + shown
-    lines = [text_html(line) for line in (elsewhere, metadata_text(row["metadata"])) if line]
-    small = "".join(f"<br><span style='opacity:.8;font-size:.85rem'>{line}</span>" for line in lines)
-    return f"<div>{first}{small}</div>"
+    below = "".join(f"<br><span style='opacity:.8;font-size:.85rem'>{text_html(line)}</span>" for line in small)
+    return f"<div>{first}{below}</div>"
 
 
 def _toggle(content_hash: str, name: str, present: str | None) -> None:
