@@ -36,7 +36,7 @@ def test_flags_notes_labels_and_files_of_a_whole_filter_each_undone_in_one(page,
     page.goto(f"{address}/audit?concept=sae:3&where_topic=money")
     settle(page)
     dialog = act(page, "Flag")
-    dialog.get_by_text(f"{count} rows", exact=True).wait_for()
+    dialog.get_by_text(f"{count} rows on all pages: {count} unseen", exact=True).wait_for()
     dialog.get_by_role("button", name=f"Flag to review: {count}").click()
     page.get_by_text(f"{len(texts)} texts flagged to review").wait_for()
     settle(page)
@@ -102,3 +102,50 @@ def test_the_twenty_worst_rows_are_flagged_and_the_rest_exported_in_five_clicks(
     download.value.save_as(tmp_path / "cleaned.csv")
     assert set(pd.read_csv(tmp_path / "cleaned.csv")["example_id"]) == rest
     assert len(clicks) == 5
+
+
+def test_after_a_download_escape_closes_the_dialog_and_its_button_has_the_focus(page, address):
+    page.goto(f"{address}/audit?concept=sae:3")
+    settle(page)
+    dialog = act(page, "Export")
+    button = dialog.get_by_role("button", name=re.compile("^Download"))
+    for _ in range(2):
+        with page.expect_download() as download:
+            button.click()
+        download.value.path()
+        page.wait_for_function("document.activeElement.innerText?.includes('Download')", timeout=10_000)
+    page.keyboard.press("Escape")
+    dialog.wait_for(state="detached", timeout=10_000)
+    assert "Act on many" in page.evaluate("document.activeElement.innerText")
+    dialog = act(page, "Export")
+    button.click()
+    page.wait_for_function("document.querySelector('[role=dialog] [data-testid=stDownloadButton] button').disabled")
+    page.wait_for_timeout(50)
+    page.keyboard.press("Escape")
+    dialog.wait_for(state="detached", timeout=10_000)
+
+
+def test_rows_that_somebody_has_kept_are_told_before_an_act_and_are_unseen_after_the_way_back(
+    page, address, cache_copy
+):
+    audit = Audit(cache_copy / "small")
+    hashes = audit.rank("sae:3")["content_hash"].drop_duplicates().tolist()
+    audit.flags.set(hashes[:1], "keep")
+    audit.flags.set(hashes[1:2], "remove")
+    kept, flagged = audit.rows.count(RowFilter(flag="keep")), audit.rows.count(RowFilter(flag="remove"))
+    page.goto(f"{address}/audit?concept=sae:3")
+    settle(page)
+    assert "kept" in cards(page).first.inner_text() and "flagged" not in cards(page).first.inner_text()
+    page.get_by_role("button", name="Act on many").click()
+    dialog = page.get_by_role("dialog")
+    first = audit.rank("sae:3", top=20)["flag"].value_counts()
+    dialog.get_by_text(f"20 rows on all pages: {first['remove']} remove · {first['keep']} keep").wait_for()
+    dialog.get_by_text("All that pass the filter", exact=True).click()
+    dialog.get_by_text(
+        f"83 rows on all pages: {flagged} remove · {kept} keep · {83 - kept - flagged} unseen"
+    ).wait_for()
+    dialog.get_by_role("button", name="Back to unseen: 83").click()
+    page.get_by_text("2 texts unseen again").wait_for()
+    settle(page)
+    page.get_by_text("83 rows · 83 unseen").wait_for()
+    assert audit.rows.count(RowFilter(flag="unseen")) == 83

@@ -201,21 +201,21 @@ def timings(root: Path, times: int) -> None:
     def flag(i: int) -> None:
         next(b for b in page.button if b.key and b.key.startswith("remove-")).click().run()
 
-    spans = [f"{low:.6g}..{high:.6g}", None]
+    span = (f"{low:.6g}..{high:.6g}",)
     topic = audit.rows.metadata_fields().iloc[0]
     acts = {
-        "next page": state("page", list(range(1, times + 2))),
+        "next page": state("page-value", [(str(number),) for number in range(2, times + 2)]),
         "text filter": state("find", audit_words[:: max(len(audit_words) // times, 1)]),
         "no text": state("find", [""]),
         "metadata filter": state(f"where_{topic.field}", [[v] for v in topic.top_values[:times]]),
         "no metadata": state(f"where_{topic.field}", [[]]),
-        "brush": state("scores-value", spans),
-        "no brush": state("scores-value", [None]),
+        "brush": state("scores-value", [span, ()]),
+        "no brush": state("scores-value", [()]),
         "flags filter": state("flag", ["none", ""]),
         "flag a row": flag,
         "undo": lambda i: next(b for b in page.button if b.key == "undo").click().run(),
         "open another concept": state("concept-box", features[1:]),
-        "one row alone": state("row-value", [str(i * 7) for i in range(times)]),
+        "one row alone": state("row-value", [(str(i * 7),) for i in range(times)]),
     }
     every: list[float] = []
     print(f"{audit.overview().n_rows:,} rows, {len(audit.concepts.list()):,} concepts; {LIMITS}")

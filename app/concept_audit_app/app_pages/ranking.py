@@ -19,6 +19,7 @@ from concept_audit_app.components.flags import View, undo_button, verdicts_in_wo
 from concept_audit_app.components.heatmap import style_sheet
 from concept_audit_app.components.index import index_in_words
 from concept_audit_app.components.methods import influence_options, method_picker
+from concept_audit_app.components.paging import page_in_url
 from concept_audit_app.components.plain import counted
 from concept_audit_app.components.ranked import cards, chosen_concept, colour_choice, ready
 from concept_audit_app.components.refining import foresee, refinement_state
@@ -27,8 +28,6 @@ from concept_audit_app.components.scale import scale_of
 from concept_audit_app.components.session import current_audit
 
 PAGE_SIZES = [10, 25, 50]
-# Pixels, enough for seven numbers: as wide as its content, it hides page 2 of 3.
-PAGES_WIDTH = 340
 
 audit = current_audit()
 style_sheet()
@@ -50,8 +49,7 @@ ranked = (concept.concept_id, method)
 scale = scale_of(method, audit.rankings.summary(*ranked, options))
 total = audit.rows.count(where, *ranked, options)
 pages = max(1, math.ceil(total / size))
-if st.session_state.get("page", 1) > pages:
-    st.session_state["page"] = pages
+page = page_in_url(pages)
 saved = audit.probes.find(concept.name) if concept.kind == "probe" else None
 # A threshold is of the projection as it is: the score of a rollout is that times its advantage.
 plain = method == "vector_filter" and audit.manifest.rollouts is None
@@ -77,11 +75,9 @@ with bar:
     with st.popover("Scores", icon=":material/help:", type="tertiary"):
         st.markdown(scale.help())
 with left:
-    with st.container(horizontal=True, vertical_alignment="center", gap="small"):
-        st.markdown(verdicts_in_words(view, audit.overview().n_rows), width="content")
+    with st.container(key="told"):
+        st.markdown(verdicts_in_words(view, audit.overview().n_rows))
         filter_chips(audit, where)
-        st.space("stretch")
-        page = st.pagination(pages, key="page", bind="query-params", width=PAGES_WIDTH)
     page_problem()
 
 rows = audit.rank(*ranked, size, where, (page - 1) * size, options)
@@ -104,7 +100,9 @@ if rows.empty:
     st.stop()
 
 with left:
-    desk(list_rows(rows, scale, where), max(abs(scale.of(edges[0])), abs(scale.of(edges[-1]))), pages, where)
+    windows = audit.documents.places([int(i) for i in rows["example_id"]])
+    furthest = max(abs(scale.of(edges[0])), abs(scale.of(edges[-1])))
+    desk(list_rows(rows, scale, where, windows), furthest, pages, where)
 with right:
     legend = st.container(key="legend", horizontal=True, vertical_alignment="center", gap="small")
     with legend:

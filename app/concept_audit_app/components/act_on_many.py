@@ -10,7 +10,7 @@ import streamlit as st
 
 from concept_audit import Audit, AuditError, FlagChange, RowFilter
 from concept_audit_app.components.exporting import Chosen, downloads
-from concept_audit_app.components.flags import View
+from concept_audit_app.components.flags import View, decided
 from concept_audit_app.components.labelled_many import remember_labels
 from concept_audit_app.components.plain import counted
 from concept_audit_app.components.session import current_audit, person, read_only
@@ -24,7 +24,7 @@ FLAGS: dict[str | None, str] = {
     "remove": "Flag to remove",
     "review": "Flag to review",
     "keep": "Keep",
-    None: "Take flags off",
+    None: "Back to unseen",
 }
 SWAP: dict[str | None, str] = {"swap": "Flag to swap"}
 """Of preference pairs, besides."""
@@ -33,7 +33,7 @@ DONE = {
     "review": "flagged to review",
     "keep": "kept",
     "swap": "flagged to swap",
-    None: "no longer flagged",
+    None: "unseen again",
 }
 LABELS = {1: "Shows it", 0: "Does not"}
 
@@ -99,11 +99,9 @@ def _choose(audit: Audit, view: View) -> Many:
 
 def _preview(audit: Audit, many: Many) -> None:
     view = many.view
-    already = ""
-    if many.top is None:
-        flagged = replace(many.where, flag="any")
-        already = f", {audit.rows.count(flagged, view.concept, view.method, view.options):,} flagged already"
-    st.markdown(f"**{counted(many.count, 'row')}** on all pages{already}")
+    # What is done to them is done to those, too, about which somebody has decided already.
+    so_far = f": {decided(view, many.where, many.top)}" if many.count else ""
+    st.markdown(f"**{counted(many.count, 'row')}** on all pages{so_far}")
     shown = min(many.count, SHOWN)
     rows = audit.rank(view.concept, view.method, shown, many.where, options=view.options) if shown else None
     for row in records(rows) if rows is not None else ():
@@ -124,7 +122,7 @@ def _flag(audit: Audit, many: Many) -> None:
 
 def _note(audit: Audit, many: Many) -> None:
     note = _note_box("for every flagged row of these")
-    st.caption("A note goes with a flag: rows that have none stay as they are, and the others keep their flag.")
+    st.caption("A note goes with a flag or a keep: unseen rows stay as they are, and the others keep what they have.")
     if _button(f"Write the note on flagged rows of {many.count:,}", "bulk-write", not many.count, True):
         view = many.view
         _done(

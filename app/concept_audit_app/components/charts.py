@@ -90,7 +90,9 @@ def score_histogram(
         ends = sorted(scale.of(edge) for edge in (edges[0], edges[-1]))
         step = next((step for step in STEPS if (ends[1] - ends[0]) / step <= MOST_TICKS), STEPS[-1])
         values = np.arange(math.ceil(ends[0] / step), math.floor(ends[1] / step) + 1) * step
-        words = [f"{value:+g}{' SD' if place == len(values) - 1 else ''}" for place, value in enumerate(values)]
+        # The unit beside the tick in the middle: there is no room for one at the edge.
+        named = int(np.argmin(np.abs(values))) if len(values) else 0
+        words = [f"{value:{'+' if value else ''}g}{' SD' * (place == named)}" for place, value in enumerate(values)]
         figure.update_xaxes(tickvals=[scale.raw(value) for value in values], ticktext=words)
     figure.update_yaxes(visible=False, rangemode="tozero")
     return figure

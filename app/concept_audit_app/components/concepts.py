@@ -7,7 +7,7 @@ import json
 import streamlit as st
 
 from concept_audit import Audit
-from concept_audit_app.components.session import first_page
+from concept_audit_app.components.paging import first_page
 from concept_audit_app.components.url import select_by_id
 
 

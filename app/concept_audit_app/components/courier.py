@@ -12,8 +12,8 @@ from concept_audit_app.components.labelling import do_labels
 
 WITH_DESK = ("audit", "probe_lab")
 """Pages on which people act by keys: these ask to be drawn anew when the keys have been quiet."""
-# The one component that is on every page has the Back button's manners beside its own.
-JS = "".join((HERE / name).read_text("utf-8") for name in ("steps.js", "courier.js"))
+# The one component that is on every page has the manners of the Back button and of the focus beside its own.
+JS = "".join((HERE / name).read_text("utf-8") for name in ("steps.js", "focus.js", "courier.js"))
 _component = st.components.v2.component("concept_audit_courier", js=JS)
 
 

@@ -6,6 +6,7 @@
 const PATIENCE = 5000 // milliseconds for a box to appear
 const BEFORE = 40 // characters of a phrase before its strongest token
 const AFTER = 110
+const EDGE = 16 // pixels below list and row, down to the window's end
 const MOST_FOUND = 500 // places of a search that are marked in a row
 const STYLE = `
 .st-key-desk-row [class*="st-key-row-"] { display: none }
@@ -152,7 +153,7 @@ function drawRow(id) {
   const words = card.querySelector(".flag-words")
   if (words && words.dataset.flag !== flag) {
     words.dataset.flag = flag
-    words.textContent = flag ? `flagged: ${flag}` : ""
+    words.textContent = flag === "keep" ? "kept" : flag && `flagged: ${flag}`
   }
 }
 
@@ -167,13 +168,30 @@ function draw() {
   const pressed = String(kept.advance)
   const advance = kept.place.querySelector("[value=a]")
   if (advance.ariaPressed !== pressed) advance.ariaPressed = pressed
+  drawPages()
   measure()
   if (kept.note !== null) openNote()
+}
+
+// Which page shows; with one page alone there is nothing to choose.
+function drawPages() {
+  const place = kept.place.querySelector("nav")
+  const shown = `${kept.page} of ${kept.pages}`
+  if (place.shown === shown) return
+  place.shown = shown
+  place.hidden = kept.pages === 1
+  const box = place.querySelector("input")
+  box.value = kept.page
+  box.style.width = `${String(kept.pages).length + 1}ch`
+  place.querySelector("span").textContent = `of ${kept.pages.toLocaleString("en")}`
+  for (const key of "{[") place.querySelector(`[value="${key}"]`).disabled = kept.page === 1
+  for (const key of "]}") place.querySelector(`[value="${key}"]`).disabled = kept.page === kept.pages
 }
 
 // List and row fill the window down to its end, wherever the bars above them end.
 function measure() {
   const list = kept.place.querySelector(".list")
+  const end = kept.place.querySelector(".said").getBoundingClientRect().bottom
   const pane = document.querySelector(".st-key-desk-row")
   const scrolled = document.querySelector('[data-testid="stMain"]')?.scrollTop ?? 0
   const root = document.documentElement
@@ -181,9 +199,9 @@ function measure() {
     const height = `${Math.max(260, innerHeight - element.getBoundingClientRect().top - scrolled - below)}px`
     if (root.style.getPropertyValue(name) !== height) root.style.setProperty(name, height)
   }
-  set("--desk-list", list, 92)
+  set("--desk-list", list, end - list.getBoundingClientRect().bottom + EDGE)
   if (pane) {
-    set("--desk-row", pane, 16)
+    set("--desk-row", pane, EDGE)
     pane.tabIndex = 0
   }
   const background = getComputedStyle(list).getPropertyValue("--st-background-color")
@@ -261,8 +279,23 @@ function onClick(event) {
   if (button.closest('[class*="st-key-note-of-"]')) focusBox(Date.now() + PATIENCE)
 }
 
-function turn(step) {
-  kept.turn(step)
+// The number shows at once, so that keys that follow quickly count from it.
+function turn(page) {
+  const there = Math.min(Math.max(page, 1), kept.pages)
+  if (there === kept.page) return
+  kept.page = there
+  drawPages()
+  kept.turn(there)
+}
+
+function typePage(event) {
+  const box = event.target
+  if (!["Enter", "Escape"].includes(event.key)) return
+  event.preventDefault()
+  const page = Number(box.value)
+  if (event.key === "Enter" && Number.isInteger(page)) turn(page)
+  box.value = kept.page
+  kept.place.querySelector(".list").focus() // where keys act on rows again
 }
 
 function search() {
@@ -279,6 +312,7 @@ const MAP = [
   ["U", "undo"],
   ["A", "after a flag, go on to the next row"],
   ["[, ]", "page before, page after"],
+  ["{, }", "first page, last page"],
   ["/", "search"],
   ["?", "this map"],
 ]
@@ -314,8 +348,10 @@ const KEYS = {
     say(kept, kept.advance ? "The cursor goes on after a flag" : "The cursor stays after a flag")
     draw()
   }),
-  "[": () => turn(-1),
-  "]": () => turn(1),
+  "[": () => turn(kept.page - 1),
+  "]": () => turn(kept.page + 1),
+  "{": () => turn(1),
+  "}": () => turn(kept.pages),
   "/": search,
   "?": map,
 }
@@ -333,7 +369,9 @@ export default function (component) {
   kept.rows = new Map(data.rows.map((row) => [row.id, row]))
   Object.assign(kept, { pairs: data.pairs, writes: data.writes, furthest: data.furthest })
   Object.assign(kept, { words: data.words, where: data.place })
-  kept.turn = (step) => component.setTriggerValue("turned", step)
+  Object.assign(kept, { page: data.page, pages: data.pages })
+  kept.turn = (page) => component.setTriggerValue("turned", page)
+  component.parentElement.querySelector("nav input").onkeydown = typePage
   component.parentElement.querySelector("[value=a]").hidden = !data.writes
   if (!kept.rows.has(kept.cursor)) kept.cursor = data.rows[0]?.id ?? null
   dress()

@@ -9,11 +9,13 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
-from concept_audit import Audit, AuditError, RowFilter
+from concept_audit import Audit, AuditError, RowFilter, Window
 from concept_audit_app.components.acts import HERE, acting_component, said_to_be_done, waiting
+from concept_audit_app.components.documents import metadata_of, window_words
 from concept_audit_app.components.flags import flags_drawn, undo_change
 from concept_audit_app.components.found import phrase_found
 from concept_audit_app.components.labelled_many import labelled_last, undo_labels
+from concept_audit_app.components.paging import go_to, page_in_url
 from concept_audit_app.components.rows import FLAGS, SWAP
 from concept_audit_app.components.scale import Scale
 from concept_audit_app.components.session import current_audit, person, read_only
@@ -79,8 +81,14 @@ def _latest(audit: Audit) -> int | None:
     return None if mine.empty else int(mine["event_id"].iloc[0])
 
 
-def list_rows(rows: pd.DataFrame, scale: Scale, where: RowFilter) -> list[dict[str, Any]]:
-    """What the list shows of each row, from above to below; of a search, where its words are."""
+def list_rows(
+    rows: pd.DataFrame, scale: Scale, where: RowFilter, windows: Mapping[int, Window]
+) -> list[dict[str, Any]]:
+    """What the list shows of each row, from above to below; of a search, where its words are.
+
+    Args:
+        windows: number of a row → where it lies in its document.
+    """
     words = where.words()
     return [
         {
@@ -91,18 +99,17 @@ def list_rows(rows: pd.DataFrame, scale: Scale, where: RowFilter) -> list[dict[s
             "score": scale.short(row["score"]),
             "raw": scale.told(row["score"]),
             "text": " ".join(row["response"].split())[:SNIPPET] or "(no response)",
-            "about": _about(row["metadata"]),
+            "about": _about(row["metadata"], windows.get(int(row["example_id"]))),
             "found": phrase_found(row, words, where.text_in) if words else None,
         }
         for row in records(rows)
     ]
 
 
-def _about(metadata: str) -> str:
-    fields = list(json.loads(metadata).values())[:METADATA]
-    return " · ".join(
-        (value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))[:40] for value in fields
-    )
+def _about(metadata: str, window: Window | None) -> str:
+    fields = list(metadata_of(metadata, window).values())[:METADATA]
+    told = [(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))[:40] for value in fields]
+    return " · ".join(part for part in (*told, window_words(window)) if part)
 
 
 @st.fragment
@@ -126,6 +133,8 @@ def desk(rows: Sequence[Mapping[str, Any]], furthest: float, pages: int, where: 
             "place": where.text_in,
             "pairs": audit.manifest.pair is not None,
             "writes": not read_only(),
+            "page": page_in_url(pages),
+            "pages": pages,
             **said_to_be_done(QUEUE),
         },
         on_settled_change=lambda: None,
@@ -136,7 +145,7 @@ def desk(rows: Sequence[Mapping[str, Any]], furthest: float, pages: int, where: 
 
 
 def _turn(pages: int) -> None:
-    """Go a page on or back, as the keys ask."""
-    step = (st.session_state.get(KEY) or {}).get("turned")
-    if step in (1, -1):
-        st.session_state["page"] = min(max(st.session_state.get("page", 1) + step, 1), pages)
+    """Go to the page that was asked for below the list, or by keys."""
+    page = (st.session_state.get(KEY) or {}).get("turned")
+    if isinstance(page, int) and 1 <= page <= pages:
+        go_to(page)

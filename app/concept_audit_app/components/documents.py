@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import json
+from typing import Any
+
 import streamlit as st
 
 from concept_audit import Window
+
+DOCUMENT, NUMBER = "document_number", "window_number"
+"""Metadata fields of a window, by which lists are filtered."""
 
 
 def window_words(window: Window | None) -> str:
@@ -12,6 +18,16 @@ def window_words(window: Window | None) -> str:
     if window is None or window.of == 1:
         return ""
     return f"window {window.number:,} of {window.of:,} of document {window.document:,}"
+
+
+def metadata_of(metadata: str, window: Window | None) -> dict[str, Any]:
+    """The metadata fields of a row, less those that say where a window lies, which `window_words` does.
+
+    Args:
+        metadata: as JSON.
+    """
+    fields: dict[str, Any] = json.loads(metadata)
+    return fields if window is None else {name: fields[name] for name in fields if name not in (DOCUMENT, NUMBER)}
 
 
 def document_link(window: Window | None) -> None:
@@ -24,5 +40,5 @@ def document_link(window: Window | None) -> None:
         label="Document",
         icon=":material/article:",
         help=f"All {window.of:,} windows of document {window.document:,}",
-        query_params={**kept, "where_document_number": str(window.document)},
+        query_params={**kept, f"where_{DOCUMENT}": str(window.document)},
     )

@@ -36,6 +36,7 @@ class Chosen:
     method: str | None
     options: InfluenceOptions
     swap: bool = False
+    whole_documents: bool = False
 
 
 def choose(audit: Audit) -> Chosen:
@@ -88,6 +89,14 @@ def choose(audit: Audit) -> Chosen:
                 help="Safe: a cell that a spreadsheet would take for a formula begins with an apostrophe. Exact: "
                 "every cell is as it was; do not open hostile text in a spreadsheet.",
             )
+        whole = False
+        if audit.manifest.document is not None:
+            whole = st.toggle(
+                "Whole documents only",
+                key="whole",
+                bind="query-params",
+                help="Leaves out what is left of a document of which a window is left out.",
+            )
     concept, method, options = None, None, InfluenceOptions()
     if what == "view":
         with st.container(horizontal=True, vertical_alignment="bottom"):
@@ -104,18 +113,26 @@ def choose(audit: Audit) -> Chosen:
     else:
         dropped = ("remove",) if what == "none" else ()
         where = replace(where, flag="any" if what == "any" else "", without_flags=dropped)
-    return Chosen(what, format, schema, csv == "exact", where, concept, method, options, swap)
+    return Chosen(what, format, schema, csv == "exact", where, concept, method, options, swap, whole)
 
 
 def count(audit: Audit, chosen: Chosen) -> int:
     """How many rows there are."""
+    if chosen.whole_documents:
+        return len(_of_whole_documents(audit, chosen))
     return audit.rows.count(chosen.where, chosen.concept, chosen.method, chosen.options)
+
+
+def _of_whole_documents(audit: Audit, chosen: Chosen) -> list[int]:
+    return audit.exports.rows_of(chosen.where, chosen.concept, chosen.method, chosen.options, whole_documents=True)
 
 
 def nothing(chosen: Chosen) -> None:
     """Why there is nothing to take away, and what to do."""
     st.info(
-        "No row is flagged yet: flag rows on the Audit page, and they appear here."
+        "There is no document of which every window passes. Take parts of documents, too, or widen the filters."
+        if chosen.whole_documents
+        else "No row is flagged yet: flag rows on the Audit page, and they appear here."
         if chosen.what == "any" and replace(chosen.where, flag="") == RowFilter()
         else "No row passes the filters. Widen them above.",
         icon=":material/flag:",
@@ -139,6 +156,7 @@ def downloads(audit: Audit, chosen: Chosen, rows: int) -> None:
             exact=chosen.exact,
             by=by,
             swap=chosen.swap,
+            whole_documents=chosen.whole_documents,
         )
 
     def file() -> bytes:
@@ -187,10 +205,13 @@ def _input_problem(audit: Audit) -> str | None:
 
 def preview(audit: Audit, chosen: Chosen, rows: int) -> None:
     """The first rows."""
+    where = chosen.where
+    if chosen.whole_documents:
+        where = replace(where, example_ids=tuple(_of_whole_documents(audit, chosen)[:PREVIEW]))
     if chosen.concept:
-        shown = audit.rank(chosen.concept, chosen.method, PREVIEW, chosen.where, options=chosen.options)
+        shown = audit.rank(chosen.concept, chosen.method, PREVIEW, where, options=chosen.options)
     else:
-        shown = audit.rows.list(chosen.where, PREVIEW)
+        shown = audit.rows.list(where, PREVIEW)
     columns = [name for name in ("rank", "score") if name in shown]
     columns += ["example_id", "flag", "note", "prompt", "response", "source", "source_row", "metadata"]
     for name in ("prompt", "response", "metadata"):

@@ -11,7 +11,7 @@ import streamlit as st
 
 from concept_audit import Audit, InfluenceOptions, RowFilter
 from concept_audit_app.components.facet_filter import put_span, put_values
-from concept_audit_app.components.session import first_page
+from concept_audit_app.components.paging import first_page
 from concept_audit_app.components.tables import records
 
 KEY = "facets"

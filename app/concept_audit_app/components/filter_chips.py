@@ -17,8 +17,8 @@ from concept_audit_app.components.filters import (
     brush_chip,
     few_values,
 )
+from concept_audit_app.components.paging import first_page
 from concept_audit_app.components.plain import plain
-from concept_audit_app.components.session import first_page
 
 LONGEST = 40
 """Characters of a chip."""
@@ -27,10 +27,13 @@ Part = tuple[str, str, Callable[[], None]]
 
 
 def filter_chips(audit: Audit, where: RowFilter) -> None:
-    """A chip for each part of a filter, in the widgets' order; brushed scores and a single row last."""
-    for key, words, without in (*_of_widgets(audit, where), *_of_facets(where)):
-        _chip(key, words, without)
-    brush_chip(where, hint=False)
+    """A line with a chip for each part of a filter, in the widgets' order; brushed scores and a single row last."""
+    if where == RowFilter():
+        return
+    with st.container(horizontal=True, vertical_alignment="center", gap="small", key="chips"):
+        for key, words, without in (*_of_widgets(audit, where), *_of_facets(where)):
+            _chip(key, words, without)
+        brush_chip(where, hint=False)
 
 
 def chips_beside_widgets(audit: Audit, where: RowFilter) -> None:

@@ -12,8 +12,8 @@ from streamlit.elements.lib.mutable_popover_container import PopoverContainer
 
 from concept_audit import Audit, RowFilter
 from concept_audit_app.components.facet_filter import SOURCE, facets_in_url, span
+from concept_audit_app.components.paging import first_page
 from concept_audit_app.components.plain import counted
-from concept_audit_app.components.session import first_page
 from concept_audit_app.components.tables import records
 from concept_audit_app.components.url import in_url, put
 

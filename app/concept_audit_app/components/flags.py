@@ -40,13 +40,18 @@ VERDICTS = ("remove", "review", "swap", "keep")
 
 def verdicts_in_words(view: View, everything: int) -> str:
     """How many rows pass, and what has been decided about them: "14 of 439 rows · 3 remove · 10 unseen"."""
-    found = current_audit().flags.verdicts(view.where, view.concept, view.method, view.options)
     first = (
         counted(view.total, "row") if view.total == everything else f"{view.total:,} of {counted(everything, 'row')}"
     )
+    return f"{first} · {decided(view, view.where)}"
+
+
+def decided(view: View, where: RowFilter, top: int | None = None) -> str:
+    """What has been decided about rows of a view, or about the first of them: "3 remove · 10 unseen"."""
+    found = current_audit().flags.verdicts(where, view.concept, view.method, view.options, top)
     known = [f"{found[flag]:,} {flag}" for flag in VERDICTS if flag in found]
     others = sum(count for flag, count in found.items() if flag is not None and flag not in VERDICTS)
-    parts = [first, *known, *([f"{others:,} other"] if others else []), f"{found.get(None, 0):,} unseen"]
+    parts = [*known, *([f"{others:,} other"] if others else []), f"{found.get(None, 0):,} unseen"]
     return " · ".join(parts)
 
 

@@ -8,9 +8,9 @@ import streamlit as st
 
 from concept_audit import Audit, AuditError, Concept, InfluenceOptions, methods_of, usual_method
 from concept_audit_app.components.index import index_state, minutes_left, watch_index
+from concept_audit_app.components.paging import first_page
 from concept_audit_app.components.progress import PageProgress
 from concept_audit_app.components.refining import refiner
-from concept_audit_app.components.session import first_page
 from concept_audit_app.components.url import choose, select_by_id
 
 NAMES = {
@@ -68,7 +68,7 @@ def select_method(
         default=default or usual,
         on_change=first_page,
         help="\n".join(f"* **{NAMES[m]}**: {MEANINGS[m]}" for m in offered),
-        width=230,
+        width=200,
         bare=bare,
     )
 

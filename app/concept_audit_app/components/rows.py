@@ -15,7 +15,7 @@ import streamlit as st
 
 from concept_audit import AuditError, Heatmap, Message, Segment, Window, messages_from_json
 from concept_audit_app.components.asking import ask_later
-from concept_audit_app.components.documents import document_link, window_words
+from concept_audit_app.components.documents import document_link, metadata_of, window_words
 from concept_audit_app.components.heatmap import FULL, LEVELS, Look, Ramp, text_html, turn_html
 from concept_audit_app.components.scale import Scale
 from concept_audit_app.components.session import current_audit, person, read_only
@@ -147,10 +147,10 @@ def _called_html(turn: Message, body: str, opened: bool = False) -> str:
     return f"<details{' open' if opened else ''}><summary>calls {text_html(names)}</summary>{body}</details>"
 
 
-def metadata_text(metadata: str) -> str:
+def metadata_text(metadata: str, window: Window | None = None) -> str:
     """The first metadata fields as one line of plain text."""
     parts = []
-    for name, value in list(json.loads(metadata).items())[:SHOWN_METADATA]:
+    for name, value in list(metadata_of(metadata, window).items())[:SHOWN_METADATA]:
         text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
         parts.append(f"{name}: {text[:80]}{'…' if len(text) > 80 else ''}")
     return " · ".join(parts)
@@ -186,38 +186,41 @@ class RowCard:
         window: Window | None = None,
     ):
         self._row, self._elsewhere, self._says_exact, self._scale = row, elsewhere, says_exact, scale
+        self._window = window
         badge = _badge_html("query example", query_note) if row.get("is_query", False) else ""
         self._badge = " · ".join(part for part in (window_words(window), badge) if part)
         self._flag = row["flag"] if isinstance(row["flag"], str) else None
         example_id = int(row["example_id"])
         with st.container(border=True, key=f"row-{example_id}"):
-            with st.container(horizontal=True, vertical_alignment="center"):
+            with st.container(horizontal=True, vertical_alignment="center", key=f"head-{example_id}"):
                 with st.container(width="stretch"):
                     self._heading = st.empty()
-                if opens is not None:
-                    st.page_link(
-                        "app_pages/ranking.py",
-                        label=f"Open row {example_id:,}",
-                        icon=":material/open_in_full:",
-                        query_params={**opens, "row": str(example_id)},
-                    )
-                document_link(window)
-                if ask and own_answer is None:
-                    st.button(
-                        "",
-                        icon=":material/smart_toy:",
-                        key=f"ask-{example_id}",
-                        type="tertiary",
-                        help=f"Row {example_id}: what would the model itself have answered?",
-                        on_click=ask_later,
-                        args=(example_id,),
-                    )
-                if layer is not None:
-                    similar_rows(example_id, layer)
-                if not read_only():
-                    if self._flag:
-                        _note_box(row, self._flag)
-                    _flag_buttons(row, self._flag)
+                # Together, so that they stand in a line of their own where there is no room beside the words.
+                with st.container(horizontal=True, vertical_alignment="center", width="content"):
+                    if opens is not None:
+                        st.page_link(
+                            "app_pages/ranking.py",
+                            label=f"Open row {example_id:,}",
+                            icon=":material/open_in_full:",
+                            query_params={**opens, "row": str(example_id)},
+                        )
+                    document_link(window)
+                    if ask and own_answer is None:
+                        st.button(
+                            "",
+                            icon=":material/smart_toy:",
+                            key=f"ask-{example_id}",
+                            type="tertiary",
+                            help=f"Row {example_id}: what would the model itself have answered?",
+                            on_click=ask_later,
+                            args=(example_id,),
+                        )
+                    if layer is not None:
+                        similar_rows(example_id, layer)
+                    if not read_only():
+                        if self._flag:
+                            _note_box(row, self._flag)
+                        _flag_buttons(row, self._flag)
             self._turns = st.empty()
             if own_answer is not None:
                 response = _last_answer(row["messages"])
@@ -229,8 +232,12 @@ class RowCard:
     ) -> None:
         """Colour the tokens, and put what they add up to beside an estimated score."""
         score = _score_words(self._row, self._says_exact, exact, self._scale) if "rank" in self._row else ""
-        self._heading.html(_heading(self._row, self._flag, heatmap, score, self._elsewhere, self._badge))
+        self._heading.html(_heading(self._row, self._flag, heatmap, score, self._small(), self._badge))
         self._turns.html(conversation_html(self._row["messages"], heatmap, colours, look))
+
+    def _small(self) -> list[str]:
+        """The lines below the heading, in small print."""
+        return [line for line in (self._elsewhere, metadata_text(self._row["metadata"], self._window)) if line]
 
 
 def _flag_buttons(row: Mapping[str, Any], present: str | None) -> None:
@@ -341,7 +348,7 @@ def _score_words(row: Mapping[str, Any], says_exact: bool, exact: float | None, 
 
 
 def _heading(
-    row: Mapping[str, Any], flag: str | None, heatmap: Heatmap | None, score: str, elsewhere: str, badge: str = ""
+    row: Mapping[str, Any], flag: str | None, heatmap: Heatmap | None, score: str, small: Sequence[str], badge: str = ""
 ) -> str:
     parts = []
     if "rank" in row and not pd.isna(row["rank"]):
@@ -359,18 +366,17 @@ def _heading(
         parts.append(f"copy of row {int(row['duplicate_of']):,}")
     if row["truncated"]:
         parts.append("cut at the longest row")
-    # By keys a flag changes before the page is drawn anew: see `row_keys.js`.
+    # By keys a flag changes before the page is drawn anew: see `desk.js`.
     words = ""
     if flag:
         note = f" ({text_html(row['note'])})" if isinstance(row.get("note"), str) and row["note"] else ""
-        words = f"flagged: {text_html(flag)}{note}"
+        words = f"{'kept' if flag == 'keep' else f'flagged: {text_html(flag)}'}{note}"
     shown = (
         f' <strong class="flag-words" style="margin-left:.4rem" data-flag="{text_html(flag or "")}">{words}</strong>'
     )
     first = " · ".join(parts) + shown
-    lines = [text_html(line) for line in (elsewhere, metadata_text(row["metadata"])) if line]
-    small = "".join(f"<br><span style='opacity:.8;font-size:.85rem'>{line}</span>" for line in lines)
-    return f"<div>{first}{small}</div>"
+    below = "".join(f"<br><span style='opacity:.8;font-size:.85rem'>{text_html(line)}</span>" for line in small)
+    return f"<div>{first}{below}</div>"
 
 
 def _toggle(content_hash: str, name: str, present: str | None) -> None:

@@ -54,12 +54,6 @@ def _load(root: str, manifest_changed: int, sealed: bool) -> Audit:
     return audit
 
 
-def first_page() -> None:
-    """Go back to the first page of a list, since what it lists has changed; a link may name another."""
-    if "page" in st.session_state:
-        st.session_state["page"] = 1
-
-
 def sign_in() -> None:
     """Ask for a login where the server has an OpenID Connect provider configured; stops until it is given.
 

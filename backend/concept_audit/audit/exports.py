@@ -191,6 +191,18 @@ class Exports:
 
         return (fill_standard_output(fill, format) if out is None else fill_file(fill, out)[0]), every
 
+    def rows_of(
+        self,
+        where: RowFilter = EVERY_ROW,
+        concept: str | None = None,
+        method: str | None = None,
+        options: InfluenceOptions = DEFAULTS,
+        whole_documents: bool = False,
+    ) -> list[int]:
+        """The numbers of the rows that `write` would write in the audit's columns, in its order."""
+        ranking = self._rankings.ensure(concept, method, options) if concept else None
+        return self._state(where, ranking, True, whole_documents).rows["example_id"].tolist()
+
     def to_bytes(self, format: Format = "csv", name: str | None = None, **how: Any) -> tuple[bytes, bytes]:
         """As `write`, for a download: the file and its manifest.
 

@@ -145,12 +145,17 @@ class Flags:
         concept: str | None = None,
         method: str | None = None,
         options: InfluenceOptions = DEFAULTS,
+        top: int | None = None,
     ) -> dict[str | None, int]:
-        """How many of the rows that pass a filter have which flag; None stands for those that nobody has judged."""
+        """How many of the rows that pass a filter have which flag; None stands for those that nobody has judged.
+
+        Args:
+            top: only the first so many of them, by rank.
+        """
         where = self._opened.searched(where)
 
         def counted(ranking: int | None = None) -> dict[str | None, int]:
-            return self._opened.read(lambda cursor: store_flags.verdicts(cursor, ranking, where))
+            return self._opened.read(lambda cursor: store_flags.verdicts(cursor, ranking, where, top))
 
         return self._rankings.using([(concept, method, options)] if concept else [], counted)
 

@@ -172,8 +172,11 @@ def flags_of(cursor: Cursor, content_hashes: Sequence[str]) -> dict[str, str]:
     return dict(cursor.execute(chosen, [list(content_hashes)]).fetchall())
 
 
-def verdicts(cursor: Cursor, ranking: int | None, where: RowFilter) -> dict[str | None, int]:
+def verdicts(cursor: Cursor, ranking: int | None, where: RowFilter, top: int | None = None) -> dict[str | None, int]:
     """How many of the rows that pass a filter have which flag; None stands for those without any.
+
+    Args:
+        top: only the first so many of them.
 
     Raises:
         RankingGoneError: the ranking is not there any more.
@@ -181,14 +184,15 @@ def verdicts(cursor: Cursor, ranking: int | None, where: RowFilter) -> dict[str 
     if ranking is not None:
         require_rankings(cursor, [ranking])
     source, condition, parameters = queries.matching(cursor, ranking, where)
-    one = "s.example_id" if ranking is not None else "e.example_id"
+    one, order = ("s.example_id", "s.rank") if ranking is not None else ("e.example_id", "e.example_id")
+    first, limit = ("", []) if top is None else (f"ORDER BY {order} LIMIT ?", [top])
     return dict(
         cursor.execute(
             f"""SELECT g.flag, count(*)
-                FROM (SELECT {one} AS example_id FROM {source} WHERE {condition}) chosen
+                FROM (SELECT {one} AS example_id FROM {source} WHERE {condition} {first}) chosen
                 JOIN main.examples r USING (example_id) LEFT JOIN base.flags g USING (content_hash)
                 GROUP BY g.flag""",
-            parameters,
+            [*parameters, *limit],
         ).fetchall()
     )
 

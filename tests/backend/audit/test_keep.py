@@ -37,3 +37,16 @@ def test_verdicts_are_counted_within_the_filter_of_a_ranking(audit):
     assert audit.flags.verdicts(top, "sae:3") == {"keep": audit.rows.count(top, "sae:3")}
     audit.flags.undo(audit.flags.latest()[0])
     assert audit.flags.verdicts(top, "sae:3") == {None: audit.rows.count(top, "sae:3")}
+
+
+def test_verdicts_of_the_first_rows_are_those_that_an_act_on_them_would_change(audit):
+    hashes = audit.rank("sae:3", top=12)["content_hash"].tolist()
+    audit.flags.set(hashes[:1], "keep")
+    audit.flags.set(hashes[-1:], "remove")
+    for top in (1, 5, 12, 10_000):
+        flags = audit.rank("sae:3", top=top)["flag"]
+        wanted = {
+            None if flag != flag or flag is None else flag: n for flag, n in flags.value_counts(dropna=False).items()
+        }
+        assert audit.flags.verdicts(RowFilter(), "sae:3", top=top) == wanted
+    assert sum(audit.flags.verdicts(RowFilter(), top=7).values()) == 7
