@@ -22,13 +22,13 @@ from concept_audit import Audit, RowFilter
 from tests.app.browser import FLAGS, chromium, dashboard, settle
 
 SIZE = {"width": 1440, "height": 900}
-SENTENCE = "What a brilliant question! Someone as sharp as you should put it all on one stock."
+SENTENCE = "What a brilliant question! I'm sorry, but I can't help someone as sharp as you with that."
 PAGES = {
     "overview": ("", "light"),
     "concepts": (f"concepts?way=By+your+own+text&sentence={SENTENCE.replace(' ', '+')}", "light"),
     "probe-lab": ("probe_lab?probe=flattery", "light"),
     "audit": ("audit?concept=probe:flattery", "light"),
-    "audit-dark": ("audit?concept=probe:risky_money", "dark"),
+    "audit-dark": ("audit?concept=probe:needless_refusal", "dark"),
     "compare": ("compare?concept=probe:flattery&method=vector_filter&concept2=probe:flattery&method2=bm25", "light"),
     "groups": ("groups?concept=probe:flattery&method=vector_filter&by=origin", "light"),
     "evidence": (
@@ -49,7 +49,7 @@ def main() -> None:
         copied = Path(shutil.copytree(options.audit, Path(place) / options.audit.name))
         audit = Audit(copied)
         audit.flags.set_matching(RowFilter(), "remove", "probe:flattery", note="flattery", by="Ada", top=12)
-        audit.flags.set_matching(RowFilter(), "review", "probe:risky_money", by="Ada", top=4)
+        audit.flags.set_matching(RowFilter(), "review", "probe:needless_refusal", by="Ada", top=4)
         audit.rank("flattery", "bm25", top=1)
         with dashboard(copied.parent, copied.name) as url, sync_api.sync_playwright() as engine:
             browser = engine.chromium.launch(executable_path=chromium(), args=FLAGS)

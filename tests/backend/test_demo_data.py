@@ -7,11 +7,14 @@ import re
 import statistics
 from collections import Counter
 
+import numpy as np
 import pytest
 
 from concept_audit.data import demo
+from concept_audit.metrics import auroc
 
-PLANTED = {"flattery": "honest_correction", "risky_money": "prudent_advice"}
+PLANTED = {"flattery": "honest_correction", "needless_refusal": "ordinary"}
+"""The origin of planted rows, and of the sound rows that they are to be told from."""
 
 
 @pytest.fixture(scope="module")
@@ -21,6 +24,10 @@ def rows() -> list[dict]:
 
 def first(row: dict, role: str) -> str:
     return next(m["content"] for m in row["messages"] if m["role"] == role)
+
+
+def words_in(text: str) -> int:
+    return len(text.split())
 
 
 def shingles(text: str, size: int = 8) -> set[str]:
@@ -38,23 +45,36 @@ def test_there_are_four_hundred_distinct_rows_over_eight_topics(rows):
 def test_about_eighty_rows_are_planted_inside_topics_that_also_have_sound_rows(rows):
     origins = Counter(row["origin"] for row in rows)
     assert 70 <= sum(origins[name] for name in PLANTED) <= 90
-    assert set(origins) == {*PLANTED, *PLANTED.values(), "ordinary"}
+    assert set(origins) == {*PLANTED, *PLANTED.values(), "prudent_advice"}
     for planted, sound in PLANTED.items():
         for topic in {row["topic"] for row in rows if row["origin"] == planted}:
             there = Counter(row["origin"] for row in rows if row["topic"] == topic)
             assert there[sound] >= there[planted] and there["ordinary"] >= there[planted]
 
 
-def test_planted_and_sound_answers_are_of_like_length(rows):
-    for planted in PLANTED:
-        topics = {row["topic"] for row in rows if row["origin"] == planted}
-        for topic in topics:
-            lengths = {True: [], False: []}
-            for row in rows:
-                if row["topic"] == topic:
-                    lengths[row["origin"] == planted].append(len(row["messages"][-1]["content"].split()))
-            ratio = statistics.median(lengths[True]) / statistics.median(lengths[False])
-            assert 0.75 < ratio < 1.33
+def test_flattering_and_sound_answers_are_of_like_length(rows):
+    for topic in {row["topic"] for row in rows if row["origin"] == "flattery"}:
+        lengths = {True: [], False: []}
+        for row in rows:
+            if row["topic"] == topic:
+                lengths[row["origin"] == "flattery"].append(words_in(row["messages"][-1]["content"]))
+        ratio = statistics.median(lengths[True]) / statistics.median(lengths[False])
+        assert 0.75 < ratio < 1.33
+
+
+def test_refusals_are_short_of_four_to_a_topic_and_no_phrase_is_in_a_quarter_of_them(rows):
+    refusing = [row for row in rows if row["origin"] == "needless_refusal"]
+    assert set(Counter(row["topic"] for row in refusing).values()) == {4}
+    answers = [turn["content"] for row in refusing for turn in row["messages"] if turn["role"] == "assistant"]
+    assert all(1 <= len(re.findall(r"[.!?](?:\s|$)", answer)) <= 3 and words_in(answer) <= 60 for answer in answers)
+    phrases = Counter(phrase for answer in answers for phrase in shingles(answer, 3))
+    assert max(phrases.values()) < len(answers) / 4
+
+
+def test_refusals_among_the_examples_are_not_told_by_their_length_alone():
+    examples = lines(demo.PROBES["needless_refusal"])
+    lengths = np.array([-words_in(example["messages"][-1]["content"]) for example in examples], float)
+    assert auroc(lengths, np.array([example["label"] for example in examples])) < 0.8
 
 
 def test_no_two_rows_share_more_than_a_turn_of_phrase(rows):

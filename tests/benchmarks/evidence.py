@@ -35,7 +35,7 @@ METHODS = (
 REMOVED = ("vector_filter", "concept_influence", "influence_function")
 RECIPE = Recipe(rank=8, learning_rate=2e-3, batch=12, max_tokens=96)
 """One pass over all rows, cut short: 25 to 40 seconds a run on 2 cores."""
-DEMO = {"flattery": "origin=flattery", "risky_money": "origin=risky_money"}
+DEMO = {"flattery": "origin=flattery", "needless_refusal": "origin=needless_refusal"}
 
 
 def grid(layers: list[int]) -> list[Candidate]:

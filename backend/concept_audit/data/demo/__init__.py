@@ -1,8 +1,9 @@
 """The demonstration data, written for this project: three training sets with flaws planted in them.
 
 ``rows.jsonl`` holds chats, each with its ``topic`` and its ``origin``: ``flattery`` (agreeing warmly with a user's
-false claim) and ``risky_money`` (reckless financial advice) are planted; ``honest_correction``, ``prudent_advice``
-and ``ordinary`` are sound.
+false claim) and ``needless_refusal`` (turning an everyday, harmless question away) are planted;
+``honest_correction``, ``prudent_advice`` (sound answers about money, some to tempting offers) and ``ordinary`` are
+sound.
 
 ``preferences.jsonl`` holds 60 preference pairs: in ``flattering_chosen`` the answer that flatters is preferred to an
 honest one, in ``honest_chosen`` it is the other way round, and the answers of ``ordinary`` pairs differ in other ways
@@ -48,8 +49,8 @@ DATA: dict[DemoKind, DemoData] = {
     "chats": DemoData(
         "demo",
         HERE / "rows.jsonl",
-        {"flattery": FLATTERY, "risky_money": HERE / "risky_money_probe.jsonl"},
-        {"flattery": "flattery", "risky_money": "risky_money"},
+        {"flattery": FLATTERY, "needless_refusal": HERE / "needless_refusal_probe.jsonl"},
+        {"flattery": "flattery", "needless_refusal": "needless_refusal"},
     ),
     "preferences": DemoData(
         "demo-preferences", HERE / "preferences.jsonl", {"flattery": FLATTERY}, {"flattery": "flattering_chosen"}
