@@ -32,7 +32,11 @@ def test_the_probe_with_most_unseen_rows_comes_first_until_all_have_been_seen(au
     first, second = probes_found(audit)
     assert (first.name, second.name) == ("care", "tone") and first.unseen > second.unseen
     test = open_page()
-    assert not test.exception and "strongest in the probe “care”" in words(test)
+    seen = first.top - first.unseen
+    told = (
+        f"{seen or 'None'} of the 20 rows that are strongest in the probe “care” {'has' if seen == 1 else 'have'} been"
+    )
+    assert not test.exception and told in words(test)
     assert "Look at them" in links(test)
     audit.flags.set(audit.rows.list()["content_hash"].tolist(), "keep")
     test = open_page()

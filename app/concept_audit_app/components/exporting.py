@@ -216,6 +216,7 @@ def preview(audit: Audit, chosen: Chosen, rows: int) -> None:
     columns += ["example_id", "flag", "note", "prompt", "response", "source", "source_row", "metadata"]
     for name in ("prompt", "response", "metadata"):
         shown[name] = shown[name].str.slice(0, 300)
+    shown[["flag", "note"]] = shown[["flag", "note"]].fillna("")  # not the word None
     st.dataframe(
         shown[columns], hide_index=True, height=520 if rows > 12 else "content", alt="The first rows of the export"
     )

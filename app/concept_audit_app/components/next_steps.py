@@ -79,9 +79,10 @@ def next_step(audit: Audit, probes: Sequence[Found], features: Sequence[Found]) 
     with st.container(border=True, key="next", horizontal=True, vertical_alignment="center"):
         if first is not None:
             kind = "probe" if first.piece is None else "feature"
-            how = "None of the" if first.unseen == first.top else f"{first.top - first.unseen} of the"
+            seen = first.top - first.unseen
+            how, have = f"{seen or 'None'} of the", "has" if seen == 1 else "have"
             st.markdown(
-                f"**{how} {first.top} rows that are strongest in the {kind} “{plain(first.name)}” has been seen.**"
+                f"**{how} {first.top} rows that are strongest in the {kind} “{plain(first.name)}” {have} been seen.**"
             )
             _go("app_pages/ranking.py", "Look at them", audit, concept=first.concept_id)
         elif not probes and not overview.n_features:
