@@ -74,7 +74,7 @@ def test_refusals_are_short_of_four_to_a_topic_and_no_phrase_is_in_a_quarter_of_
 def test_refusals_among_the_examples_are_not_told_by_their_length_alone():
     examples = lines(demo.PROBES["needless_refusal"])
     lengths = np.array([-words_in(example["messages"][-1]["content"]) for example in examples], float)
-    assert auroc(lengths, np.array([example["label"] for example in examples])) < 0.8
+    assert auroc(lengths, np.array([example["label"] for example in examples])) < 0.7
 
 
 def test_no_two_rows_share_more_than_a_turn_of_phrase(rows):
