@@ -112,11 +112,21 @@ def _preview(audit: Audit, many: Many) -> None:
 
 
 def _flag(audit: Audit, many: Many) -> None:
-    note, view = _note_box("why (may be empty)"), many.view
+    note, view = _note_box("why; if it is empty, each row keeps its own note"), many.view
     with st.container(horizontal=True):
         for name, label in (FLAGS | SWAP if audit.manifest.pair else FLAGS).items():
             if _button(f"{label}: {many.count:,}", f"bulk-{name}", not many.count, name == "remove"):
-                asked = (many.where, name, view.concept, view.method, note, person(), view.options, many.top, many.how)
+                asked = (
+                    many.where,
+                    name,
+                    view.concept,
+                    view.method,
+                    note or None,
+                    person(),
+                    view.options,
+                    many.top,
+                    many.how,
+                )
                 _done(partial(audit.flags.set_matching, *asked), DONE[name])
 
 

@@ -104,8 +104,13 @@ class Documents:
             return {}
         return self._opened.read(lambda cursor: store_documents.places_in_documents(cursor, example_ids))
 
-    def flag(self, documents: Sequence[int], flag: str | None = "remove", note: str = "", by: str = "") -> FlagChange:
+    def flag(
+        self, documents: Sequence[int], flag: str | None = "remove", note: str | None = None, by: str = ""
+    ) -> FlagChange:
         """Flag all windows of documents, or take their flags off where `flag` is None: one change in the log.
+
+        Args:
+            note: as in `Flags.set`.
 
         Raises:
             ConceptError, StoreError: as `windows`.

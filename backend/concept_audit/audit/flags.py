@@ -44,10 +44,15 @@ class Flags:
         self._opened = opened
         self._rankings = rankings
 
-    def set(self, content_hashes: Sequence[str], flag: str = "remove", note: str = "", by: str = "") -> FlagChange:
+    def set(
+        self, content_hashes: Sequence[str], flag: str = "remove", note: str | None = None, by: str = ""
+    ) -> FlagChange:
         """Flag rows by content; copies of a row share its flag.
 
         The flag ``keep`` says that a row has been seen and stays: it counts as not flagged.
+
+        Args:
+            note: what the flag goes with; None leaves each row the note that it has.
         """
         who = by or user_name()
         return self._change(lambda cursor: store_flags.set_flags(cursor, content_hashes, flag, note, who))
@@ -63,7 +68,7 @@ class Flags:
         flag: str | None,
         concept: str | None = None,
         method: str | None = None,
-        note: str = "",
+        note: str | None = None,
         by: str = "",
         options: InfluenceOptions = DEFAULTS,
         top: int | None = None,
@@ -72,6 +77,7 @@ class Flags:
         """Flag every row that passes a filter, or take its flag off where `flag` is None.
 
         Args:
+            note: what the flag goes with; None leaves each row the note that it has.
             top: only the first so many of them, by rank.
             how: in words, how they were chosen, for the log.
         """

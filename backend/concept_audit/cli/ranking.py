@@ -206,7 +206,7 @@ class Flag(Running):
             help="remove, review, keep (seen, and to stay), swap (of a preference pair), or a name of your own",
         ),
     ] = "remove"
-    note: Annotated[str, arg(help="why, for the log")] = ""
+    note: Annotated[str, arg(help="why, for the log; without it rows keep the note that they have")] = ""
     clear: Annotated[bool, switch("take the flags off instead")] = False
     undo: Annotated[
         str | None, option("undo the last change that you made, or the change of this number", "last|N")
@@ -247,7 +247,7 @@ class Flag(Running):
             None if self.clear else self.as_,
             concept,
             self.method,
-            self.note,
+            self.note or None,
             top=self.top,
             how=how if given or self.document else "all that match",
         )

@@ -34,11 +34,12 @@ class FlagChange:
 
 
 def set_flags(
-    cursor: Cursor, content_hashes: Sequence[str], flag: str | None, note: str, by: str, how: str = "one by one"
+    cursor: Cursor, content_hashes: Sequence[str], flag: str | None, note: str | None, by: str, how: str = "one by one"
 ) -> FlagChange:
     """Flag texts, or take their flags off where `flag` is None; every row with that content shows it.
 
     Args:
+        note: what the flag goes with; None leaves each text the note that it has.
         how: in words, how the rows were chosen.
     """
     _choose(cursor, "SELECT DISTINCT unnest(?::VARCHAR[]) AS content_hash", [list(content_hashes)])
@@ -50,7 +51,7 @@ def flag_matching(
     ranking: int | None,
     where: RowFilter,
     flag: str | None,
-    note: str,
+    note: str | None,
     by: str,
     how: str,
     top: int | None = None,
@@ -103,20 +104,21 @@ def _choose(cursor: Cursor, chosen: str, parameters: Sequence[Any]) -> None:
     cursor.execute(f"CREATE OR REPLACE TEMP TABLE chosen AS {chosen}", list(parameters))
 
 
-def _change(cursor: Cursor, flag: str | None, note: str, by: str, how: str) -> FlagChange:
+def _change(cursor: Cursor, flag: str | None, note: str | None, by: str, how: str) -> FlagChange:
     """Flag the texts of ``temp.chosen``, or take their flags off."""
     cursor.execute(
         f"""CREATE OR REPLACE TEMP TABLE changes AS
             SELECT c.content_hash, CASE WHEN f.flag IS NOT NULL THEN {STATE} END AS before
             FROM temp.chosen c LEFT JOIN base.flags f USING (content_hash)
-            WHERE {"f.flag IS NOT NULL" if flag is None else "f.flag IS DISTINCT FROM $1 OR f.note <> $2"}""",
+            WHERE {"f.flag IS NOT NULL" if flag is None else "f.flag IS DISTINCT FROM $1 OR f.note <> $2::VARCHAR"}""",
         [] if flag is None else [flag, note],
     )
     now = _now()
     if flag is None:
-        return _made(cursor, "unflag", note, by, how, now, "NULL", [])
-    after = "{'flag': $1, 'note': $2, 'flagged_by': $3, 'flagged_at': $4::TIMESTAMP}"
-    return _made(cursor, flag, note, by, how, now, after, [flag, note, by, now])
+        return _made(cursor, "unflag", note or "", by, how, now, "NULL", [])
+    after = """{'flag': $1, 'note': coalesce($2::VARCHAR, before.note, ''), 'flagged_by': $3,
+        'flagged_at': $4::TIMESTAMP}"""
+    return _made(cursor, flag, note or "", by, how, now, after, [flag, note, by, now])
 
 
 def _made(

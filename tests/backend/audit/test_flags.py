@@ -27,6 +27,26 @@ def test_every_change_is_in_the_log_with_who_and_how(audit):
     assert log["note"].iloc[-1] == "bad" and not log["undone"].any()
 
 
+def test_another_verdict_leaves_a_row_its_note_unless_it_comes_with_one(audit):
+    one, two, three = hashes(audit, 3)
+
+    def notes() -> list[tuple[str | None, str | None]]:
+        rows = audit.rows.list(limit=3).set_index("content_hash").loc[[one, two, three]]
+        return list(zip(rows["flag"], rows["note"], strict=True))
+
+    audit.flags.set([one], "review", "ask Grace", by="Ada")
+    audit.flags.set([two], "remove", "wrong", by="Ada")
+    audit.flags.set([one], "remove", by="Ada")
+    assert notes()[0] == ("remove", "ask Grace")
+    change = audit.flags.set_matching(RowFilter(), "remove", by="Ada")
+    assert notes() == [("remove", "ask Grace"), ("remove", "wrong"), ("remove", "")]
+    assert change.n_texts == len({*audit.rows.list()["content_hash"]}) - 2, "the two are so already"
+    audit.flags.set_matching(RowFilter(), "keep", note="all right", by="Ada")
+    assert {note for _, note in notes()} == {"all right"}
+    audit.flags.set([two], "keep", "", by="Ada")
+    assert notes()[1] == ("keep", ""), "a note that is written empty is empty"
+
+
 def test_undo_puts_back_what_was_there_before(audit):
     one, two = hashes(audit, 2)
     audit.flags.set([one], "review", "first", by="Ada")
