@@ -40,10 +40,10 @@ from concept_audit.store.shard_store import read_tensors
 from tests.benchmarks.index import Question, data_of, decoded, told
 
 RANKS = (1, 2, 4)
-COMPONENTS = (64, 256, 480)
-GREEDY = (14, 28, 56, 84)
+COMPONENTS = (64, 256)
+GREEDY = (4, 10, 14, 28, 56, 84)
 """Of the layers, so many are taken."""
-BYTES = (16, 32, 64, 128)
+BYTES = (8, 16, 32, 64, 128)
 """KiB a row."""
 LEARNED, ON_ROWS, SEED = 512, 64, 7
 """Queries to learn from, on so many rows."""
