@@ -15,7 +15,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 # Threads of a product that wait for each other spin for microseconds, then sleep. They would for milliseconds, and with
-# anything beside them on the processor, such as a browser, that makes a pass over the model several times as slow
+# much beside them on the processor, such as browsers, that can make a pass over the model several times as slow
 # (tests/benchmarks/waiting.py). Read when PyTorch is imported.
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
