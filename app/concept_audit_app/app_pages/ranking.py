@@ -108,5 +108,5 @@ with right:
     with legend:
         colour_by = colour_choice(method, indexed)
     with st.container(key="desk-row", gap=None):
-        cards(audit, rows, concept, method, options, colour_by, indexed, legend, scale)
+        cards(audit, rows, concept, method, options, colour_by, indexed, legend, scale, windows)
 foresee(audit, concept)

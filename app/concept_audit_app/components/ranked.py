@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 
 import pandas as pd
 import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 
-from concept_audit import Audit, AuditError, Concept, InfluenceOptions
+from concept_audit import Audit, AuditError, Concept, InfluenceOptions, Window
 from concept_audit_app.components.asking import answers_asked
 from concept_audit_app.components.concepts import concept_picker, probe_quality
 from concept_audit_app.components.heatmap import legend_html, ramp
@@ -94,19 +94,20 @@ def cards(
     indexed: bool,
     legend: DeltaGenerator,
     scale: Scale,
+    windows: Mapping[int, Window],
 ) -> None:
     """The rows as cards: at once as text, then with their tokens coloured.
 
     Args:
         legend: the container that takes the legend.
         scale: of the ranking's scores.
+        windows: where rows lie in their documents, by example id.
     """
     ids = [int(i) for i in rows["example_id"]]
     own = audit.rows.own_answers(ids) if method == "projection_difference" else {}
     own |= answers_asked(ids)
     elsewhere = _elsewhere(audit, concept, method, ids)
     parameters = audit.rankings.find(concept.concept_id, method, options).request.parameters
-    windows = audit.documents.places(ids)
     note = QUERY_NOTE + (OWN_LEFT_OUT if parameters.get("leave_out_own") else "")
     waiting = st.container()
     # The order is there before the colours are: people may read on meanwhile.
