@@ -188,7 +188,7 @@ def test_the_index(models, data, monkeypatch):
             gradient(lm, layers, data), lambda i: curvature[i], lambda i: projections[i], 10.0, lm.dtype
         )
         found = np.zeros((len(data), len(reference[2].spread)), np.float32)
-        for batch in projection.compress_rows(lm, layers, projections, data):
+        for batch in projection.compress_rows(lm, layers, dict(enumerate(projections)), data):
             for row in batch:
                 found[row.index] = row.numbers
         return found, query.cpu().numpy()

@@ -151,7 +151,7 @@ def passes(lm: LanguageModel, rows: Rows, layer: int) -> None:
         ),
         f"index rows, {numbers:,} numbers": (
             2 * every + 2 * head + sides,
-            lambda part: run_all(compress_rows(lm, layers, made, part)),
+            lambda part: run_all(compress_rows(lm, layers, dict(enumerate(made)), part)),
         ),
     }
     warm = Rows(rows.ids[: max(1, len(rows) // 8)], rows.response[: max(1, len(rows) // 8)])

@@ -31,7 +31,7 @@ from concept_audit.model.batches import batches_by_length
 from concept_audit.model.gradients import GradientPass, gradient_tokens_per_batch
 from concept_audit.model.linear import LinearLayer, linear_layers
 from concept_audit.model.load import LanguageModel
-from concept_audit.pipeline.index.codes import Codes
+from concept_audit.pipeline.index.codes import Codes, kept_layers
 from concept_audit.pipeline.index.query import OpenIndex, Target, index_scores, projection_reader
 from concept_audit.pipeline.rank import _target, request
 from concept_audit.pipeline.sampling import as_rows
@@ -215,8 +215,9 @@ def cost(root: Path, count: int) -> None:
     rows = data_of(sources)
     chosen = np.random.default_rng(0).permutation(len(rows))[:count]
     rows = Rows([rows.ids[i] for i in chosen], [rows.response[i] for i in chosen])
-    read = projection_reader(OpenIndex(sources, about, Progress()).files, layers, lm.device)
-    projections = [read(i) for i in range(len(layers))]
+    files = OpenIndex(sources, about, Progress()).files
+    read = projection_reader(files, layers, lm.device)
+    projections = {place: read(place) for place in kept_layers(files, len(layers))}
     query = DenseQueries([[torch.randn(layer.d_out, layer.d_in) for layer in layers]], lm.dtype)
     ratios = []
     for _ in range(3):

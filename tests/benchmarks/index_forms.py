@@ -3,6 +3,8 @@
 python tests/benchmarks/index_forms.py ranks --audit AUDIT --truth FILE     # after `index.py fidelity --truth FILE`
 python tests/benchmarks/index_forms.py across --audit AUDIT --truth FILE
 
+The index is to be one of all layers: ``concept-audit index AUDIT --agreement 1 --bytes 524288``.
+
 ``ranks``: of each layer a row has a matrix between the two sides. Its best approximation of a small rank, by its singular values,
 takes rank × (left + right) numbers: factors of projected gradients (LoRIF, arXiv 2601.21929). *In the queries' metric*
 the matrix is first multiplied with the roots of what queries ask of its rows and columns on average, so that what

@@ -9,7 +9,8 @@ from concept_audit.audit.opened import OpenAudit
 from concept_audit.errors import StoreError
 from concept_audit.influence.options import IndexOptions
 from concept_audit.pipeline.index.build import build_index
-from concept_audit.pipeline.index.query import open_index, warm_index
+from concept_audit.pipeline.index.finished import open_index
+from concept_audit.pipeline.index.query import warm_index
 from concept_audit.progress import Progress
 from concept_audit.store.index import present_index
 

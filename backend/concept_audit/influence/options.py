@@ -140,6 +140,7 @@ def content(part: QueryOptions | CurvatureOptions | ScoringOptions) -> dict[str,
 
 ROW_BYTES = (32_768, 131_072)
 USUAL_BYTES = 1 << 30
+WHOLE_BYTES, AGREEMENT = 65_536, 0.95
 
 
 @dataclass(frozen=True)
@@ -148,6 +149,8 @@ class IndexOptions:
 
     Attributes:
         row_bytes: kept of each row, one to four numbers a byte; more are more faithful. None for `usual_row_bytes`.
+        agreement: so few layers are kept that their scores still agree to this correlation with those of all; 1 keeps
+            numbers of every layer. None for `usual_agreement`.
         samples: concepts drawn to learn the projection from.
         layers: where concepts may live; the index tracks the blocks up to the deepest. None for the audit's layers.
         curvature: of the whitening, always EK-FAC; the projection is learned for its damping.
@@ -157,6 +160,7 @@ class IndexOptions:
     """
 
     row_bytes: int | None = None
+    agreement: float | None = None
     samples: int = 1024
     layers: tuple[int, ...] | None = None
     curvature: CurvatureOptions = CurvatureOptions()
@@ -173,3 +177,12 @@ def usual_row_bytes(rows: int) -> int:
     """
     least, most = ROW_BYTES
     return min(most, max(least, USUAL_BYTES // max(rows, 1) // 1024 * 1024))
+
+
+def usual_agreement(row_bytes: int) -> float:
+    """How far the kept layers of an index agree with all: few layers up to `WHOLE_BYTES` a row, all above.
+
+    A few bits of every layer lose more of the first rows than whole numbers of few layers do; with more bytes all
+    layers order the other rows better.
+    """
+    return 1.0 if row_bytes > WHOLE_BYTES else AGREEMENT

@@ -13,7 +13,8 @@ learned from the gradients of concepts drawn at random, on rows of the data.
 1. **Two sides.** U and V, the leading eigenvectors of the second moments of Y's
    columns and rows: Uᵀ X V has `left` × `right` numbers. For a row that is Σ_t (Lδ_t)(Ra_t)ᵀ
    with L and R small, cheaper than one exact score.
-2. **Bits.** The numbers between the sides are kept as they are, each in as many bits as it is worth
+2. **Few layers**, whose scores together stand for those of all (`concept_audit.influence.layer_choice`).
+3. **Bits.** The numbers between the sides are kept as they are, each in as many bits as it is worth
    (`concept_audit.influence.coding`): by E[x²] E[y²], what it carries of a score's variance. Most take none,
    and so layers get unequal shares.
 
@@ -24,7 +25,7 @@ targets, are this project's.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -144,17 +145,19 @@ class TwoSided:
     """Collects Lᵀ (Σ_t δ_t a_tᵀ) R of each row, layer by layer.
 
     Args:
-        maps: L and R of each layer.
+        maps: L and R by the layer's index; of other layers nothing is collected.
         put: takes a layer's index and [rows, left × right] in float32, in the order of the batch.
     """
 
-    def __init__(self, maps: Sequence[tuple[torch.Tensor, torch.Tensor]], put: Callable[[int, torch.Tensor], None]):
+    def __init__(self, maps: Mapping[int, tuple[torch.Tensor, torch.Tensor]], put: Callable[[int, torch.Tensor], None]):
         self._maps, self._put = maps, put
 
     def visitor(self, batch: Batch) -> Visit:
         real = batch.real[..., None]
 
         def visit(index: int, a: torch.Tensor, delta: torch.Tensor) -> None:
+            if index not in self._maps:
+                return
             left, right = self._maps[index]
             inputs = torch.where(real, a @ right, 0)
             self._put(index, ((delta @ left).mT @ inputs).flatten(1))
@@ -172,7 +175,7 @@ def compress_query(
     """A query's numbers: float32 [numbers].
 
     Args:
-        gradients: of the tracked layers that the query reaches, the first of those of the index.
+        gradients: of the kept layers that the query reaches, the first of those of the index.
         damping: λ as a share of each layer's mean eigenvalue.
         dtype: in which gradients are turned into the eigenbasis.
     """
@@ -192,7 +195,7 @@ def _product(gradient: torch.Tensor) -> Callable[[torch.Tensor, torch.Tensor], t
 def compress_rows(
     lm: LanguageModel,
     layers: Sequence[LinearLayer],
-    projections: Sequence[LayerProjection],
+    projections: Mapping[int, LayerProjection],
     rows: Rows,
     budget: int | None = None,
     say: Callable[[str], None] = lambda text: None,
@@ -200,11 +203,14 @@ def compress_rows(
     """The numbers of every row, batch by batch, in no particular order.
 
     Args:
-        projections: of each layer, with row maps in the model's dtype.
+        layers: the tracked ones, which a row's norms are of.
+        projections: of the layers that are kept, by their index; with row maps in the model's dtype.
         budget: tokens a batch, padding included; chosen by the device if None.
         say: told when a batch is halved for want of memory.
     """
-    ends = np.cumsum([0, *(len(p.places) for p in projections)])
+    kept = sorted(projections)
+    ends = np.cumsum([0, *(len(projections[index].places) for index in kept)])
+    spans_of = {index: slice(int(a), int(b)) for index, a, b in zip(kept, ends[:-1], ends[1:], strict=True)}
     spans = rows.spans
     scorable = rows.scorable
     first = layers[0].block
@@ -220,9 +226,10 @@ def compress_rows(
             norms = SquaredNorms(layers)
 
             def put(index: int, values: torch.Tensor) -> None:
-                numbers[:, ends[index] : ends[index + 1]] = values[:, projections[index].places].float()
+                numbers[:, spans_of[index]] = values[:, projections[index].places].float()
 
-            inner = TwoSided([(p.row_left, p.row_right) for p in projections], put).visitor(batch)
+            maps = {index: (p.row_left, p.row_right) for index, p in projections.items()}
+            inner = TwoSided(maps, put).visitor(batch)
 
             def visit(index: int, a: torch.Tensor, delta: torch.Tensor) -> None:
                 inner(index, a, delta)

@@ -24,7 +24,7 @@ from concept_audit.influence.queries import (
     sum_dtype,
     truncated,
 )
-from concept_audit.model.block_groups import BlockGroup, block_groups
+from concept_audit.model.block_groups import LayerGroup, block_groups
 from concept_audit.model.linear import LinearLayer
 from concept_audit.model.load import LanguageModel
 from concept_audit.model.memory import room_on
@@ -152,7 +152,7 @@ def solved_by_blocks(
 
 def solved_group(
     lm: LanguageModel,
-    group: BlockGroup,
+    group: LayerGroup,
     quantity: Quantity,
     part: tuple[Rows, Sequence[float]],
     curvatures: Callable[[int], LayerCurvature],

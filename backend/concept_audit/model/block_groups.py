@@ -1,4 +1,4 @@
-"""Layers in groups of whole blocks: what is held of each layer is held of one group at a time."""
+"""Some layers of a list: groups of whole blocks, of which one is held at a time, and layers that were chosen."""
 
 from __future__ import annotations
 
@@ -12,23 +12,31 @@ Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
-class BlockGroup:
-    """Some consecutive blocks of a list of layers.
+class LayerGroup:
+    """Some layers of a list, as a list of their own.
 
     Attributes:
-        start: place of the first of its layers in the whole list.
-        layers: as a list of their own, with `source` counted within it.
+        places: of each its place in the whole list, rising.
+        layers: with `source` counted within the group.
     """
 
-    start: int
+    places: Sequence[int]
     layers: list[LinearLayer]
+
+    @classmethod
+    def of(cls, layers: Sequence[LinearLayer], places: Sequence[int]) -> LayerGroup:
+        """The layers at some places, rising; the first of those that read the same input becomes their source."""
+        first: dict[int, int] = {}
+        for own, place in enumerate(places):
+            first.setdefault(layers[place].source, own)
+        return cls(places, [replace(layers[place], source=first[layers[place].source]) for place in places])
 
     def within(self, of_all: Callable[[int], Value]) -> Callable[[int], Value]:
         """What is asked for by a layer's place in the whole list, by its place in the group."""
-        return lambda index: of_all(self.start + index)
+        return lambda index: of_all(self.places[index])
 
 
-def block_groups(layers: Sequence[LinearLayer], size: Callable[[LinearLayer], int], room: int) -> Iterator[BlockGroup]:
+def block_groups(layers: Sequence[LinearLayer], size: Callable[[LinearLayer], int], room: int) -> Iterator[LayerGroup]:
     """Consecutive blocks, as many at a time as have room together; a block that has none by itself is a group.
 
     Args:
@@ -40,19 +48,14 @@ def block_groups(layers: Sequence[LinearLayer], size: Callable[[LinearLayer], in
     for at, end in _blocks(layers):
         need = sum(map(size, layers[at:end]))
         if at > start and used + need > room:
-            yield _group(layers, start, at)
+            yield LayerGroup.of(layers, range(start, at))
             start, used = at, 0
         used += need
     if layers:
-        yield _group(layers, start, len(layers))
+        yield LayerGroup.of(layers, range(start, len(layers)))
 
 
 def _blocks(layers: Sequence[LinearLayer]) -> Iterator[tuple[int, int]]:
     """Where each block begins and ends."""
     starts = [i for i, layer in enumerate(layers) if i == 0 or layer.block != layers[i - 1].block]
     yield from zip(starts, [*starts[1:], len(layers)], strict=True)
-
-
-def _group(layers: Sequence[LinearLayer], start: int, end: int) -> BlockGroup:
-    # Blocks read tensors of their own: no source lies before the group.
-    return BlockGroup(start, [replace(layer, source=layer.source - start) for layer in layers[start:end]])

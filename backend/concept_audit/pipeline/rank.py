@@ -34,7 +34,8 @@ from concept_audit.model.precision import resolve_precision
 from concept_audit.pipeline.answers import ANSWER_TOKENS, answered, own_answers
 from concept_audit.pipeline.attribution import Attribution, attribute, finish, own_turn, prepare
 from concept_audit.pipeline.examples import example_activations
-from concept_audit.pipeline.index.query import Target, index_scores, open_index, solved_query
+from concept_audit.pipeline.index.finished import open_index
+from concept_audit.pipeline.index.query import Target, index_scores, solved_query
 from concept_audit.pipeline.kept_queries import has_query, keep_reduced_query
 from concept_audit.pipeline.methods import AT_A_LAYER, NEED_GRADIENTS, NEED_QUERIES, check_options, check_rows
 from concept_audit.pipeline.options import key
@@ -310,7 +311,7 @@ def _not_served(options: InfluenceOptions, about: Mapping[str, Any]) -> list[str
 
 def _key(index: Mapping[str, Any]) -> str:
     """Tells indexes apart by what they are of."""
-    return key({k: v for k, v in index.items() if k not in ("fidelity", "rows", "kept", "done")})
+    return key({k: v for k, v in index.items() if k not in ("fidelity", "rows", "kept", "chosen", "tracked", "done")})
 
 
 def _quantity(sources: Sources, wanted: Request, lm: LanguageModel) -> Quantity:

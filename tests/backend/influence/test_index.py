@@ -31,6 +31,8 @@ SMALL = IndexOptions(
     row_bytes=4096, samples=120, curvature=CurvatureOptions(curvature_tokens=4_000), precision="float32"
 )
 FROM_INDEX = InfluenceOptions.of(engine="index")
+NEW = ("layers", "kinds", "factors")
+"""What the sides of an index did not say before layers were chosen."""
 EXACT = InfluenceOptions.of(engine="exact", curvature_tokens=4_000, precision="float32")
 
 
@@ -68,6 +70,47 @@ def test_it_ranks_as_exact_scores_do(audit):
     assert len(top) >= 20
 
 
+def test_numbers_are_kept_of_few_layers_and_norms_of_all(audit):
+    about, files = audit.index.describe(), files_of(audit)
+    assert 0 < len(about["chosen"]) < about["tracked"]
+    projected = {name.split(".")[0] for block in (1, 2, 3) for name in read_tensors(files.projection(block))}
+    assert len(projected) == len(about["chosen"]) == len(about["kept"])
+    few = files.norms(3)
+    audit.build_index(dataclasses.replace(SMALL, agreement=1.0), replace=True)
+    whole = audit.index.describe()
+    assert len(whole["chosen"]) == whole["tracked"] == about["tracked"]
+    np.testing.assert_allclose(few, files_of(audit).norms(3), rtol=1e-5)
+
+
+def test_an_index_from_before_layers_were_chosen_still_answers(audit):
+    audit.build_index(dataclasses.replace(SMALL, agreement=1.0), replace=True)
+    now = by_row(audit, "tone", "concept_influence", FROM_INDEX)
+    before = Audit(shutil.copytree(audit.root, audit.root.with_name("before")))
+    files = files_of(before)
+    described = {k: v for k, v in files.describe().items() if k not in ("agreement", "chosen", "tracked")}
+    sides = read_tensors(files.sides)
+    files.rows.store.write_tensors(files.sides, {name: sides[name] for name in sides if name not in NEW})
+    files.write_description(described)
+    again = by_row(before, "tone", "concept_influence", FROM_INDEX)
+    np.testing.assert_array_equal(again, now)
+    with pytest.raises(StoreError, match=r"agreement None, asked for 0.95"):
+        before.build_index(SMALL)
+
+
+def test_a_concept_above_all_kept_layers_is_refused_or_scored_exactly(audit):
+    files = files_of(audit)
+    files.write_description({**files.describe(), "chosen": {"a layer": 3}})
+    with pytest.raises(ConceptError, match="keeps no layer that a concept at layer 2 depends on"):
+        audit.rank("tone", "concept_influence", options=FROM_INDEX)
+    assert len(audit.rank("tone", "concept_influence", options=InfluenceOptions.of(curvature_tokens=4_000))) == 300
+
+
+@pytest.mark.parametrize("agreement", [0, 1.01, float("nan")])
+def test_an_agreement_that_no_layers_can_have_is_refused(audit, agreement):
+    with pytest.raises(ConceptError, match="--agreement"):
+        audit.build_index(dataclasses.replace(SMALL, agreement=agreement), replace=True)
+
+
 def test_few_bytes_a_row_agree_with_exact_scores(audit):
     audit.build_index(dataclasses.replace(SMALL, row_bytes=256), replace=True)
     found = [
@@ -85,8 +128,8 @@ def test_an_index_that_was_coded_otherwise_is_refused(audit):
 
 
 def test_all_numbers_and_no_code_give_exact_scores(audit, uncoded):
-    """With every number kept, the index is a change of coordinates."""
-    audit.build_index(dataclasses.replace(SMALL, row_bytes=10**9), replace=True)
+    """With every number of every layer kept, the index is a change of coordinates."""
+    audit.build_index(dataclasses.replace(SMALL, row_bytes=10**9, agreement=1.0), replace=True)
     exact = by_row(audit, "tone", "concept_influence", EXACT)
     guess = by_row(audit, "tone", "concept_influence", FROM_INDEX)
     assert np.abs(exact - guess).max() <= 1e-3 * np.abs(exact).max()

@@ -42,10 +42,10 @@ def watched_build(root, patch) -> SimpleNamespace:
         seen.learned |= same_tokens(rows)
         return sides(self, rows, asked)
 
-    def learning_more(self, bases, rows, own, numbers, asked):
+    def learning_more(self, bases, rows, own, numbers, asked, *more):
         seen.learned |= same_tokens(rows) | same_tokens(own)
         seen.asked = asked
-        return components(self, bases, rows, own, numbers, asked)
+        return components(self, bases, rows, own, numbers, asked, *more)
 
     def asking(self, target, damping, group):
         seen.targets.append(target)

@@ -127,8 +127,8 @@ def test_it_ranks_pairs_as_exact_scores_do(audit, exact):
 
 
 def test_all_numbers_and_no_code_give_exact_scores_of_pairs(audit, exact, uncoded):
-    """With every number kept, the index is a change of coordinates."""
-    audit.build_index(replace(SMALL, row_bytes=10**9), replace=True)
+    """With every number of every layer kept, the index is a change of coordinates."""
+    audit.build_index(replace(SMALL, row_bytes=10**9, agreement=1.0), replace=True)
     assert np.abs(exact - by_row(audit, FROM_INDEX)).max() <= 1e-3 * np.abs(exact).max()
 
 

@@ -155,7 +155,7 @@ def test_the_index_keeps_the_projected_gradient_of_a_pairs_dpo_loss(architecture
         )
         for of_row in gradients
     ]
-    compress = partial(compress_rows, lm, layers, projections, budget=40)
+    compress = partial(compress_rows, lm, layers, dict(enumerate(projections)), budget=40)
     batches = list(compress_with_pairs(compress, paired(data), BETA))
     assert sorted(row.index for batch in batches for row in batch) == [0, 1, 2, 3]
     assert [] in batches, "sides are met in different batches"
@@ -176,7 +176,7 @@ def test_no_number_is_kept_of_a_pair_of_which_a_side_has_nothing_to_predict():
     made = paired(data)
     mask = made.response[0].copy()
     mask[len(data.ids[0]) :] = False
-    compress = partial(compress_rows, lm, layers, eye)
+    compress = partial(compress_rows, lm, layers, dict(enumerate(eye)))
     both = Rows(made.ids[:2], [mask, made.response[1]])
     found = {row.index: row for batch in compress_with_pairs(compress, both, BETA) for row in batch}
     assert np.isnan(found[0].numbers).all() and np.isfinite(found[1].numbers).all()

@@ -101,5 +101,5 @@ def test_groups_are_whole_blocks_that_have_room(case):
         assert [len(group.layers) for group in groups] == sizes
         for group in groups:
             for i, layer in enumerate(group.layers):
-                whole = layers[group.start + i]
-                assert layer.module is whole.module and layer.source + group.start == whole.source
+                whole = layers[group.places[i]]
+                assert layer.module is whole.module and group.places[layer.source] == whole.source

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
+from itertools import cycle, islice
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ from concept_audit.errors import ConceptError, FinishedIndexError, StoreError
 from concept_audit.files import remove_leftovers
 from concept_audit.influence import projection
 from concept_audit.influence.learning import KeptNumbers, Learner
-from concept_audit.influence.options import IndexOptions, usual_row_bytes
+from concept_audit.influence.options import IndexOptions, usual_agreement, usual_row_bytes
 from concept_audit.influence.pairs import compress_with_pairs
 from concept_audit.influence.projection import LayerProjection, Sides
 from concept_audit.influence.wide import wide_form
@@ -33,10 +34,11 @@ from concept_audit.model.options import ModelSource
 from concept_audit.model.precision import resolve_precision
 from concept_audit.pipeline.curvature import CurvatureFit, curvature_of, fit_curvature
 from concept_audit.pipeline.engine import Worker
-from concept_audit.pipeline.index.codes import CODING, Codes, tensors_of
+from concept_audit.pipeline.index.codes import CODING, Codes, kept_layers, tensors_of
 from concept_audit.pipeline.index.drawing import asked_directions
 from concept_audit.pipeline.index.fidelity import SCORED_ROWS, HeldOut, checked_features, hold_out, measure_fidelity
-from concept_audit.pipeline.index.query import NORMS, projection_reader
+from concept_audit.pipeline.index.finished import NORMS
+from concept_audit.pipeline.index.query import projection_reader
 from concept_audit.pipeline.options import key
 from concept_audit.pipeline.place import making
 from concept_audit.pipeline.reporting import reporting
@@ -89,13 +91,15 @@ def build_index(
     tracked = linear_layers(lm, 1, layers[-1], weights, options.partial)
     if weights == "lora" and not options.partial:
         check_outside(lm, loss=False)
+    row_bytes = options.row_bytes or usual_row_bytes(sources.shards("tokens").partition.rows)
     made_of = {
         **sources.identity,
         "layers": layers,
         "blocks": [1, layers[-1]],
-        "row_bytes": options.row_bytes or usual_row_bytes(sources.shards("tokens").partition.rows),
+        "row_bytes": row_bytes,
         "norms": NORMS,
         "coding": CODING,
+        "agreement": usual_agreement(row_bytes) if options.agreement is None else options.agreement,
         "samples": options.samples,
         "learning": LEARNING,
         **{name: value for name, value in asdict(options.curvature).items() if name != "curvature"},
@@ -161,16 +165,18 @@ class CompressingRows:
     def outputs(self) -> tuple[RowShards, ...]:
         return (self.index.rows,)
 
-    def open(self, worker: Worker) -> tuple[LanguageModel, list[LinearLayer], list[LayerProjection], Codes, Worker]:
+    def open(
+        self, worker: Worker
+    ) -> tuple[LanguageModel, list[LinearLayer], Mapping[int, LayerProjection], Codes, Worker]:
         lm = worker.model(self.model).in_dtype(getattr(torch, self.about["precision"]))
         first, last = self.about["blocks"]
         layers = linear_layers(lm, first, last, self.about["weights"], partial=True)
         read = projection_reader(self.index, layers, lm.device)
-        projections = [read(i) for i in range(len(layers))]
+        projections = {place: read(place) for place in kept_layers(self.index, len(layers))}
         return lm, layers, projections, Codes.read(self.index), worker
 
     def run(
-        self, opened: tuple[LanguageModel, list[LinearLayer], list[LayerProjection], Codes, Worker], number: int
+        self, opened: tuple[LanguageModel, list[LinearLayer], Mapping[int, LayerProjection], Codes, Worker], number: int
     ) -> None:
         lm, layers, projections, codes, worker = opened
         rows = read_tokens(self.tokens, number)
@@ -221,13 +227,19 @@ class _Building:
         self._learn(held)
         work = CompressingRows(self._tokens, self._files, self._sources.model_source, made)
         self._sources.driver(self._progress).finish(work, "Gradient of every row", self._tokens.partition.sizes())
-        about = {**made, "done": True, "rows": rows, "kept": read_tensors(self._files.sides)["ends"].tolist()}
+        about = {**made, "done": True, "rows": rows, **self._kept()}
         # It answers from here on, also where the check is cut short: then the same command measures what is missing.
         self._files.write_description(about)
         answering()
         finished = {**about, "fidelity": measure_fidelity(self._sources, about, held, self._progress)}
         self._files.write_description(finished)
         return finished
+
+    def _kept(self) -> dict[str, Any]:
+        """Of which layers numbers are kept: where each one's end, and its block by its name."""
+        chosen = [self._layers[place] for place in kept_layers(self._files, len(self._layers))]
+        ends = read_tensors(self._files.sides)["ends"].tolist()
+        return {"kept": ends, "chosen": {layer.name: layer.block for layer in chosen}, "tracked": len(self._layers)}
 
     def _minutes(self, lengths: Sequence[int]) -> float:
         """What building takes, from the pace of a gradient pass over one row and the counts of each step.
@@ -288,26 +300,33 @@ class _Building:
         sides = learner.sides(drawn_sides(rows, seed), draw(rows))
         rows = drawn_rows(self._tokens, wanted, "samples", seed, apart)
         own = as_rows(rows[:OWN_ROWS])
-        rows = (rows * -(-wanted // max(len(rows), 1)))[:wanted]
+        origins = [place if place < OWN_ROWS else -1 for place in range(len(rows))]
+        rows, origins = (_repeated(each, wanted) for each in (rows, origins))
         asked = drawn_sides(rows, seed)
-        self._keep(sides, learner.numbers(sides, asked, own, self._made_of["row_bytes"], draw(rows)))
+        row_bytes, agreement = self._made_of["row_bytes"], self._made_of["agreement"]
+        self._keep(sides, learner.numbers(sides, asked, own, row_bytes, draw(rows), agreement, origins))
 
     def _keep(self, sides: Sequence[Sides], kept: KeptNumbers) -> None:
         write = self._files.rows.store.write_tensors
         for block in self._blocks:
             tensors: dict[str, torch.Tensor] = {}
-            for i, layer in enumerate(self._layers):
-                if layer.block == block:
-                    tensors[f"{i}.places"] = kept.places[i]
-                    row = projection.row_maps(self._curvatures(i), sides[i])
-                    query = projection.query_maps(self._curvatures(i), sides[i])
+            for numbers, place in zip(kept.places, kept.choice.places, strict=True):
+                if self._layers[place].block == block:
+                    tensors[f"{place}.places"] = numbers
+                    row = projection.row_maps(self._curvatures(place), sides[place])
+                    query = projection.query_maps(self._curvatures(place), sides[place])
                     for name, map_ in zip(("row_left", "row_right"), row, strict=True):
-                        tensors[f"{i}.{name}"] = map_.to(self._lm.dtype)
+                        tensors[f"{place}.{name}"] = map_.to(self._lm.dtype)
                     for name, map_ in zip(("query_left", "query_right"), query, strict=True):
-                        tensors[f"{i}.{name}"] = map_
+                        tensors[f"{place}.{name}"] = map_
             write(self._files.projection(block), tensors)
         # Last: where it is, the projection is complete.
         write(self._files.sides, tensors_of(kept))
+
+
+def _repeated(values: Sequence[Any], count: int) -> list[Any]:
+    """Values again and again, until there are so many."""
+    return [*islice(cycle(values), count)]
 
 
 def _side_rows(samples: int) -> int:
@@ -325,6 +344,8 @@ def _check(options: IndexOptions) -> None:
         )
         if value is not None and value < 1
     ]
+    if options.agreement is not None and not 0 < options.agreement <= 1:
+        wrong.append(f"--agreement {options.agreement}: must be above 0, and at most 1")
     if options.curvature.damping < 0:
         wrong.append(f"--damping {options.curvature.damping}: must not be negative")
     if options.curvature.curvature != "ekfac":

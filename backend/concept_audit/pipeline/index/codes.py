@@ -9,10 +9,10 @@ import numpy as np
 import torch
 
 from concept_audit.influence.coding import quantise, steps_and_centres
-from concept_audit.influence.learning import KeptNumbers
+from concept_audit.influence.learning import LOSS, KeptNumbers
 from concept_audit.store.index import IndexFiles
 from concept_audit.store.packing import Packing
-from concept_audit.store.shard_store import read_tensors
+from concept_audit.store.shard_store import open_tensors, read_tensors
 
 CODING = "2 to 8 bits by importance"
 """What an index says of its codes; earlier ones had 8 bits for every number."""
@@ -61,9 +61,38 @@ class Codes:
         return packed, -(centres.astype(np.float64) @ packed)
 
 
+def kept_layers(files: IndexFiles, tracked: int) -> list[int]:
+    """Which of so many tracked layers an index keeps numbers of: all, in one that was built before layers were chosen."""
+    found = _some(files, "layers")
+    return found["layers"].tolist() if found else list(range(tracked))
+
+
+def kind_factor(files: IndexFiles, layer: int | None) -> float:
+    """What scores of the kept layers are multiplied with, for those that are left out.
+
+    Args:
+        layer: where the concept lives, which may lie between those that the index was made for; None for a loss.
+    """
+    found = _some(files, "kinds", "factors")
+    factors = dict(zip(found["kinds"].tolist(), found["factors"].tolist(), strict=True)) if found else {}
+    if layer is None:
+        return factors.get(LOSS, 1.0)
+    layers = sorted(kind for kind in factors if kind != LOSS)
+    return float(np.interp(layer, layers, [factors[kind] for kind in layers])) if layers else 1.0
+
+
+def _some(files: IndexFiles, *names: str) -> dict[str, torch.Tensor]:
+    """Some tensors of the sides; none where the first is not there."""
+    with open_tensors(files.sides, "pt") as tensors:
+        return {name: tensors.get_tensor(name) for name in names} if names[0] in set(tensors.keys()) else {}
+
+
 def tensors_of(kept: KeptNumbers) -> dict[str, torch.Tensor]:
-    """What `Codes.read` reads, what each number says of scores, and where each layer's numbers end."""
+    """What `Codes.read` and `kept_layers` read, what each number says of scores, and where each layer's numbers end."""
     return {
+        "layers": torch.tensor(kept.choice.places),
+        "kinds": torch.tensor([*kept.choice.factors], dtype=torch.int64),
+        "factors": torch.tensor([*kept.choice.factors.values()], dtype=torch.float64),
         "spread": kept.spread,
         "importance": kept.importance,
         "order": kept.order,

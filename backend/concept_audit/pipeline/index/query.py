@@ -25,20 +25,18 @@ from concept_audit.influence.queries import Gradients, NegatedConcept, PreparedQ
 from concept_audit.influence.reduced_query import GROUP_BYTES, ReducedQuery, solved_by_blocks, solved_group
 from concept_audit.influence.targets import Projection
 from concept_audit.influence.wide import wide_form
-from concept_audit.model.block_groups import BlockGroup, block_groups
+from concept_audit.model.block_groups import LayerGroup, block_groups
 from concept_audit.model.gradients import gradient_tokens_per_batch
 from concept_audit.model.linear import LinearLayer, linear_layers
 from concept_audit.model.memory import room_on
 from concept_audit.pipeline.curvature import CurvatureFit, curvature_of, fit_curvature
-from concept_audit.pipeline.index.codes import CODING, Codes
+from concept_audit.pipeline.index.codes import Codes, kept_layers, kind_factor
 from concept_audit.pipeline.own_queries import own_influence
 from concept_audit.pipeline.sources import Sources
 from concept_audit.progress import Progress
 from concept_audit.store.index import IndexFiles, present_index, products, sweep
 from concept_audit.store.shard_store import read_tensors
 
-NORMS = "squares of each block"
-"""What an index says of the norms of its rows' gradients; earlier ones had a single estimate over all blocks."""
 QUERIES_AT_ONCE = 1024
 """Of several concepts, whose numbers are in memory together: 128 MiB with the usual 32,768."""
 
@@ -60,48 +58,6 @@ class Target:
     weights: Sequence[float]
     reach: int
     own: OwnQueries | None = None
-
-
-def open_index(sources: Sources, reach: int | None = None, norms: bool = False) -> dict[str, Any]:
-    """The description of a finished index that fits the audit.
-
-    Args:
-        reach: the deepest block that a query depends on; None for any.
-        norms: the norms of the rows' gradients are needed.
-
-    Raises:
-        StoreError: there is none, it is of another model or data set or of an earlier version, or it lacks the norms.
-        ConceptError: the query reaches deeper than the index.
-    """
-    root = sources.layout.root
-    files = present_index(sources.layout, sources.shards("tokens").partition)
-    found = files and files.describe()
-    if not found or not found.get("done"):
-        raise StoreError(f"{root}: no gradient index yet; make one with `concept-audit index {root}`")
-    for name, wanted in sources.identity.items():
-        if found.get(name) != wanted:
-            raise StoreError(
-                f"{root}: the gradient index is of another {name} ({found.get(name)}, the audit has {wanted}); "
-                f"build it again with `concept-audit index {root}`"
-            )
-    if found.get("coding") != CODING:
-        raise StoreError(
-            f"{root}: the gradient index is of an earlier version, which coded the numbers of rows otherwise; build it "
-            f"again with `concept-audit index {root} --replace`, or rank with --exact"
-        )
-    if norms and found.get("norms") != NORMS:
-        raise StoreError(
-            f"{root}: the gradient index is of an earlier version, which did not keep the norms of gradients by block, "
-            f"so it does not serve --unit-normalised; build it again with `concept-audit index {root}`, or rank with "
-            "--exact"
-        )
-    if reach is not None and reach > found["blocks"][1]:
-        raise ConceptError(
-            f"a concept at layer {reach} is deeper than the gradient index, which ends with block "
-            f"{found['blocks'][1]}; extend it with `concept-audit index {root} --layers {reach}`, or rank with "
-            "--exact"
-        )
-    return found
 
 
 def index_scores(
@@ -138,7 +94,7 @@ def index_scores(
             for rows, without in zip(target.own.rows, column.own, strict=True):
                 mine, offset = codes.queries([without])
                 scores[list(rows), place] = products(opened.files, rows, mine, codes.packing, offset)[:, 0]
-    return scores
+    return scores * [opened.factor(target) for target in targets]
 
 
 def solved_query(
@@ -218,10 +174,19 @@ class OpenIndex:
         )
         curvature = fit_curvature(sources, lm, fit, range(first, last + 1), progress)
         self._curvatures = curvature_of(curvature, self._layers, "ekfac", lm.device)
+        self._kept = kept_layers(files, len(self._layers))
 
     def reached(self, target: Target) -> list[LinearLayer]:
-        """The layers that a target reaches, the first of those of the index."""
+        """The tracked layers that a target reaches, the first of them."""
         return [layer for layer in self._layers if layer.block <= target.reach]
+
+    def factor(self, target: Target) -> float:
+        """What a target's products with the rows' numbers are multiplied with, for the layers that are left out."""
+        return kind_factor(self.files, target.reach if isinstance(target.quantity, NegatedConcept) else None)
+
+    def _kept_within(self, reach: int) -> LayerGroup:
+        """The layers whose numbers the index keeps, up to a block."""
+        return LayerGroup.of(self._layers, [place for place in self._kept if self._layers[place].block <= reach])
 
     @property
     def _budget(self) -> int:
@@ -270,15 +235,16 @@ class OpenIndex:
     ) -> list[Compressed]:
         """Targets that are directions at one layer."""
         rows, asked, places = distinct_rows([target.queries for target in targets])
+        kept = self._kept_within(layer)
         numbers = compress_concepts(
             self._lm,
-            [each for each in self._layers if each.block <= layer],
+            kept.layers,
             layer,
             torch.from_numpy(np.stack([v for target in targets if (v := _direction(target)) is not None])),
             rows,
             asked,
-            self._curvatures,
-            self._reader(),
+            kept.within(self._curvatures),
+            kept.within(self._reader()),
             damping,
             advance=advance,
         )
@@ -313,13 +279,15 @@ class OpenIndex:
         )
 
     def _compressed(self, target: Target, damping: float) -> np.ndarray:
-        found, read, size = [], self._reader(), self._lm.wide_dtype.itemsize
+        found, size = [], self._lm.wide_dtype.itemsize
+        kept = self._kept_within(target.reach)
+        of_curvature, of_projection = kept.within(self._curvatures), kept.within(self._reader())
         room = room_on(self._lm.device, GROUP_BYTES)
-        for group in block_groups(self.reached(target), lambda layer: size * layer.d_in * layer.d_out, room):
+        for group in block_groups(kept.layers, lambda layer: size * layer.d_in * layer.d_out, room):
             gradients = query_gradient(
                 self._lm, group.layers, target.quantity, target.queries, target.weights, self._budget
             )
-            curvatures, projections = group.within(self._curvatures), group.within(read)
+            curvatures, projections = group.within(of_curvature), group.within(of_projection)
             found.append(compress_query(gradients, curvatures, projections, damping, self._lm.dtype).cpu().numpy())
         return np.concatenate(found)
 
@@ -327,9 +295,12 @@ class OpenIndex:
         """Queries that are rows one by one, the others of each sign together."""
         own, queries = target.own, target.queries
         assert own is not None, "there are such queries"
-        layers, read = self.reached(target), self._reader()
+        kept = self._kept_within(target.reach)
+        of_curvature, of_projection = kept.within(self._curvatures), kept.within(self._reader())
         texts = Rows([queries.ids[i] for i in own.places], [queries.response[i] for i in own.places])
-        each = compress_each(self._lm, layers, target.quantity, texts, self._curvatures, read, damping, self._budget)
+        each = compress_each(
+            self._lm, kept.layers, target.quantity, texts, of_curvature, of_projection, damping, self._budget
+        )
         alone = each.cpu().double().numpy()
         totals = []
         for part, weights, places in by_sign(queries, target.weights):
@@ -360,9 +331,10 @@ class OpenIndex:
         quantity = target.quantity
         return solved_by_blocks(lm, layers, quantity, parts, self._curvatures, damping, lm.wide_dtype, budget, step)
 
-    def solved(self, target: Target, damping: float, group: BlockGroup | None = None) -> Gradients:
+    def solved(self, target: Target, damping: float, group: LayerGroup | None = None) -> Gradients:
         """(H + λI)⁻¹ of a target's gradient, whole, in some blocks or in all that it reaches."""
-        group = BlockGroup(0, self.reached(target)) if group is None else group
+        layers = self.reached(target)
+        group = LayerGroup.of(layers, range(len(layers))) if group is None else group
         part = target.queries, target.weights
         return solved_group(self._lm, group, target.quantity, part, self._curvatures, damping, self._budget)
 
