@@ -129,7 +129,9 @@ def test_the_overview_says_how_far_the_index_is(audit):
     assert "gradient of every row" in bar.proto.text and "2 of 2 workers" in bar.proto.text
     shutil.rmtree(files.root)
     audit.build_index(SMALL_INDEX)
-    assert "Gradient index: 1 KiB a row, blocks 1 to 3" in words(open_page())
+    about = audit.index.describe()
+    layers = f"{len(about['chosen'])} of {about['tracked']} layers"
+    assert f"Gradient index: 1 KiB a row, {layers}, blocks 1 to 3" in words(open_page())
 
 
 def test_rows_that_are_query_examples_wear_a_badge(audit):

@@ -62,7 +62,7 @@ with bar:
     if indexed and (index := audit.index.describe()):
         with st.popover("Fidelity", icon=":material/verified:", key="fidelity"):
             refinement_state(audit, *ranked, options)
-            st.caption(index_in_words(audit, index))
+            st.caption(index_in_words(audit))
     st.space("stretch")
     act_on_many(view)
     undo_button(audit)

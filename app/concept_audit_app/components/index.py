@@ -19,7 +19,7 @@ def index_state(audit: Audit) -> None:
     """Say what the index is good for, how far its building is, or how to build it."""
     index = audit.index.describe()
     if index is not None:
-        st.caption(index_in_words(audit, index))
+        st.caption(index_in_words(audit))
     elif audit.index.progress() is not None:
         watch_index()
     else:
@@ -29,10 +29,9 @@ def index_state(audit: Audit) -> None:
         )
 
 
-def index_in_words(audit: Audit, index: dict) -> str:
+def index_in_words(audit: Audit) -> str:
     """What the index holds, and what was measured when it was built."""
-    held = f"Gradient index: {index['row_bytes'] / 1024:.3g} KiB a row, blocks 1 to {index['blocks'][1]}."
-    return f"{held} {audit.index.agreement()}"
+    return f"Gradient index: {audit.index.holdings()}. {audit.index.agreement()}"
 
 
 def minutes_left(audit: Audit) -> str:

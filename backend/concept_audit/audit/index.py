@@ -47,6 +47,11 @@ class Index:
         """Its description, if there is one that fits this audit."""
         return self._opened.remembered("index", self._describe)
 
+    def holdings(self) -> str | None:
+        """What it keeps of each row, in words; None where there is no index."""
+        about = self.describe()
+        return index_in_words(about) if about else None
+
     def agreement(self) -> str | None:
         """How well it agrees with exact scores, and what that was measured on, in words; None if there is none."""
         about = self.describe()
@@ -72,6 +77,13 @@ class Index:
             return open_index(self._opened.sources())
         except StoreError:
             return None
+
+
+def index_in_words(about: Mapping[str, Any]) -> str:
+    """What an index keeps of each row."""
+    layers = f"{len(about['chosen'])} of {about['tracked']} layers, " if len(about.get("chosen", ())) else ""
+    blocks = f"blocks 1 to {about['blocks'][1]}"
+    return f"{about['row_bytes'] / 1024:.3g} KiB a row, {layers}{blocks}"
 
 
 def agreement_in_words(fidelity: Mapping[str, Any] | None) -> str:

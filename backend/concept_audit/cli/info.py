@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from concept_audit.audit.audit import Audit
-from concept_audit.audit.index import agreement_in_words
+from concept_audit.audit.index import agreement_in_words, index_in_words
 from concept_audit.errors import StoreError
 from concept_audit.pipeline.preview import groups_in_words
 from concept_audit.store.layout import Layout
@@ -77,10 +77,7 @@ def words(found: dict[str, Any]) -> str:
     if under_way := found["index_under_way"]:
         lines.append(f"  index    being built: {under_way['stage']}: {under_way['state']}")
     elif index := found["index"]:
-        lines += [
-            f"  index    {index['row_bytes'] / 1024:.3g} KiB a row, blocks 1 to {index['blocks'][1]}",
-            f"           {agreement_in_words(index.get('fidelity'))}",
-        ]
+        lines += [f"  index    {index_in_words(index)}", f"           {agreement_in_words(index.get('fidelity'))}"]
     else:
         lines.append("  index    none; `concept-audit index` makes influence of a new concept a matter of seconds")
     lines.append(f"  flags    {counts['n_flagged']:,} rows")

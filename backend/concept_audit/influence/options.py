@@ -149,24 +149,24 @@ class IndexOptions:
 
     Attributes:
         row_bytes: kept of each row, one to four numbers a byte; more are more faithful. None for `usual_row_bytes`.
-        agreement: so few layers are kept that their scores still agree to this correlation with those of all; 1 keeps
-            numbers of every layer. None for `usual_agreement`.
         samples: concepts drawn to learn the projection from.
         layers: where concepts may live; the index tracks the blocks up to the deepest. None for the audit's layers.
         curvature: of the whitening, always EK-FAC; the projection is learned for its damping.
         weights: as in `ScoringOptions`.
         precision: in which the model runs; ``auto`` is bfloat16 where the processor computes in it.
         partial: as in `ScoringOptions`.
+        agreement: so few layers are kept that their scores still agree to this correlation with those of all; 1 keeps
+            numbers of every layer. None for `usual_agreement`.
     """
 
     row_bytes: int | None = None
-    agreement: float | None = None
     samples: int = 1024
     layers: tuple[int, ...] | None = None
     curvature: CurvatureOptions = CurvatureOptions()
     weights: Weights = "auto"
     precision: Precision = "auto"
     partial: bool = False
+    agreement: float | None = None
 
 
 def usual_row_bytes(rows: int) -> int:

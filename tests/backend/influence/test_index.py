@@ -323,7 +323,9 @@ def test_the_command_line_builds_and_reads_it(audit, capsys, tmp_path):
     first = int(told.split("among them the first ")[1].split(".")[0])
     assert table["exact"][:first].all() and not table["exact"][first]
     assert main(["info", str(audit.root)]) == 0
-    assert "index    2 KiB a row, blocks 1 to 3" in capsys.readouterr().out
+    about = audit.index.describe()
+    layers = f"{len(about['chosen'])} of {about['tracked']} layers"
+    assert f"index    2 KiB a row, {layers}, blocks 1 to 3" in capsys.readouterr().out
 
 
 def test_groups_tell_means_with_intervals(audit):
