@@ -25,6 +25,7 @@ from concept_audit.store.index import index_files
 from concept_audit.store.layout import Layout
 from concept_audit.store.partition import RowPartition
 from concept_audit.store.under_way import report
+from concept_audit_app.components.tables import NOTHING
 from tests.backend.audit.test_read_only import state
 
 MAIN = str(Path(concept_audit_app.__file__).parent / "main.py")
@@ -187,6 +188,26 @@ def test_the_evidence_page_shows_a_validation(audit):
     assert not test.exception
     assert "Without the top rows" in words(test) and "Linear datamodelling score" in words(test)
     assert "Paired by seed" in words(test)
+
+
+def test_the_evidence_of_a_single_seed_says_why_it_has_no_interval():
+    def page(seeds: int) -> None:
+        import pandas as pd
+
+        from concept_audit.metrics import paired
+        from concept_audit_app.components.evidence import _against_random
+
+        found = paired([-0.5, -0.25][:seeds])
+        interval = {"estimate": found.value, "low": found.low, "high": found.high, "p": found.p, "n": found.n}
+        line = {"measure": "removal", "method": "bm25", "share": 0.1, **interval}
+        _against_random(pd.DataFrame([line]))
+
+    alone, several = (AppTest.from_function(page, default_timeout=60, args=(seeds,)).run() for seeds in (1, 2))
+    assert not alone.exception and not several.exception
+    assert alone.dataframe[0].value[["low", "high", "p"]].isna().all(axis=None)
+    assert alone.dataframe[0].proto.placeholder == NOTHING
+    why = f"{NOTHING} stands where a single seed gives no interval"
+    assert why in words(alone) and why not in words(several)
 
 
 def test_long_work_can_be_cancelled_and_goes_on_where_it_was(audit, monkeypatch):

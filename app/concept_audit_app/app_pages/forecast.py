@@ -10,7 +10,7 @@ from concept_audit_app.components.forecast_evidence import measured
 from concept_audit_app.components.forecast_view import show_forecast
 from concept_audit_app.components.forecasting import needed
 from concept_audit_app.components.session import current_audit, read_only
-from concept_audit_app.components.tables import records
+from concept_audit_app.components.tables import NOTHING, records
 from concept_audit_app.components.url import select_by_id
 
 EVERY, FLAGGED = RowFilter(), RowFilter(flag="any")
@@ -62,6 +62,7 @@ try:
             st.dataframe(
                 effects,
                 hide_index=True,
+                placeholder=NOTHING,
                 key="removal",
                 alt="Mean influence with and without the flagged rows",
                 column_config={

@@ -14,7 +14,7 @@ from concept_audit import Audit, Concept, Evidence
 from concept_audit_app.components.charts import QUIET, curves_chart, interval_chart, matrix_chart, recalls_chart, short
 from concept_audit_app.components.methods import NAMES
 from concept_audit_app.components.plain import counted
-from concept_audit_app.components.tables import records
+from concept_audit_app.components.tables import NOTHING, records
 from concept_audit_app.components.url import select_by_id
 from concept_audit_app.components.validating import validation_desk
 
@@ -106,6 +106,7 @@ def against_labels(audit: Audit, concept: Concept, target: tuple[str, str, str])
     st.dataframe(
         table[["name", "auroc", "low", "high", "average_precision", "precision_at_k", "k"]],
         hide_index=True,
+        placeholder=NOTHING,
         alt="AUROC, average precision and precision at k of each ranking",
         column_config={
             "name": "Ranking",
@@ -197,6 +198,7 @@ def _against_random(paired: pd.DataFrame) -> None:
         "Paired by seed: below 0 is what a removal, an exchange, another response or steering should do, and above 0 what "
         "the top rows alone should. An interval that includes 0 shows neither; p is not corrected for the number of "
         "comparisons."
+        + (f" {NOTHING} stands where a single seed gives no interval." if (paired["n"] < 2).any() else "")
     )
     extent = [
         f"{line['share']:g} σ" if line["measure"] == "steer" else f"{line['share']:.0%}" for line in records(paired)
@@ -206,6 +208,7 @@ def _against_random(paired: pd.DataFrame) -> None:
             ["measure", "method", "share", "estimate", "low", "high", "p", "n"]
         ],
         hide_index=True,
+        placeholder=NOTHING,
         alt="Removal, exchange, rewriting, retention and steering against random",
         column_config={
             "measure": "Runs",

@@ -10,7 +10,7 @@ import streamlit as st
 from concept_audit_app.components.charts import ALL, HERE, PASSING, QUIET, short
 from concept_audit_app.components.concepts import concept_title
 from concept_audit_app.components.plain import plain
-from concept_audit_app.components.tables import records
+from concept_audit_app.components.tables import NOTHING, records
 
 SHOWN = 12
 UNITS = {"relative": "share of the feature's usual activation", "forecast": "change of activation or projection"}
@@ -132,6 +132,7 @@ def _listed(table: pd.DataFrame, key: str, features: bool) -> None:
     st.dataframe(
         table[[*columns[:2], *(["relative"] if features else []), *columns[2:]]],
         hide_index=True,
+        placeholder=NOTHING,
         key=key,
         alt="Every concept with its forecast",
         column_config={
