@@ -26,6 +26,7 @@ from concept_audit.store.layout import Layout
 from concept_audit.store.partition import RowPartition
 from concept_audit.store.under_way import report
 from concept_audit_app.components.tables import NOTHING
+from tests.app.browser import settle
 from tests.backend.audit.test_read_only import state
 
 MAIN = str(Path(concept_audit_app.__file__).parent / "main.py")
@@ -208,6 +209,14 @@ def test_the_evidence_of_a_single_seed_says_why_it_has_no_interval():
     assert alone.dataframe[0].proto.placeholder == NOTHING
     why = f"{NOTHING} stands where a single seed gives no interval"
     assert why in words(alone) and why not in words(several)
+
+
+def test_overview_by_its_name_leads_to_the_overview(page, address):
+    page.goto(f"{address}/overview?group=topic+%3D+money")
+    settle(page)
+    assert page.locator("h1").inner_text() == "small"
+    assert page.url == f"{address}/?group=topic+%3D+money" and not page.get_by_text("Page not found").count()
+    assert page.get_by_role("link", name="Overview", exact=True).count() == 1, "it stands among the pages once"
 
 
 def test_long_work_can_be_cancelled_and_goes_on_where_it_was(audit, monkeypatch):
