@@ -87,7 +87,7 @@ st.set_page_config(page_title="Concept audit", page_icon=str(Path(__file__).with
 style = (Path(__file__).parent / "style.css").read_text("utf-8")
 style += '[data-testid="stCaptionContainer"]{opacity:.82}[data-testid="stCaptionContainer"],[data-testid="stCaptionContainer"] *{color:inherit}'
 if st.context.theme.type == "dark":
-    style += 'button[kind^="primary"] *{color:#10171a}'
+    style += 'button[kind^="primary"] *{color:#10171a}[data-testid="stStatusWidget"]{background:#12181b}'
 st.html(f"<style>{style}</style>")
 page = st.navigation([*PAGES, NAMED_OVERVIEW], position="top")
 if page.url_path == NAMED_OVERVIEW.url_path:

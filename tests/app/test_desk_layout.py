@@ -91,3 +91,24 @@ def test_the_head_of_a_row_is_as_wide_as_the_row_and_its_buttons_are_one_line(de
     assert buttons.count() == (6 if place else 5) and in_one_line(buttons)
     assert head.bounding_box()["height"] < (170 if place == 2 else 145)
     assert (NOTE in words.inner_text()) == (place == 2)
+
+
+def test_the_stop_button_of_a_page_that_runs_lies_over_no_control(page, address, flagged):
+    page.set_viewport_size(NARROW)
+    page.goto(f"{address}/audit?concept=sae:3")  # the first page of a server takes long
+    page.locator(".st-key-frame").wait_for(state="attached")  # the style sheet comes with it
+    stop = page.get_by_test_id("stStatusWidget")
+    stop.wait_for()
+    there = stop.bounding_box()
+    settle(page)
+    controls = page.locator("button:visible, a:visible, input:visible, .row:visible").evaluate_all(
+        "all => all.map(one => one.getBoundingClientRect()).map(({x, y, width, height}) => ({x, y, width, height}))"
+    )
+    right, bottom = there["x"] + there["width"], there["y"] + there["height"]
+    over = [
+        box
+        for box in controls
+        if box["x"] < right and there["x"] < box["x"] + box["width"]
+        if box["y"] < bottom and there["y"] < box["y"] + box["height"]
+    ]
+    assert len(controls) > 30 and not over
