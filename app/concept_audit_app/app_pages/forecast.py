@@ -21,7 +21,7 @@ VIEWS = {
     "compare": "A part against the rest",
     "without": "Without the flagged rows",
 }
-EVERYTHING = "mean effect of a row (further right: training strengthens it)"
+EVERYTHING = "mean effect of a row<br>(further right: strengthened)"
 
 audit = current_audit()
 st.title("Forecast")
@@ -81,7 +81,7 @@ try:
         if view == "compare":
             table, across = (
                 audit.forecasts.difference(where),
-                f"{short(names[chosen])} less the rest, mean effect of a row",
+                f"{short(names[chosen])} less the rest,<br>mean effect of a row",
             )
         elif view == "without":
             table, across = audit.forecasts.without(where), EVERYTHING

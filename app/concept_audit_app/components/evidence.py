@@ -38,6 +38,8 @@ TITLES = {
 }
 """Runs that are held against a control at random, and what that tells."""
 MOST_BESIDE = 3
+MARGIN, CELL = 190, 120
+"""Pixels of the chart of agreement: beside its columns, and of one of them."""
 
 
 def choose_target(audit: Audit, known: Evidence | None) -> tuple[str, str, str]:
@@ -134,6 +136,7 @@ def agreement(audit: Audit, concept: Concept) -> None:
         matrix_chart(labels, matrix),
         config=QUIET,
         key="agreement-chart",
+        width=MARGIN + CELL * len(names),
         alt=f"Rank correlations of the methods: {pairs}",
     )
 

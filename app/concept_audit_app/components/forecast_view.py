@@ -41,7 +41,7 @@ def forecast_chart(rows: pd.DataFrame, across: str) -> go.Figure:
     names = [short(title) for title in rows["title"]]
     figure = go.Figure()
     figure.update_layout(
-        height=110 + 25 * len(rows),
+        height=110 + 25 * len(rows) + 18 * across.count("<br>"),
         margin=dict(l=8, r=8, t=8, b=8),
         barmode="overlay",
         legend=dict(orientation="h", y=1.02, yanchor="bottom", x=0),
@@ -113,7 +113,7 @@ def show_forecast(table: pd.DataFrame, audit_name: str, across: str) -> None:
     with st.container(horizontal=True, vertical_alignment="center"):
         st.page_link(
             "app_pages/ranking.py",
-            label=f"Rows that push {plain(chosen['concept_id'])} most",
+            label=f"Rows that push “{plain(short(chosen['title']))}” most",
             icon=":material/format_list_numbered:",
             query_params={"audit": audit_name, "concept": chosen["concept_id"], "method": "concept_influence"},
         )
