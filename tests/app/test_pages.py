@@ -207,6 +207,9 @@ def test_the_evidence_of_a_single_seed_says_why_it_has_no_interval():
     assert not alone.exception and not several.exception
     assert alone.dataframe[0].value[["low", "high", "p"]].isna().all(axis=None)
     assert alone.dataframe[0].proto.placeholder == NOTHING
+    specs = [test.get("plotly_chart")[0].proto.spec for test in (alone, several)]
+    assert ["(one seed)" in spec for spec in specs] == [True, False]
+    assert ["(95% interval)" in spec for spec in specs] == [False, True]
     why = f"{NOTHING} stands where a single seed gives no interval"
     assert why in words(alone) and why not in words(several)
 

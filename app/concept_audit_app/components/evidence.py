@@ -237,7 +237,8 @@ def _kind_chart(measure: str, found: pd.DataFrame) -> None:
         bars = found.assign(name=found["method"].map(_told), inside=found["n"])
         share = found["share"].iloc[0]
         extent = f"strength {share:g} σ" if steers else f"{share:.0%} of the rows"
-        figure = interval_chart(bars, f"difference (95% interval), {extent}", "estimate")
+        told = "95% interval" if found["low"].notna().any() else "one seed"
+        figure = interval_chart(bars, f"difference ({told}), {extent}", "estimate")
         figure.update_xaxes(rangemode="tozero")  # 0, no difference, has to be in sight
     st.caption(title)
     st.plotly_chart(figure, key=f"{measure}-chart", config=QUIET, alt=f"{title}; the table below has the numbers")
