@@ -16,6 +16,7 @@ PAGES = [
         "app_pages/overview.py",
         title="Overview",
         icon=":material/dashboard:",
+        url_path="home",  # which nobody sees: the default page is at the dashboard's own address
         default=True,
         help="The data, the model and the concepts of this audit at a glance.",
     ),
@@ -70,14 +71,27 @@ PAGES = [
     ),
 ]
 
+OVERVIEW = PAGES[0]
+
+
+def to_overview() -> None:
+    """Lead on to the overview, whose own address is that of the dashboard itself."""
+    st.switch_page(OVERVIEW, query_params=[(k, v) for k in st.query_params for v in st.query_params.get_all(k)])
+
+
+# People type the names of pages into the address, this one's too.
+NAMED_OVERVIEW = st.Page(to_overview, title="Overview", url_path="overview", visibility="hidden")
+
 st.set_page_config(page_title="Concept audit", page_icon=str(Path(__file__).with_name("icon.png")), layout="wide")
 # Where Streamlit's own colours fall short of WCAG's contrast of 4.5 to 1: captions, and primary buttons in the dark.
 style = (Path(__file__).parent / "style.css").read_text("utf-8")
 style += '[data-testid="stCaptionContainer"]{opacity:.82}[data-testid="stCaptionContainer"],[data-testid="stCaptionContainer"] *{color:inherit}'
 if st.context.theme.type == "dark":
-    style += 'button[kind^="primary"] *{color:#10171a}'
+    style += 'button[kind^="primary"] *{color:#10171a}[data-testid="stStatusWidget"]{background:#12181b}'
 st.html(f"<style>{style}</style>")
-page = st.navigation(PAGES, position="top")
+page = st.navigation([*PAGES, NAMED_OVERVIEW], position="top")
+if page.url_path == NAMED_OVERVIEW.url_path:
+    page.run()
 sign_in()
 # Its place is in the header, beside the pages.
 frame = st.container(

@@ -91,3 +91,48 @@ def test_the_head_of_a_row_is_as_wide_as_the_row_and_its_buttons_are_one_line(de
     assert buttons.count() == (6 if place else 5) and in_one_line(buttons)
     assert head.bounding_box()["height"] < (170 if place == 2 else 145)
     assert (NOTE in words.inner_text()) == (place == 2)
+
+
+def test_the_stop_button_of_a_page_that_runs_lies_over_no_control(page, address, flagged):
+    page.set_viewport_size(NARROW)
+    page.goto(f"{address}/audit?concept=sae:3")  # the first page of a server takes long
+    page.locator(".st-key-frame").wait_for(state="attached")  # the style sheet comes with it
+    stop = page.get_by_test_id("stStatusWidget")
+    stop.wait_for()
+    there = stop.bounding_box()
+    settle(page)
+    controls = page.locator("button:visible, a:visible, input:visible, .row:visible").evaluate_all(
+        "all => all.map(one => one.getBoundingClientRect()).map(({x, y, width, height}) => ({x, y, width, height}))"
+    )
+    right, bottom = there["x"] + there["width"], there["y"] + there["height"]
+    over = [
+        box
+        for box in controls
+        if box["x"] < right and there["x"] < box["x"] + box["width"]
+        if box["y"] < bottom and there["y"] < box["y"] + box["height"]
+    ]
+    assert len(controls) > 30 and not over
+
+
+@pytest.mark.parametrize("width", [390, 720])
+def test_a_narrow_window_shows_the_strongest_token_of_rows_and_few_lines_of_controls(desk, width):
+    page = desk()
+    page.set_viewport_size({"width": width, "height": 844})
+    page.reload()
+    settle(page)
+    page.locator(".row .phrase mark").first.wait_for()
+    page.wait_for_timeout(500)
+    bar = boxes(page.locator(".st-key-bar").locator("button:visible, a:visible, input"))
+    middles = sorted(box["y"] + box["height"] / 2 for box in bar)
+    lines = 1 + sum(below - above > 15 for above, below in zip(middles, middles[1:], strict=False))
+    assert lines <= (3 if width == 390 else 1)
+    assert page.get_by_role("button", name="Act on many").is_visible(), "by its name, although only its sign shows"
+    seen = page.locator(".row").evaluate_all(
+        """rows => rows.filter(row => row.querySelector("mark")).map(row => {
+            const phrase = row.querySelector(".phrase").getBoundingClientRect()
+            const mark = row.querySelector("mark").getClientRects()[0]
+            return mark.top < phrase.bottom && mark.left < phrase.right
+        })"""
+    )
+    assert len(seen) >= 5 and all(seen)
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")

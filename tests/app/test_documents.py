@@ -80,19 +80,27 @@ def test_the_export_page_offers_whole_documents_where_there_are_documents(audit,
     page = open_page("export")
     page.session_state["rows"] = "none"
     page.run()
-    assert downloads(page) == [f"Download {len(rows) - 1} rows", "Manifest"]
+    assert downloads(page) == [f"Download {len(rows) - 1} rows of 4 documents", "Manifest"]
     (toggle,) = [each for each in page.toggle if each.label == "Whole documents only"]
     toggle.set_value(True).run()
     left = [number for number, place in places.items() if place.document != 3]
-    assert not page.exception and downloads(page)[0] == f"Download {len(left)} rows"
+    assert not page.exception and downloads(page)[0] == f"Download {len(left)} rows of 3 documents"
     assert set(page.dataframe[0].value["example_id"]) == set(left)
     assert audit.exports.rows_of(RowFilter(without_flags=("remove",)), whole_documents=True) == left
+    page.session_state["columns"] = "own"
+    page.run()
+    assert downloads(page)[0] == "Download 3 documents", "which are the lines of the file"
+    whole = audit.exports.to_bytes(
+        "jsonl", where=RowFilter(without_flags=("remove",)), schema="own", whole_documents=True
+    )[0]
+    assert len(whole.splitlines()) == 3
+    page.session_state["columns"] = "audit"
     page.session_state["rows"] = "any"
     page.run()
     assert "no document of which every window passes" in page.info[0].value
     audit.flags.set(rows["content_hash"].tolist())
     page.run()
-    assert downloads(page)[0] == f"Download {len(rows)} rows"
+    assert downloads(page)[0] == f"Download {len(rows)} rows of 4 documents"
 
 
 def downloads(page) -> list[str]:

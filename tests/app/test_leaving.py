@@ -59,11 +59,11 @@ def test_flags_of_the_last_moment_outlive_a_step_back(page, address, cache_copy)
     rows = [row_of(card) for card in cards(page).all()][:ROWS]
     flag(page)
     page.go_back()
-    page.get_by_text("Work in the background").wait_for()
+    page.get_by_role("heading", name="Stages").wait_for()
     settle(page)
     page.wait_for_timeout(2000)
     assert set(rows) <= flagged(cache_copy)
-    assert page.get_by_text("Work in the background").is_visible(), "and the page is the one that was gone back to"
+    assert page.get_by_role("heading", name="Stages").is_visible(), "and the page is the one that was gone back to"
 
 
 def test_labels_of_the_last_moment_are_kept(page, address, cache_copy):
@@ -76,7 +76,7 @@ def test_labels_of_the_last_moment_are_kept(page, address, cache_copy):
     for key in "yny":
         page.keyboard.press(key)
     page.get_by_role("link", name="Overview", exact=True).click()
-    page.get_by_text("Work in the background").wait_for()
+    page.get_by_role("heading", name="Stages").wait_for()
     settle(page)
     assert sorted(e.label for e in Audit(cache_copy / "small").labels.list("in haste")) == [0, 1, 1]
 
@@ -112,4 +112,4 @@ def test_one_step_back_leads_to_the_page_before_and_from_a_filter_to_the_view_wi
     settle(page)
     assert page.locator("h1").inner_text() == "Audit"
     page.go_back()
-    page.get_by_text("Work in the background").wait_for()
+    page.get_by_role("heading", name="Stages").wait_for()

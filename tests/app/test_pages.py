@@ -25,6 +25,8 @@ from concept_audit.store.index import index_files
 from concept_audit.store.layout import Layout
 from concept_audit.store.partition import RowPartition
 from concept_audit.store.under_way import report
+from concept_audit_app.components.tables import NOTHING
+from tests.app.browser import settle
 from tests.backend.audit.test_read_only import state
 
 MAIN = str(Path(concept_audit_app.__file__).parent / "main.py")
@@ -189,6 +191,37 @@ def test_the_evidence_page_shows_a_validation(audit):
     assert not test.exception
     assert "Without the top rows" in words(test) and "Linear datamodelling score" in words(test)
     assert "Paired by seed" in words(test)
+
+
+def test_the_evidence_of_a_single_seed_says_why_it_has_no_interval():
+    def page(seeds: int) -> None:
+        import pandas as pd
+
+        from concept_audit.metrics import paired
+        from concept_audit_app.components.evidence import _against_random
+
+        found = paired([-0.5, -0.25][:seeds])
+        interval = {"estimate": found.value, "low": found.low, "high": found.high, "p": found.p, "n": found.n}
+        line = {"measure": "removal", "method": "bm25", "share": 0.1, **interval}
+        _against_random(pd.DataFrame([line]))
+
+    alone, several = (AppTest.from_function(page, default_timeout=60, args=(seeds,)).run() for seeds in (1, 2))
+    assert not alone.exception and not several.exception
+    assert alone.dataframe[0].value[["low", "high", "p"]].isna().all(axis=None)
+    assert alone.dataframe[0].proto.placeholder == NOTHING
+    specs = [test.get("plotly_chart")[0].proto.spec for test in (alone, several)]
+    assert ["(one seed)" in spec for spec in specs] == [True, False]
+    assert ["(95% interval)" in spec for spec in specs] == [False, True]
+    why = f"{NOTHING} stands where a single seed gives no interval"
+    assert why in words(alone) and why not in words(several)
+
+
+def test_overview_by_its_name_leads_to_the_overview(page, address):
+    page.goto(f"{address}/overview?group=topic+%3D+money")
+    settle(page)
+    assert page.locator("h1").inner_text() == "small"
+    assert page.url == f"{address}/?group=topic+%3D+money" and not page.get_by_text("Page not found").count()
+    assert page.get_by_role("link", name="Overview", exact=True).count() == 1, "it stands among the pages once"
 
 
 def test_long_work_can_be_cancelled_and_goes_on_where_it_was(audit, monkeypatch):

@@ -10,7 +10,7 @@ from concept_audit_app.components.forecast_evidence import measured
 from concept_audit_app.components.forecast_view import show_forecast
 from concept_audit_app.components.forecasting import needed
 from concept_audit_app.components.session import current_audit, read_only
-from concept_audit_app.components.tables import records
+from concept_audit_app.components.tables import NOTHING, records
 from concept_audit_app.components.url import select_by_id
 
 EVERY, FLAGGED = RowFilter(), RowFilter(flag="any")
@@ -21,7 +21,7 @@ VIEWS = {
     "compare": "A part against the rest",
     "without": "Without the flagged rows",
 }
-EVERYTHING = "mean effect of a row (further right: training strengthens it)"
+EVERYTHING = "mean effect of a row<br>(further right: strengthened)"
 
 audit = current_audit()
 st.title("Forecast")
@@ -62,6 +62,7 @@ try:
             st.dataframe(
                 effects,
                 hide_index=True,
+                placeholder=NOTHING,
                 key="removal",
                 alt="Mean influence with and without the flagged rows",
                 column_config={
@@ -80,7 +81,7 @@ try:
         if view == "compare":
             table, across = (
                 audit.forecasts.difference(where),
-                f"{short(names[chosen])} less the rest, mean effect of a row",
+                f"{short(names[chosen])} less the rest,<br>mean effect of a row",
             )
         elif view == "without":
             table, across = audit.forecasts.without(where), EVERYTHING

@@ -12,6 +12,7 @@ from concept_audit_app.components.methods import NAMES, SLOW, WITH_GRADIENTS, in
 from concept_audit_app.components.plain import counted
 from concept_audit_app.components.progress import PageProgress
 from concept_audit_app.components.session import current_audit
+from concept_audit_app.components.tables import NOTHING
 from concept_audit_app.components.url import select_by_id
 
 SHOWN = 24
@@ -100,6 +101,7 @@ st.plotly_chart(
 st.dataframe(
     shown.drop(columns=["name"]),
     hide_index=True,
+    placeholder=NOTHING,
     key="groups-table",
     alt="All groups",
     column_config={

@@ -124,17 +124,16 @@ def counts_chart(edges: np.ndarray, counts: np.ndarray, across: str, up: str, he
 
 
 def interval_chart(
-    groups: pd.DataFrame,
-    across: str = "mean score (further right pushes more towards the concept)",
-    value: str = "mean",
+    groups: pd.DataFrame, across: str = "mean score<br>(further right: towards the concept)", value: str = "mean"
 ) -> go.Figure:
     """Estimates of groups with their intervals, the first on top.
 
     Args:
         groups: name, `value`, low, high, and n_rows where it is known.
+        across: of the axis; "<br>" breaks it into lines, for narrow windows.
     """
     rows = groups["n_rows"] if "n_rows" in groups else groups["inside"]
-    figure = _figure(90 + 24 * len(groups))
+    figure = _figure(90 + 24 * len(groups) + 18 * across.count("<br>"))
     figure.add_scatter(
         x=groups[value],
         y=[short(name) for name in groups["name"]],
@@ -187,7 +186,7 @@ def points_chart(points: pd.DataFrame, across: str, up: str, chosen: Sequence[in
         y=points["b_score"],
         mode="markers",
         customdata=points[["example_id", "a_rank", "b_rank"]],
-        marker=dict(color=np.where(here, HERE, PASSING), size=np.where(here, 10, 6), opacity=0.7),
+        marker=dict(color=np.where(here, HERE, PASSING), size=np.where(here, 10, 6), opacity=0.7, line=dict(width=0)),
         hovertemplate="row %{customdata[0]:,}<br>#%{customdata[1]:,} and #%{customdata[2]:,}<extra></extra>",
     )
     figure.update_xaxes(title=across, zeroline=True)
@@ -215,7 +214,9 @@ def overlap_chart(depths: np.ndarray, overlap: np.ndarray, n_rows: int) -> go.Fi
         line=dict(color=ALL, dash="dot"),
         hovertemplate="first %{x:,}: %{y:.0%} by chance<extra></extra>",
     )
-    figure.update_xaxes(title="first k rows", type="log")
+    # Of its own Plotly writes 1, 2, 5, 10, 2, 5, 100: each mark says its whole number here.
+    marks = [digit * 10**power for power in range(9) for digit in (1, 2, 5) if digit * 10**power <= n_rows]
+    figure.update_xaxes(title="first k rows", type="log", tickvals=marks, ticktext=[f"{mark:,}" for mark in marks])
     figure.update_yaxes(title="in common", tickformat=".0%", range=[0, 1.04])
     return figure
 

@@ -5,6 +5,7 @@
 
 const PATIENCE = 5000 // milliseconds for a box to appear
 const BEFORE = 40 // characters of a phrase before its strongest token
+const NARROW = 480 // pixels of a list in which there is room for fewer
 const AFTER = 110
 const EDGE = 16 // pixels below list and row, down to the window's end
 const MOST_FOUND = 500 // places of a search that are marked in a row
@@ -103,7 +104,8 @@ function drawPhrase(line, card) {
   range.setEnd(turn, turn.childNodes.length)
   const strongest = make(best.className.startsWith("a") ? "away" : "", "mark")
   strongest.textContent = plain(best.textContent)
-  const start = before.length > BEFORE ? `…${before.slice(-BEFORE)}` : before
+  const most = line.clientWidth < NARROW ? BEFORE / 2 : BEFORE
+  const start = before.length > most ? `…${before.slice(-most)}` : before
   line.querySelector(".phrase").replaceChildren(start, strongest, plain(range.toString()).slice(0, AFTER))
 }
 

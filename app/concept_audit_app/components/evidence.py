@@ -14,7 +14,7 @@ from concept_audit import Audit, Concept, Evidence
 from concept_audit_app.components.charts import QUIET, curves_chart, interval_chart, matrix_chart, recalls_chart, short
 from concept_audit_app.components.methods import NAMES
 from concept_audit_app.components.plain import counted
-from concept_audit_app.components.tables import records
+from concept_audit_app.components.tables import NOTHING, records
 from concept_audit_app.components.url import select_by_id
 from concept_audit_app.components.validating import validation_desk
 
@@ -38,6 +38,8 @@ TITLES = {
 }
 """Runs that are held against a control at random, and what that tells."""
 MOST_BESIDE = 3
+MARGIN, CELL = 190, 120
+"""Pixels of the chart of agreement: beside its columns, and of one of them."""
 
 
 def choose_target(audit: Audit, known: Evidence | None) -> tuple[str, str, str]:
@@ -106,6 +108,7 @@ def against_labels(audit: Audit, concept: Concept, target: tuple[str, str, str])
     st.dataframe(
         table[["name", "auroc", "low", "high", "average_precision", "precision_at_k", "k"]],
         hide_index=True,
+        placeholder=NOTHING,
         alt="AUROC, average precision and precision at k of each ranking",
         column_config={
             "name": "Ranking",
@@ -133,6 +136,7 @@ def agreement(audit: Audit, concept: Concept) -> None:
         matrix_chart(labels, matrix),
         config=QUIET,
         key="agreement-chart",
+        width=MARGIN + CELL * len(names),
         alt=f"Rank correlations of the methods: {pairs}",
     )
 
@@ -197,6 +201,7 @@ def _against_random(paired: pd.DataFrame) -> None:
         "Paired by seed: below 0 is what a removal, an exchange, another response or steering should do, and above 0 what "
         "the top rows alone should. An interval that includes 0 shows neither; p is not corrected for the number of "
         "comparisons."
+        + (f" {NOTHING} stands where a single seed gives no interval." if (paired["n"] < 2).any() else "")
     )
     extent = [
         f"{line['share']:g} σ" if line["measure"] == "steer" else f"{line['share']:.0%}" for line in records(paired)
@@ -206,6 +211,7 @@ def _against_random(paired: pd.DataFrame) -> None:
             ["measure", "method", "share", "estimate", "low", "high", "p", "n"]
         ],
         hide_index=True,
+        placeholder=NOTHING,
         alt="Removal, exchange, rewriting, retention and steering against random",
         column_config={
             "measure": "Runs",
@@ -231,7 +237,8 @@ def _kind_chart(measure: str, found: pd.DataFrame) -> None:
         bars = found.assign(name=found["method"].map(_told), inside=found["n"])
         share = found["share"].iloc[0]
         extent = f"strength {share:g} σ" if steers else f"{share:.0%} of the rows"
-        figure = interval_chart(bars, f"difference (95% interval), {extent}", "estimate")
+        told = "95% interval" if found["low"].notna().any() else "one seed"
+        figure = interval_chart(bars, f"difference ({told}), {extent}", "estimate")
         figure.update_xaxes(rangemode="tozero")  # 0, no difference, has to be in sight
     st.caption(title)
     st.plotly_chart(figure, key=f"{measure}-chart", config=QUIET, alt=f"{title}; the table below has the numbers")

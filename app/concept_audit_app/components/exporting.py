@@ -174,7 +174,7 @@ def downloads(audit: Audit, chosen: Chosen, rows: int) -> None:
         return
     with st.container(horizontal=True, vertical_alignment="center"):
         st.download_button(
-            f"Download {counted(rows, 'row')}",
+            f"Download {_what_is_in_it(audit, chosen, rows)}",
             file,
             file_name=name,
             mime=MIME[chosen.format],
@@ -193,6 +193,15 @@ def downloads(audit: Audit, chosen: Chosen, rows: int) -> None:
             "file's checksum. Keep it beside them.",
         )
     st.caption("Copies of a row share its flag. In a terminal: `concept-audit export` writes the same files.")
+
+
+def _what_is_in_it(audit: Audit, chosen: Chosen, rows: int) -> str:
+    """What a line of the file is, and how many there are: of documents in the input's columns, a document."""
+    if audit.manifest.document is None:
+        return counted(rows, "row")
+    ranking = (chosen.concept, chosen.method, chosen.options, chosen.whole_documents)
+    documents = counted(audit.documents.number_of(audit.exports.rows_of(chosen.where, *ranking)), "document")
+    return documents if chosen.schema == "own" else f"{counted(rows, 'row')} of {documents}"
 
 
 def _input_problem(audit: Audit) -> str | None:

@@ -7,7 +7,7 @@ from shlex import quote
 import streamlit as st
 
 from concept_audit import Audit, forecast_table, forecast_verdict, probe_table
-from concept_audit_app.components.tables import records
+from concept_audit_app.components.tables import NOTHING, records
 
 
 def measured(audit: Audit) -> None:
@@ -33,11 +33,19 @@ def measured(audit: Audit) -> None:
     with st.expander("Beside baselines, and by probe"):
         if len(features):
             st.dataframe(
-                features, hide_index=True, key="trial-features", alt="The forecast and its baselines against training"
+                features,
+                hide_index=True,
+                placeholder=NOTHING,
+                key="trial-features",
+                alt="The forecast and its baselines against training",
             )
         if len(probes):
             st.dataframe(
-                probes, hide_index=True, key="trial-probes", alt="What training did to each probe's projection"
+                probes,
+                hide_index=True,
+                placeholder=NOTHING,
+                key="trial-probes",
+                alt="What training did to each probe's projection",
             )
         for name, why in about["lacking"].items():
             st.caption(f"Not told: {name.replace('_', ' ')}, since {why}.")

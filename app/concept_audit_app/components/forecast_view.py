@@ -10,7 +10,7 @@ import streamlit as st
 from concept_audit_app.components.charts import ALL, HERE, PASSING, QUIET, short
 from concept_audit_app.components.concepts import concept_title
 from concept_audit_app.components.plain import plain
-from concept_audit_app.components.tables import records
+from concept_audit_app.components.tables import NOTHING, records
 
 SHOWN = 12
 UNITS = {"relative": "share of the feature's usual activation", "forecast": "change of activation or projection"}
@@ -41,7 +41,7 @@ def forecast_chart(rows: pd.DataFrame, across: str) -> go.Figure:
     names = [short(title) for title in rows["title"]]
     figure = go.Figure()
     figure.update_layout(
-        height=110 + 25 * len(rows),
+        height=110 + 25 * len(rows) + 18 * across.count("<br>"),
         margin=dict(l=8, r=8, t=8, b=8),
         barmode="overlay",
         legend=dict(orientation="h", y=1.02, yanchor="bottom", x=0),
@@ -113,7 +113,7 @@ def show_forecast(table: pd.DataFrame, audit_name: str, across: str) -> None:
     with st.container(horizontal=True, vertical_alignment="center"):
         st.page_link(
             "app_pages/ranking.py",
-            label=f"Rows that push {plain(chosen['concept_id'])} most",
+            label=f"Rows that push “{plain(short(chosen['title']))}” most",
             icon=":material/format_list_numbered:",
             query_params={"audit": audit_name, "concept": chosen["concept_id"], "method": "concept_influence"},
         )
@@ -132,6 +132,7 @@ def _listed(table: pd.DataFrame, key: str, features: bool) -> None:
     st.dataframe(
         table[[*columns[:2], *(["relative"] if features else []), *columns[2:]]],
         hide_index=True,
+        placeholder=NOTHING,
         key=key,
         alt="Every concept with its forecast",
         column_config={

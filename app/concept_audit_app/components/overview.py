@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pandas as pd
 import streamlit as st
 
 from concept_audit import Audit
@@ -73,7 +72,10 @@ def left_out(audit: Audit) -> None:
 
 def running(audit: Audit) -> None:
     """What is being computed for this audit: the gradient index, forecasts, validations."""
-    st.subheader("Work in the background")
+    under_way = any(root == str(audit.root) for kind in (jobs(), validations()) for root, _ in kind.under_way()) or (
+        audit.index.describe() is None and audit.index.progress() is not None
+    )
+    st.subheader("Work in the background" if under_way else "Gradient index")
     index_state(audit)
     for title, kind in (("Forecast", jobs()), ("Validation", validations())):
         for (root, _), job in kind.under_way().items():
@@ -123,7 +125,12 @@ def sae_quality(audit: Audit) -> None:
             f"{quality['l0']:.0f} features a token (L0)"
         )
     dead = every - live
-    st.caption(f"{words}; {dead:,} of {every:,} features are dead ({dead / every:.0%})")
+    st.caption(f"{words}; {dead:,} of {every:,} features never fire on these data ({_share(dead / every)})")
+
+
+def _share(part: float) -> str:
+    """A share in per cent, in words where rounding would make it none."""
+    return "under 1%" if 0 < part < 0.005 else f"{part:.0%}"
 
 
 def separating(audit: Audit) -> None:
@@ -151,7 +158,7 @@ def separating(audit: Audit) -> None:
         return
     shown = table.assign(name=[f"{row['feature_id']} · {row['label']}" for row in records(table)])
     st.plotly_chart(
-        interval_chart(shown, "log-odds that a row in which it fires is one of them", "log_odds"),
+        interval_chart(shown, "log-odds that a row in which it fires<br>is one of them", "log_odds"),
         key="separating-chart",
         config=QUIET,
         alt=f"SAE features by log-odds of firing in: {chosen}",
@@ -186,8 +193,9 @@ def stages(audit: Audit) -> None:
             "" if answers >= rows else COSTS["answers"],
         )
     )
-    st.dataframe(
-        pd.DataFrame(lines, columns=["Stage", "State", "What it would cost"]),
-        hide_index=True,
-        alt="Stages of the audit",
-    )
+    done = [name for name, told, _ in lines if told == "done"]
+    if done:
+        st.caption(f"Done: {', '.join(name[0].lower() + name[1:] if name[1].islower() else name for name in done)}.")
+    for name, told, cost in lines:
+        if told != "done":
+            st.markdown(f"**{name}**: {plain(told)}" + (f". It takes {cost}." if cost else "."))

@@ -138,7 +138,7 @@ def report(audit: Audit, name: str, labels: Sequence[LabelledExample], saved: Sa
     )
     st.caption(
         "By layer, differences of means: "
-        + " · ".join(f"{layer}: {each:.2f}" for layer, each in sorted(found.by_layer.items()))
+        + " · ".join(f"{layer}:\u00a0{each:.2f}" for layer, each in sorted(found.by_layer.items()))
     )
     _threshold(audit, name, saved, *(held_out or (found.scores, found.labels)))
 

@@ -6,6 +6,9 @@ from typing import Any
 
 import pandas as pd
 
+NOTHING = "–"
+"""Stands in a table where there is no figure."""
+
 
 def records(table: pd.DataFrame) -> list[dict[str, Any]]:
     """The rows of a table, each by the names of its columns."""

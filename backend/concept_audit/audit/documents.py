@@ -104,6 +104,12 @@ class Documents:
             return {}
         return self._opened.read(lambda cursor: store_documents.places_in_documents(cursor, example_ids))
 
+    def number_of(self, example_ids: Sequence[int]) -> int:
+        """How many documents rows are parts of; 0 where documents were not split."""
+        if not self.split:
+            return 0
+        return self._opened.read(lambda cursor: store_documents.number_of(cursor, example_ids))
+
     def flag(
         self, documents: Sequence[int], flag: str | None = "remove", note: str | None = None, by: str = ""
     ) -> FlagChange:

@@ -114,6 +114,15 @@ def places_in_documents(cursor: Cursor, example_ids: Sequence[int]) -> dict[int,
     return {example_id: Window(*place) for example_id, *place in found}
 
 
+def number_of(cursor: Cursor, example_ids: Sequence[int]) -> int:
+    """How many documents rows are parts of."""
+    found = cursor.execute(
+        f"SELECT count(DISTINCT document) FROM {WINDOWS} WHERE example_id IN (SELECT unnest(?::BIGINT[]))",
+        [[int(i) for i in example_ids]],
+    )
+    return int(only_row(found)[0])
+
+
 def all_places(cursor: Cursor) -> pd.DataFrame:
     """Where every row lies in its document: document, of, start, end, in the order of example ids, from 0."""
     return cursor.execute(

@@ -108,6 +108,8 @@ def test_windows_are_the_documents_one_after_the_other(audit, rows):
         for part in parts.itertuples():
             assert text[part.first_character : part.end_character] == part.response
     assert table.groupby("document").size().max() > 3
+    assert audit.documents.number_of(table.index) == table["document"].nunique()
+    assert audit.documents.number_of(table.index[:1]) == 1 and audit.documents.number_of([]) == 0
     assert audit.documents.counts() == {"documents": 5, "windows": int((table["n_windows"] > 1).sum())}
 
 
@@ -122,6 +124,7 @@ def test_metadata_tell_the_document_of_windows_and_of_no_other_row(audit, rows):
 def test_rows_that_fit_and_audits_that_do_not_split_are_what_they_were(audit, rows, tmp_path, model_directory):
     cut = Audit(build(options(write_jsonl(tmp_path / "a.jsonl", rows), tmp_path / "a", model_directory, long_documents="cut")))  # fmt: skip
     assert cut.query("SELECT count(*) AS n FROM audit.windows")["n"][0] == 0 and cut.documents.counts() is None
+    assert cut.documents.number_of([0]) == 0
     assert cut.documents.places([0]) == {} and cut.manifest.configuration["long_documents"] is None
     before, now = cut.rows.list(), windows(audit)
     fits = now[now["n_windows"] == 1]
