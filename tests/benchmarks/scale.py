@@ -109,7 +109,10 @@ def audit_defaults():
 
 
 def time_queries(root: Path, times: int, only: str) -> None:
-    """Seconds of each query, with nothing remembered but what DuckDB keeps of the file."""
+    """Seconds of each query, with nothing remembered but what DuckDB keeps of the file.
+
+    Processor time is told too: where other work shares the machine, it is what the query itself needs.
+    """
     audit = Audit(root)
     print(f"{audit.overview().n_rows:,} rows; limit of each p95: {LIMIT_MS:,} ms")
     for name, act in actions(audit).items():
@@ -119,11 +122,15 @@ def time_queries(root: Path, times: int, only: str) -> None:
         for i in range(times):
             audit.opened.forget()
             audit.opened._memory_of_build.forget()
-            started = time.perf_counter()
+            started = time.perf_counter(), time.process_time()
             act(i)
-            seconds.append(time.perf_counter() - started)
-        p50, p95 = np.quantile(seconds, [0.5, 0.95]) * 1000
-        print(f"{name:34} median {p50:7.0f} ms   p95 {p95:7.0f} ms{'   OVER' if p95 > LIMIT_MS else ''}", flush=True)
+            seconds.append((time.perf_counter() - started[0], time.process_time() - started[1]))
+        p50, p95 = np.quantile(seconds, [0.5, 0.95], axis=0) * 1000
+        print(
+            f"{name:34} median {p50[0]:7.0f} ms   p95 {p95[0]:7.0f} ms   processor {p50[1]:7.0f}, {p95[1]:7.0f} ms"
+            f"{'   OVER' if p95[0] > LIMIT_MS else ''}",
+            flush=True,
+        )
 
 
 def rank(root: Path, top: int | None) -> None:

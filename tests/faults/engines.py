@@ -154,9 +154,10 @@ class Breaking:
                 runs, status = runs + 1, self._run(out, *self._on_ray(), "--cache", str(cache)).wait()
             wrong = [f"exit status {status}: {self._said()}"] if status else []
             wrong += [f"{x} differs" for x in material.differing(self.expected, material.contents(root))]
-            twice = set(_put(storage.asked[:before])) & set(_put(storage.asked[before:]))
+            twice = sorted(set(_put(storage.asked[:before])) & set(_put(storage.asked[before:])))
+            wrong += [f"{path} was put anew" for path in twice]
         told = sum(found is not None for found in refused)
-        print(f"    {told} of {len(refused)} requests failed, {runs} runs, put anew: {sorted(twice)}", flush=True)
+        print(f"    {told} of {len(refused)} requests failed, {runs} runs", flush=True)
         return ended and told > 0, wrong
 
     def _undisturbed(self) -> float:

@@ -161,7 +161,8 @@ class Flags:
         where = self._opened.searched(where)
 
         def counted(ranking: int | None = None) -> dict[str | None, int]:
-            return self._opened.read(lambda cursor: store_flags.verdicts(cursor, ranking, where, top))
+            key = ("verdicts", ranking, repr(where), top)
+            return dict(self._opened.cached_read(key, lambda cursor: store_flags.verdicts(cursor, ranking, where, top)))
 
         return self._rankings.using([(concept, method, options)] if concept else [], counted)
 

@@ -7,6 +7,7 @@ import shutil
 import pytest
 
 from concept_audit import Audit, RowFilter
+from concept_audit.store import flags as store_flags
 
 
 @pytest.fixture
@@ -50,3 +51,17 @@ def test_verdicts_of_the_first_rows_are_those_that_an_act_on_them_would_change(a
         }
         assert audit.flags.verdicts(RowFilter(), "sae:3", top=top) == wanted
     assert sum(audit.flags.verdicts(RowFilter(), top=7).values()) == 7
+
+
+def test_verdicts_are_not_counted_again_until_somebody_changes_a_flag(audit, monkeypatch):
+    counted, verdicts = [], store_flags.verdicts
+    monkeypatch.setattr(store_flags, "verdicts", lambda *asked: counted.append(asked) or verdicts(*asked))
+    unseen = audit.flags.verdicts(RowFilter(), "sae:3")
+    unseen.clear()  # what is given is the asker's own
+    assert sum(audit.flags.verdicts(RowFilter(), "sae:3").values()) == audit.overview().n_rows
+    assert len(counted) == 1
+    audit.flags.verdicts(RowFilter(), "sae:3", top=3)
+    assert len(counted) == 2
+    hashes = audit.rank("sae:3", top=1)["content_hash"].tolist()
+    Audit(audit.root).flags.set(hashes, "keep")
+    assert audit.flags.verdicts(RowFilter(), "sae:3", top=1) == {"keep": 1}
