@@ -154,13 +154,15 @@ def choose_validation(audit: Audit, concept: Concept) -> Evidence | None:
         + ("" if row["current"] else " (earlier)")
         for row in records(mine)
     }
-    chosen = select_by_id("Validation", list(names), names.__getitem__, "evidence", width=320)
-    return audit.evidence.get(chosen)
+    with st.container(horizontal=True, vertical_alignment="bottom"):
+        chosen = select_by_id("Validation", list(names), names.__getitem__, "evidence", width=320)
+        evidence = audit.evidence.get(chosen)
+        _download(audit, evidence)
+    return evidence
 
 
-def validation(audit: Audit, evidence: Evidence) -> None:
+def validation(evidence: Evidence) -> None:
     """What training did without the flagged rows, on them alone, with others in their place, and with the concept added."""
-    _download(audit, evidence)
     quantities = [q for q in QUANTITIES if (evidence.results["quantity"] == q).any()]
     quantity = st.segmented_control(
         "Measured by",
