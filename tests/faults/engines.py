@@ -137,7 +137,8 @@ class Breaking:
         root = directory_of(out, cache)
         with serving(port=STORAGE_PORT) as (storage, _):
             process = self._run(out, *self._on_ray(), "--cache", str(cache))
-            self._wait(process, lambda: _shards(root, "tokens"))
+            # Workers put shards themselves; the command's own directory has them once it reads them.
+            self._wait(process, lambda: any("/tokens/" in path for path in _put(storage.asked)))
             self._wait(process, _clock(self.seconds * share))
             ended, before, refused = process.poll() is None, len(storage.asked), []
 
