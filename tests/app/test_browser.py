@@ -172,7 +172,7 @@ def test_a_new_probe_is_ranked_by_influence_at_once(page, address, cache_copy):
     assert page.get_by_text("has not been computed yet").count() == 0
     assert cards(page).first.inner_text().startswith("#1")
     page.get_by_role("radio", name="Influence").click()
-    page.get_by_text("of which the prompt").first.wait_for()
+    page.get_by_text("of which the prompt").filter(visible=True).first.wait_for()  # of the row under the cursor
     # Nobody asks for exact scores: they take the place of the index's by themselves.
     page.get_by_role("button", name="Fidelity").click()
     page.get_by_text("All 83 scores are exact.").wait_for()

@@ -10,6 +10,11 @@ from tests.app.browser import settle
 NARROW = {"width": 1280, "height": 800}
 NOTE = "flatters the one who asks, and in words that no other row of these data has"
 FILTER = "&find=a&in=In+the+response&not_topic=%3Cb%3Erivers%3C%2Fb%3E&range_number=0..1001&scores=-9..99&flag=Flagged"
+BELOW = """() => {
+    const stop = document.querySelector('[data-testid="stStatusWidget"]')
+    return stop !== null && stop.getBoundingClientRect().y > innerHeight / 2
+}"""
+"""Streamlit's Stop button is shown, in the lower half of the window."""
 
 
 @pytest.fixture
@@ -96,10 +101,9 @@ def test_the_head_of_a_row_is_as_wide_as_the_row_and_its_buttons_are_one_line(de
 def test_the_stop_button_of_a_page_that_runs_lies_over_no_control(page, address, flagged):
     page.set_viewport_size(NARROW)
     page.goto(f"{address}/audit?concept=sae:3")  # the first page of a server takes long
-    page.locator(".st-key-frame").wait_for(state="attached")  # the style sheet comes with it
-    stop = page.get_by_test_id("stStatusWidget")
-    stop.wait_for()
-    there = stop.bounding_box()
+    # Until the style sheet is there, with the page's first elements, it lies where Streamlit has it.
+    page.wait_for_function(BELOW)
+    there = page.get_by_test_id("stStatusWidget").bounding_box()
     settle(page)
     controls = page.locator("button:visible, a:visible, input:visible, .row:visible").evaluate_all(
         "all => all.map(one => one.getBoundingClientRect()).map(({x, y, width, height}) => ({x, y, width, height}))"
