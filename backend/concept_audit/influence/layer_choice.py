@@ -65,6 +65,7 @@ def choose_layers(scores: np.ndarray, kinds: np.ndarray, agreement: float, count
     terms, whole, kinds = terms[:, :, told] / length[told], whole[:, told] / length[told], kinds[told]
     along = np.einsum("lrc,rc->lc", terms, whole)
     squares = np.square(terms).sum(1)
+    of_kind = {int(kind): kinds == kind for kind in np.unique(kinds)}
     chosen: list[int] = []
     total = np.zeros_like(whole)
     while len(chosen) < len(terms):
@@ -76,7 +77,6 @@ def choose_layers(scores: np.ndarray, kinds: np.ndarray, agreement: float, count
         best = int(gains.argmax())
         chosen.append(best)
         total += terms[best]
-        of_kind = {int(kind): kinds == kind for kind in np.unique(kinds)}
         reached = min(float(alike[best, mine].mean()) for mine in of_kind.values())
         if reached >= agreement:
             factors = {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -67,14 +67,19 @@ def kept_layers(files: IndexFiles, tracked: int) -> list[int]:
     return found["layers"].tolist() if found else list(range(tracked))
 
 
-def kind_factor(files: IndexFiles, layer: int | None) -> float:
-    """What scores of the kept layers are multiplied with, for those that are left out.
+def kind_factors(files: IndexFiles) -> dict[int, float]:
+    """What scores of the kept layers are multiplied with, for those that are left out, by the kind of concept."""
+    found = _some(files, "kinds", "factors")
+    return dict(zip(found["kinds"].tolist(), found["factors"].tolist(), strict=True)) if found else {}
+
+
+def factor_at(factors: Mapping[int, float], layer: int | None) -> float:
+    """The factor of a concept.
 
     Args:
+        factors: as `kind_factors` gives them.
         layer: where the concept lives, which may lie between those that the index was made for; None for a loss.
     """
-    found = _some(files, "kinds", "factors")
-    factors = dict(zip(found["kinds"].tolist(), found["factors"].tolist(), strict=True)) if found else {}
     if layer is None:
         return factors.get(LOSS, 1.0)
     layers = sorted(kind for kind in factors if kind != LOSS)

@@ -30,7 +30,7 @@ from concept_audit.model.gradients import gradient_tokens_per_batch
 from concept_audit.model.linear import LinearLayer, linear_layers
 from concept_audit.model.memory import room_on
 from concept_audit.pipeline.curvature import CurvatureFit, curvature_of, fit_curvature
-from concept_audit.pipeline.index.codes import Codes, kept_layers, kind_factor
+from concept_audit.pipeline.index.codes import Codes, factor_at, kept_layers, kind_factors
 from concept_audit.pipeline.own_queries import own_influence
 from concept_audit.pipeline.sources import Sources
 from concept_audit.progress import Progress
@@ -174,7 +174,7 @@ class OpenIndex:
         )
         curvature = fit_curvature(sources, lm, fit, range(first, last + 1), progress)
         self._curvatures = curvature_of(curvature, self._layers, "ekfac", lm.device)
-        self._kept = kept_layers(files, len(self._layers))
+        self._kept, self._factors = kept_layers(files, len(self._layers)), kind_factors(files)
 
     def reached(self, target: Target) -> list[LinearLayer]:
         """The tracked layers that a target reaches, the first of them."""
@@ -182,7 +182,7 @@ class OpenIndex:
 
     def factor(self, target: Target) -> float:
         """What a target's products with the rows' numbers are multiplied with, for the layers that are left out."""
-        return kind_factor(self.files, target.reach if isinstance(target.quantity, NegatedConcept) else None)
+        return factor_at(self._factors, target.reach if isinstance(target.quantity, NegatedConcept) else None)
 
     def _kept_within(self, reach: int) -> LayerGroup:
         """The layers whose numbers the index keeps, up to a block."""
