@@ -34,6 +34,7 @@ from concept_audit.model.load import LanguageModel
 from concept_audit.pipeline.index.codes import Codes, kept_layers
 from concept_audit.pipeline.index.query import OpenIndex, Target, index_scores, projection_reader
 from concept_audit.pipeline.rank import _target, request
+from concept_audit.pipeline.refine import Plan
 from concept_audit.pipeline.sampling import as_rows
 from concept_audit.pipeline.sources import Sources
 from concept_audit.progress import LineProgress, Progress
@@ -47,6 +48,8 @@ from concept_audit.store.shard_store import read_tensors
 TOP = 50
 EXACT_ROWS, EXACT_SHARE = 100, 0.03
 """The exact stage scores so many of the index's first rows, or this share of all rows, if that is more."""
+CONTROLS = 8
+"""Controls that are drawn to go through the exact stage with."""
 SIDES = (8, 12, 17, 24)
 SIZES = (256, 128, 64, 32, 16, 8, 4, 2, 1)
 """KiB a row of smaller indexes."""
@@ -69,6 +72,27 @@ def told(name: str, guess: np.ndarray, truth: np.ndarray) -> None:
         f"mean {np.mean(recalls):.3f} least {min(recalls):.2f}",
         flush=True,
     )
+    stages = np.array([[staged(g, t, seed) for seed in range(CONTROLS)] for g, t in pairs])
+    found, rows = stages[..., 0].mean(1), stages[..., 1]
+    print(
+        f"    gone through as `refine` does it: recall mean {found.mean():.3f} least {found.min():.2f}, "
+        f"{rows.mean():.0f} rows, most {rows.max():.0f}",
+        flush=True,
+    )
+
+
+def staged(guess: np.ndarray, truth: np.ndarray, seed: int) -> tuple[float, int]:
+    """The second stage with exact scores that are there: the share of the true top that it scores, and its rows."""
+    rng = np.random.default_rng(seed)
+    plan = Plan.of(guess, lambda among, wanted: rng.choice(np.flatnonzero(among), wanted, replace=False))
+    exact = np.full(len(truth), np.nan)
+    for step in plan.steps():
+        done = np.concatenate(plan.pieces[:step])
+        exact[done] = truth[done]
+        if plan.enough(exact, len(done)):
+            break
+    known = ~np.isnan(exact)
+    return float(known[np.argsort(-truth)[:TOP]].mean()), int(known.sum())
 
 
 def shared(guess: np.ndarray, truth: np.ndarray, first: int) -> float:

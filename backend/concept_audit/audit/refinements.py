@@ -43,7 +43,7 @@ class Refinements:
     ) -> dict[str, Any] | None:
         """Score the first rows of a ranking exactly, and a control drawn from the rest; put all in order anew.
 
-        The ranking is computed if it is not in the store, and remains the same ranking. It is put in order anew as
+        Further rows follow where too few of the true top are thought to be among them (`Plan.enough`). The ranking is computed if it is not in the store, and remains the same ranking. It is put in order anew as
         pieces of the answer come, the first rows first; the scores of all other rows are calibrated on the control,
         and keep their order. What is interrupted goes on where it was; another process that does the same is
         waited for.
@@ -80,6 +80,8 @@ class Refinements:
             for done, exact in exact_scores(sources, number, planned, reported):
                 weighed = by_advantage(sources, exact, found.request.options)
                 known = self._save(found, planned, done, weighed)
+                if known["done"]:
+                    break
         return known
 
     def in_words(
@@ -107,16 +109,16 @@ class Refinements:
         scores = np.where(nothing, 0.0, scores)
         known = nothing | (~np.isnan(exact) & ~np.isnan(scores))
         rows = ranked(np.array([found.id]), scores[:, None], known)
-        wanted = len(planned.selected) + len(planned.control)
+        enough = planned.enough(exact, done)
         in_order = rows["exact"].to_numpy()
         agreement = correlation(planned.approximate[planned.control], exact[planned.control])
         details = {
-            "done": done == wanted,
+            "done": enough,
             "scored": done,
-            "wanted": wanted,
+            "wanted": done if enough else planned.wanted(done),
             "exact": int(known.sum()),
             "first": int(np.argmin(in_order)) if not in_order.all() else len(in_order),
-            "selected": len(planned.selected),
+            "selected": len(planned.selected) + max(done - planned.certain, 0),
             "control": len(planned.control),
             "seed": SEED,
             "intercept": line.intercept,
@@ -124,7 +126,7 @@ class Refinements:
             "spearman": _numbers(agreement),
             "recall": [],
         }
-        if done == wanted:
+        if enough:
             estimates = {top: recall(planned.approximate, exact, top) for top in TOPS if top < len(planned.selected)}
             details["recall"] = [{"top": top, **_numbers(each)} for top, each in estimates.items()]
         self._opened.derive(lambda cursor: save_refined(cursor, found.identity, rows, details), [found.id])

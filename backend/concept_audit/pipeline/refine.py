@@ -3,13 +3,14 @@
 shards/influence/<ranking>/exact/plan.safetensors    the index's scores, and the rows to score, as they come
 shards/influence/<ranking>/exact/<number>.safetensors    exact scores of one piece, and their token influences
 
-The first rows come first, then the control, then the other rows that were selected. A piece is complete or absent;
-what is there is never scored again.
+The first rows come first, then the control, then the other rows that were selected; then, for as long as too few of the
+true top are thought to be among them, further rows as the index ranks them. A piece is complete or absent; what is
+there is never scored again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -20,6 +21,7 @@ import torch
 from concept_audit.influence.pairs import score_with_pairs
 from concept_audit.influence.scoring import plan as scoring_plan
 from concept_audit.influence.scoring import score_rows
+from concept_audit.influence.two_stages import recall
 from concept_audit.model.memory import free_bytes
 from concept_audit.model.options import ModelSource
 from concept_audit.pipeline.engine import Worker
@@ -48,8 +50,16 @@ CONTROL_SHARE, LEAST_CONTROL, MOST_CONTROL = 0.5, 50, 500
 PIECE = 50
 """Rows of a piece: a first answer, and what is lost when the work is stopped."""
 SEED = 0
-GROWTH = 1.5
+GROWTH, FURTHER_GROWTH = 1.5, 1.15
 """So much more has to be scored before the ranking is put in order anew: that takes a pass over all rows."""
+TOP, GOAL = 50, 0.98
+"""Scoring goes on until such a share of so many rows of the true top is thought to be found."""
+FURTHER_SHARE = 1.0
+"""Of the selected rows, so many further ones are scored at most."""
+
+
+KEPT = ("approximate", "selected", "control")
+"""What is kept of a plan."""
 
 
 @dataclass(frozen=True)
@@ -66,22 +76,73 @@ class Plan:
     selected: np.ndarray
     control: np.ndarray
 
+    @classmethod
+    def of(cls, scores: np.ndarray, draw: Callable[[np.ndarray, int], Iterable[int]]) -> Plan:
+        """A plan for the index's scores.
+
+        Args:
+            draw: given which rows are not selected, bool [rows], and a number, draws so many of them.
+        """
+        order = np.argsort(-scores, kind="stable")
+        order = order[~np.isnan(scores[order])]
+        selected, rest = np.split(order, [min(len(order), max(LEAST_SELECTED, round(SELECTED_SHARE * len(scores))))])
+        among = np.zeros(len(scores), bool)
+        among[rest] = True
+        wanted = min(max(LEAST_CONTROL, round(CONTROL_SHARE * len(selected))), MOST_CONTROL, len(rest))
+        return cls(scores, selected, np.array(list(draw(among, wanted)), np.int64))
+
+    @cached_property
+    def further(self) -> np.ndarray:
+        """Rows that are scored where too little of the true top is found, best first."""
+        order = np.argsort(-self.approximate, kind="stable")
+        planned = np.isnan(self.approximate)
+        planned[self.selected] = planned[self.control] = True
+        return order[~planned[order]][: round(FURTHER_SHARE * len(self.selected))]
+
     @cached_property
     def pieces(self) -> list[np.ndarray]:
         """The rows of each piece, as they are scored."""
-        parts = (self.selected[:PIECE], self.control, self.selected[PIECE:])
+        parts = (self.selected[:PIECE], self.control, self.selected[PIECE:], self.further)
         return [part[start : start + PIECE] for part in parts for start in range(0, len(part), PIECE)]
 
+    @property
+    def certain(self) -> int:
+        """So many rows are scored whatever comes out."""
+        return len(self.selected) + len(self.control)
+
     def steps(self) -> list[int]:
-        """After how many pieces the ranking is worth putting in order anew; the last one is all of them."""
+        """After how many pieces the ranking is worth putting in order anew; the last one is all of them.
+
+        One step is where the rows that are certain end.
+        """
         sizes = np.cumsum([len(piece) for piece in self.pieces])
-        steps = [1]
-        with_control = int(np.searchsorted(sizes, min(PIECE, len(self.selected)) + len(self.control))) + 1
-        for number in range(2, len(sizes) + 1):
-            grown = number > with_control and sizes[number - 1] >= GROWTH * sizes[steps[-1] - 1]
-            if number == with_control or grown:
+        with_control, all_certain = (
+            int(np.searchsorted(sizes, rows)) + 1
+            for rows in (min(PIECE, len(self.selected)) + len(self.control), self.certain)
+        )
+        steps = [min(1, len(sizes))]
+        for number in range(2, len(sizes)):
+            growth = GROWTH if number < all_certain else FURTHER_GROWTH
+            grown = number > with_control and sizes[number - 1] >= growth * sizes[steps[-1] - 1]
+            if number in (with_control, all_certain) or grown:
                 steps.append(number)
-        return [*(step for step in steps if step < len(sizes)), len(sizes)]
+        return steps if steps[-1] == len(sizes) else [*steps, len(sizes)]
+
+    def wanted(self, done: int) -> int:
+        """How many rows are to be scored, as far as is known once so many are: those of the next step at least."""
+        ends = np.cumsum([len(piece) for piece in self.pieces])[np.array(self.steps()) - 1]
+        return next((int(end) for end in ends if end >= self.certain and end > done), done)
+
+    def enough(self, exact: np.ndarray, done: int) -> bool:
+        """Whether no further rows have to be scored once so many are.
+
+        Args:
+            exact: float64 [rows], NaN where there is none.
+        """
+        if done < self.certain:
+            return False
+        found = recall(self.approximate, exact, TOP)
+        return done == self.certain + len(self.further) or np.isnan(found.value) or found.value >= GOAL * TOP
 
 
 def plan(sources: Sources, ranking: int, approximate: Callable[[], np.ndarray]) -> Plan:
@@ -92,23 +153,17 @@ def plan(sources: Sources, ranking: int, approximate: Callable[[], np.ndarray]) 
     """
     path = _directory(sources, ranking) / "plan.safetensors"
     if intact(path):
-        kept = read_tensors(path)
-        return Plan(*(kept[name].numpy() for name in ("approximate", "selected", "control")))
-    scores = approximate()
-    order = np.argsort(-scores, kind="stable")
-    order = order[~np.isnan(scores[order])]
-    selected, rest = np.split(order, [min(len(order), max(LEAST_SELECTED, round(SELECTED_SHARE * len(scores))))])
-    wanted = min(max(LEAST_CONTROL, round(CONTROL_SHARE * len(selected))), MOST_CONTROL, len(rest))
-    among = np.zeros(len(scores), bool)
-    among[rest] = True
-    control = np.array(
-        sources.read(
+        there = read_tensors(path)
+        return Plan(*(there[name].numpy() for name in KEPT))
+
+    def draw(among: np.ndarray, wanted: int) -> list[int]:
+        return sources.read(
             lambda cursor: first_shuffled(filter(lambda key: among[key[1]], content_hashes(cursor)), SEED, wanted)
-        ),
-        np.int64,
-    )
-    found = Plan(scores, selected, control)
-    tensors = {name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in vars(found).items()}
+        )
+
+    found = Plan.of(approximate(), draw)
+    kept = {name: getattr(found, name) for name in KEPT}
+    tensors = {name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in kept.items()}
     sources.layout.shards.write_tensors(path, tensors, {"seed": SEED})
     return found
 
@@ -169,9 +224,12 @@ class ExactScores:
 def exact_scores(sources: Sources, ranking: int, planned: Plan, progress: Progress) -> Iterator[tuple[int, np.ndarray]]:
     """Score the rows of a plan, or what is missing of them; the query has to be kept.
 
+    Who has `Plan.enough` asks for no more.
+
     Yields:
-        after each of the plan's steps that had something to do, and after the last, how many rows of the plan are
-        done; and the exact scores so far, float64 [rows], NaN where there is none, and of rollouts not weighed.
+        after each of the plan's steps that had something to do, after the rows that are certain, and after the last,
+        how many rows of the plan are done; and the exact scores so far, float64 [rows], NaN where there is none, and of
+        rollouts not weighed.
     """
     tokens = sources.shards("tokens")
     shards = influence_shards(sources.layout.shards, ranking, tokens.partition)
@@ -196,7 +254,7 @@ def exact_scores(sources: Sources, ranking: int, planned: Plan, progress: Progre
             # Rows that are queries are scored by the others, whoever selected them.
             own = read_tensors(shards.file(OWN))
             exact[own["ids"].numpy()] = own["scores"].numpy()
-        if not idle or step == len(everything):
+        if not idle or done == planned.certain or step == len(everything):
             yield done, exact.copy()
 
 

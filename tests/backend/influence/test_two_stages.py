@@ -191,10 +191,10 @@ def test_token_influences_of_rows_that_were_scored_are_not_computed_again(audit,
     assert [exact[i] for i in ids] == pytest.approx(rows["score"].tolist(), rel=1e-4)
 
 
-def test_an_index_that_is_wrong_is_told_to_have_missed_rows(audit):
+def mislead(audit):
+    """Give the index's scores to other rows."""
     number = audit.rankings.find(*WANTED, FROM_INDEX).id
     right = audit.opened.read(lambda cursor: ranking_scores(cursor, number, 300))
-    truth = by_row(audit, EXACT)["score"].to_numpy()
     wrong = np.random.default_rng(0).permutation(right)
     audit.opened.derive(
         lambda cursor: cursor.executemany(
@@ -202,15 +202,53 @@ def test_an_index_that_is_wrong_is_told_to_have_missed_rows(audit):
             [[float(score), number, i] for i, score in enumerate(wrong)],
         )
     )
-    told = audit.refine(*WANTED, FROM_INDEX)
-    after = by_row(audit)
+
+
+def found_of_fifty(audit):
+    """How many of the true first fifty have exact scores."""
+    best = np.argsort(-by_row(audit, EXACT)["score"].to_numpy())[:50]
+    return int(by_row(audit)["exact"].to_numpy()[best].sum())
+
+
+@pytest.mark.parametrize("further", [0.0, 1.0])
+def test_an_index_that_is_wrong_is_told_to_have_missed_rows(audit, monkeypatch, further):
+    monkeypatch.setattr(stage, "FURTHER_SHARE", further)
+    mislead(audit)
+    told, truth = audit.refine(*WANTED, FROM_INDEX), by_row(audit, EXACT)["score"]
     (fifty,) = (each for each in told["recall"] if each["top"] == 50)
-    found = int(after["exact"].to_numpy()[np.argsort(-truth)[:50]].sum())
-    assert found < 35 and fifty["value"] < 40 and fifty["low"] <= found <= fifty["high"]
+    found, scored = found_of_fifty(audit), 150 + 100 * int(further)
+    # Scores that say nothing find of the true top what they find of all rows.
+    assert abs(found - 50 * scored / 300) < 10 and fifty["value"] < 45
+    assert fifty["low"] <= found <= fifty["high"]
+    assert told["done"] and told["scored"] == told["wanted"] == scored and told["selected"] == scored - 50
     assert told["spearman"]["low"] < 0.3
-    # Nothing but the order is left of scores that say nothing.
-    rest = after["score"][~after["exact"]]
-    assert rest.std() < 0.5 * truth.std()
+    # Nothing but the order is left of them.
+    after = by_row(audit)
+    assert after["score"][~after["exact"]].std() < 0.5 * truth.std()
+
+
+def test_further_rows_are_scored_until_the_true_top_is_thought_to_be_found(audit, monkeypatch, tmp_path):
+    mislead(audit)
+    whole = Audit(shutil.copytree(audit.root, tmp_path / "whole"))
+    whole.refine(*WANTED, FROM_INDEX)
+    exact, saved = stage.exact_scores, []
+
+    def stopped(sources, ranking, planned, progress):
+        for done, scores in exact(sources, ranking, planned, progress):
+            yield done, scores
+            saved.append((done, audit.rankings.refinement(*WANTED, FROM_INDEX)))
+            if done == 200:
+                raise Killed
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr("concept_audit.audit.refinements.exact_scores", stopped)
+        audit.refine(*WANTED, FROM_INDEX)
+    assert [(done, told["scored"], told["wanted"], told["done"]) for done, told in saved[-2:]] == [
+        (150, 150, 200, False),
+        (200, 200, 250, False),
+    ]
+    assert "200 of 250" in audit.refinements.in_words(*WANTED, FROM_INDEX)
+    assert audit.refine(*WANTED, FROM_INDEX)["done"] and by_row(audit).equals(by_row(whole))
 
 
 def test_rankings_that_are_exact_anyway_have_no_second_stage(audit):
@@ -228,10 +266,22 @@ def test_a_plan_takes_the_first_rows_then_the_control_then_the_others():
     scores = np.r_[np.arange(20_000.0), np.nan]
     order = np.argsort(-scores[:-1])
     plan = stage.Plan(scores, order[:600], order[700:1000])
-    assert np.concatenate(plan.pieces).tolist() == [*order[:50], *order[700:1000], *order[50:600]]
+    further = [*order[600:700], *order[1000:1500]]
+    assert np.concatenate(plan.pieces).tolist() == [*order[:50], *order[700:1000], *order[50:600], *further]
     assert {len(piece) for piece in plan.pieces} == {50}
-    assert plan.steps() == [1, 7, 11, 17, 18]
-    assert stage.Plan(scores, order[:30], order[:0]).steps() == [1]
+    assert plan.steps() == [1, 7, 11, 17, 18, 21, 25, 29, 30]
+    assert [plan.wanted(rows) for rows in (0, 50, 900, 1050, 1500)] == [900, 900, 1050, 1250, 1500]
+    few = stage.Plan(scores[order[:30]], np.arange(30), order[:0])
+    assert few.steps() == [1] and not len(few.further)
+
+
+def test_no_further_rows_are_wanted_where_the_index_is_right():
+    y = np.random.default_rng(0).normal(size=5000)
+    plan = stage.Plan.of(y + 1e-3, lambda among, wanted: np.flatnonzero(among)[:wanted])
+    exact = np.full(len(y), np.nan)
+    certain = [*plan.selected, *plan.control]
+    exact[certain] = y[certain]
+    assert len(plan.selected) == 150 and not plan.enough(exact, 224) and plan.enough(exact, 225)
 
 
 def test_calibration_is_robust_rising_and_of_the_control_alone():
