@@ -43,7 +43,9 @@ class Refinements:
     ) -> dict[str, Any] | None:
         """Score the first rows of a ranking exactly, and a control drawn from the rest; put all in order anew.
 
-        Further rows follow where too few of the true top are thought to be among them (`Plan.enough`). The ranking is computed if it is not in the store, and remains the same ranking. It is put in order anew as
+        Further rows follow where too few of the true top are thought to be among them (`Plan.enough`).
+
+        The ranking is computed if it is not in the store, and remains the same ranking. It is put in order anew as
         pieces of the answer come, the first rows first; the scores of all other rows are calibrated on the control,
         and keep their order. What is interrupted goes on where it was; another process that does the same is
         waited for.
