@@ -103,7 +103,7 @@ def test_an_unfinished_audit_says_how_to_finish_it(cache_copy, monkeypatch):
 def test_labels_outlive_the_session(audit):
     turns = (Message("user", "Hello"), Message("assistant", "Good day"))
     audit.labels.add("kept", [LabelledExample(turns, 1)])
-    assert "**1** show it" in words(open_page("probe_lab"))
+    assert "label 3 more that show it and 4 more that do not" in words(open_page("probe_lab"))
 
 
 def test_a_probe_of_another_model_is_explained_not_shown(audit):

@@ -21,7 +21,7 @@ VIEWS = {
     "compare": "A part against the rest",
     "without": "Without the flagged rows",
 }
-EVERYTHING = "mean effect of a row<br>(further right: strengthened)"
+EVERYTHING = "mean effect of a row<br>strengthened →"
 
 audit = current_audit()
 st.title("Forecast")

@@ -57,7 +57,7 @@ with left:
 with right:
     with st.container(border=True):
         if not read_only():
-            probes.training(audit, name, labels, saved)
+            probes.training(audit, name, labels, saved, with_counts=way != "Queue")
         if saved:
             probes.trained_figures(saved)
             probes.links(audit, name)

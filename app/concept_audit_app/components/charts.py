@@ -124,7 +124,7 @@ def counts_chart(edges: np.ndarray, counts: np.ndarray, across: str, up: str, he
 
 
 def interval_chart(
-    groups: pd.DataFrame, across: str = "mean score<br>(further right: towards the concept)", value: str = "mean"
+    groups: pd.DataFrame, across: str = "mean score<br>towards the concept →", value: str = "mean"
 ) -> go.Figure:
     """Estimates of groups with their intervals, the first on top.
 

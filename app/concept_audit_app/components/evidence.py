@@ -194,7 +194,9 @@ def _against_random(paired: pd.DataFrame) -> None:
     sides = [measure for measure in TITLES if (paired["measure"] == measure).any()]
     rows = [sides[start : start + MOST_BESIDE] for start in range(0, len(sides), MOST_BESIDE)]
     for beside in rows:
-        for place, measure in zip(st.columns(len(beside), gap="large"), beside, strict=True):
+        for place, measure in zip(
+            st.columns(len(beside), gap="large", vertical_alignment="bottom"), beside, strict=True
+        ):
             with place:
                 _kind_chart(measure, paired[paired["measure"] == measure])
     if paired.empty:

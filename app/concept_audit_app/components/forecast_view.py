@@ -139,7 +139,9 @@ def _listed(table: pd.DataFrame, key: str, features: bool) -> None:
             "concept_id": "Concept",
             "label": "Label",
             "relative": number(
-                "Of the usual", format="percent", help="The forecast over the feature's mean activation"
+                "Of the usual",
+                format="%.2f ×",
+                help="The forecast over the feature's mean activation: 1 × is as much as it fires by on average",
             ),
             "forecast": number("Forecast", format="%.3g"),
             "low": number("from", format="%.3g"),

@@ -28,11 +28,14 @@ NEAREST = 5
 STEPS = 60
 
 
-def training(audit: Audit, name: str, labels: Sequence[LabelledExample], saved: SavedProbe | None) -> None:
-    """Counts, what is missing, and the button."""
+def training(
+    audit: Audit, name: str, labels: Sequence[LabelledExample], saved: SavedProbe | None, with_counts: bool
+) -> None:
+    """Counts, unless they stand elsewhere on the page; what is missing, and the button."""
     positive = sum(example.label for example in labels)
     negative = len(labels) - positive
-    st.markdown(f"**{positive}** show it · **{negative}** do not")
+    if with_counts:
+        st.markdown(f"**{positive}** show it · **{negative}** do not")
     missing = [
         f"{MIN_EACH - count} more that {what}"
         for count, what in ((positive, "show it"), (negative, "do not"))

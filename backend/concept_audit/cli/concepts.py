@@ -79,7 +79,7 @@ class Features(Opening):
     ] = ""
     order: Annotated[
         Literal["telling", "max_activation", "density", "rarest", "feature_id"],
-        arg(help="which come first; telling ones are strong where they fire, and fire in few rows"),
+        arg(help="which come first; telling ones fire on a word, strongly, and in few rows"),
     ] = "telling"
     top: Annotated[int, arg(help="how many")] = 20
     dead: Annotated[bool, switch("those too that never fire on the data")] = False

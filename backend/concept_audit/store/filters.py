@@ -61,11 +61,11 @@ class RowFilter:
 
     @property
     def needs_rows(self) -> bool:
-        """Whether a row's own columns or its flag decide, and not its score and its number alone."""
+        """Whether a row's own columns decide, and not its score, its number and its flag alone."""
         text = self.text if self.found is None else ""
         by_metadata = any(self.metadata.values()) or any(self.without.values()) or self.ranges
         by_source = self.sources or self.without_sources
-        return bool(text or by_metadata or self.needs_flags or by_source or self.tokens)
+        return bool(text or by_metadata or by_source or self.tokens)
 
     def words(self) -> list[str]:
         """What has to occur, in lower case: single words, and whole phrases that stand in quotes."""

@@ -192,7 +192,7 @@ def verdicts(cursor: Cursor, ranking: int | None, where: RowFilter, top: int | N
         cursor.execute(
             f"""SELECT g.flag, count(*)
                 FROM (SELECT {one} AS example_id FROM {source} WHERE {condition} {first}) chosen
-                JOIN main.examples r USING (example_id) LEFT JOIN base.flags g USING (content_hash)
+                LEFT JOIN {queries.FLAGGED_ROWS} g USING (example_id)
                 GROUP BY g.flag""",
             [*parameters, *limit],
         ).fetchall()

@@ -22,10 +22,15 @@ ROW_COLUMNS = """
 _IS_QUERY = """coalesce(list_contains((
     SELECT from_json(any_value(parameters)->'query_rows', '["BIGINT"]') FROM main.rankings WHERE ranking_id = ?
 ), e.example_id), false) AS is_query"""
+FLAGGED_ROWS = "(SELECT r.example_id, g.flag FROM main.examples r JOIN base.flags g USING (content_hash))"
+"""Flags are of texts and few: their rows are found first, so that not every row is joined with its text's."""
 FETCHED_AT_ONCE = 10_000
+_ON_A_WORD = r"coalesce(regexp_full_match(top_tokens[1], '\s\p{L}{3,}'), false)"
 FEATURE_ORDER = {
-    # Strong where it fires, and in few rows, as words are weighed by tf-idf.
-    "telling": "max_activation * ln((SELECT count(*) FROM main.examples) / greatest(n_examples, 2)) DESC",
+    # Those that fire on a word before those that fire on a piece of one; strong where they fire, and in few rows, as
+    # words are weighed by tf-idf.
+    "telling": f"{_ON_A_WORD} DESC, "
+    "max_activation * ln((SELECT count(*) FROM main.examples) / greatest(n_examples, 2)) DESC",
     "max_activation": "max_activation DESC",
     "density": "density DESC",
     "rarest": "density = 0, density ASC",
@@ -385,5 +390,5 @@ def matching(cursor: Cursor, ranking: int | None, where: RowFilter) -> tuple[str
     if where.needs_rows:
         source += " JOIN main.examples e ON e.example_id = s.example_id"
     if where.needs_flags:
-        source += " LEFT JOIN base.flags f ON f.content_hash = e.content_hash"
+        source += f" LEFT JOIN {FLAGGED_ROWS} f ON f.example_id = s.example_id"
     return source, f"s.ranking_id = ? AND {condition}", [ranking, *parameters]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import duckdb
 import numpy as np
@@ -161,6 +162,16 @@ def test_features_are_searched_by_token(built):
     assert audit.concepts.features("no such token 123").empty
     for order in ("telling", "max_activation", "density", "rarest", "feature_id"):
         assert len(audit.concepts.features(order=order)) == len(audit.concepts.features())
+
+
+def test_features_that_fire_on_a_word_stand_out_before_those_that_fire_on_a_piece(built):
+    found = Audit(built).concepts.features(order="telling")
+    on_a_word = [bool(re.fullmatch(r"\s[^\W\d_]{3,}", tops[0])) for tops in found["top_tokens"]]
+    assert any(on_a_word) and not all(on_a_word) and on_a_word == sorted(on_a_word, reverse=True)
+    rows = Audit(built).overview().n_rows
+    weight = found["max_activation"] * np.log(rows / found["n_examples"].clip(lower=2))
+    for words in (True, False):
+        assert weight[np.array(on_a_word) == words].is_monotonic_decreasing
 
 
 @pytest.mark.parametrize("where", [RowFilter(), RowFilter(text="river"), RowFilter(flag="none")], ids=repr)

@@ -22,7 +22,7 @@ class ForecastTrial:
         seeds: runs of each kind, which differ in the order of the rows and the first LoRA weights.
         recipe: of the fine-tuning; None for the usual one (quick: rank 8, 96 tokens a row).
         pool_rows: train on at most this many rows, drawn once, and forecast what these do; None for every row
-            (quick: 144).
+            (quick: 96).
         quick: the reduced recipe: few and short rows.
     """
 

@@ -66,7 +66,7 @@ class ValidateOptions:
         recipe: of the fine-tuning.
         answer_tokens: own answers are cut at this many tokens (64, quick: 24).
         draws: own answers to each held-out prompt (4, quick: 2); 1 takes the likeliest, whose every word hangs on near ties.
-        pool_rows: train on at most this many rows, drawn once for all runs; None for every row (quick: 144). Runs that see all of
+        pool_rows: train on at most this many rows, drawn once for all runs; None for every row (quick: 96). Runs that see all of
             few rows differ by what was removed alone; runs that stop early differ by which rows came first, too.
         natural_rows: training rows that are withheld from every run to measure the loss on.
         held_out: labelled examples to measure on; None takes half of a probe's labels, and the methods rank by
@@ -154,12 +154,12 @@ QUICK: dict[str, Any] = {
     "subset_seeds": 1,
     "subset_share": 0.1,
     "recipe": Recipe(rank=8, learning_rate=2e-3, batch=12, max_tokens=96),
-    "pool_rows": 144,
+    "pool_rows": 96,
     "answer_tokens": 24,
     "draws": 2,
     "natural_rows": 12,
 }
-"""For a laptop: 96 tokens of 144 rows, and the default method's removal with as many seeds as fit. No
+"""For a laptop: 96 rows, cut at 96 tokens, and the default method's removal with as many seeds as fit. No
 LDS: as few subsets as fit would tell nothing."""
 
 
