@@ -136,7 +136,7 @@ def test_influence_is_computed_on_demand_and_shown_by_token(page, address):
     assert "#1" in card.inner_text()
     assert coloured_tokens(page).count() > 5
     page.get_by_text("Activation", exact=True).click()
-    page.get_by_text("activation of the feature at each token").wait_for(timeout=PATIENCE)
+    page.get_by_text("activation at each token").wait_for(timeout=PATIENCE)
     page.reload()
     card.wait_for(timeout=PATIENCE)
     assert "colour=Activation" in page.url

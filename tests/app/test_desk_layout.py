@@ -98,6 +98,20 @@ def test_the_head_of_a_row_is_as_wide_as_the_row_and_its_buttons_are_one_line(de
     assert (NOTE in words.inner_text()) == (place == 2)
 
 
+@pytest.mark.parametrize("query", ["&method=feature_activation", "&method=vector_filter"])
+def test_rows_to_choose_from_and_a_row_s_text_need_no_scrolling(desk, query):
+    page = desk()
+    page.set_viewport_size({"width": 1440, "height": 900})
+    page.goto(page.url + query)
+    settle(page)
+    page.get_by_role("option").first.wait_for()
+    page.wait_for_timeout(500)
+    whole = [box for box in boxes(page.locator(".row")) if box["y"] + box["height"] <= 900]
+    assert len(whole) >= 8
+    turns = boxes(page.locator(".st-key-desk-row .turn:visible"))
+    assert min(box["y"] for box in turns) < 400
+
+
 def test_the_stop_button_of_a_page_that_runs_lies_over_no_control(page, address, flagged):
     page.set_viewport_size(NARROW)
     page.goto(f"{address}/audit?concept=sae:3")  # the first page of a server takes long

@@ -147,7 +147,8 @@ def cards(
     colours = ramp(heatmaps.values(), centre)
     with legend:
         st.html(legend_html(colours), width="content")
-        st.caption(_legend_words(audit, concept, colour_by, projected) + _whatever_it_got(audit, colour_by))
+        words, more = _legend_words(audit, concept, colour_by, projected)
+        st.caption(words, help=more + _whatever_it_got(audit, colour_by), width="content")
     for number, card in zip(ids, drawn, strict=True):
         card.fill(heatmaps.get(number), colours, exact.get(number))
 
@@ -158,18 +159,26 @@ def _whatever_it_got(audit: Audit, colour_by: str) -> str:
     return "; before the advantage, by which the score is multiplied" if weighed else ""
 
 
-def _legend_words(audit: Audit, concept: Concept, colour_by: str, projected: bool) -> str:
-    """What the colours of the tokens are."""
+def _legend_words(audit: Audit, concept: Concept, colour_by: str, projected: bool) -> tuple[str, str]:
+    """What the colours of the tokens are: in a few words, that fit beside the legend, and in a sentence."""
     if colour_by == "influence":
-        return "what each token adds to the row's score; prompt tokens add the rest, which the card names"
+        return (
+            "what each token adds",
+            "What each token adds to the row's score; prompt tokens add the rest, which the card names",
+        )
+    layer = f"layer {concept.layer}"
     if concept.kind == "sae_feature":
         if projected:
-            return f"each token's projection on the feature's decoder (layer {concept.layer}), about the data's mean"
-        return f"activation of the feature at each token (layer {concept.layer})"
+            return (
+                "projection on the decoder",
+                f"Each token's projection on the feature's decoder ({layer}), about the data's mean",
+            )
+        return "activation at each token", f"Activation of the feature at each token ({layer})"
     quality = next((dict(probe.details) for probe in audit.probes.list() if probe.name == concept.name), {})
     return (
-        f"each token's projection on the probe (layer {concept.layer}), about the data's mean; "
-        f"held-out AUROC {probe_quality(quality)}"
+        f"held-out AUROC {probe_quality(quality)}",
+        f"Each token's projection on the probe ({layer}), about the data's mean. Held-out AUROC: how well the probe "
+        "tells labelled examples apart that it was not trained on",
     )
 
 

@@ -235,9 +235,10 @@ class RowCard:
         self._heading.html(_heading(self._row, self._flag, heatmap, score, self._small(), self._badge))
         self._turns.html(conversation_html(self._row["messages"], heatmap, colours, look))
 
-    def _small(self) -> list[str]:
-        """The lines below the heading, in small print."""
-        return [line for line in (self._elsewhere, metadata_text(self._row["metadata"], self._window)) if line]
+    def _small(self) -> str:
+        """What stands below the heading, in small print: a line, where it has room."""
+        parts = (metadata_text(self._row["metadata"], self._window), self._elsewhere)
+        return " · ".join(part for part in parts if part)
 
 
 def _flag_buttons(row: Mapping[str, Any], present: str | None) -> None:
@@ -348,7 +349,7 @@ def _score_words(row: Mapping[str, Any], says_exact: bool, exact: float | None, 
 
 
 def _heading(
-    row: Mapping[str, Any], flag: str | None, heatmap: Heatmap | None, score: str, small: Sequence[str], badge: str = ""
+    row: Mapping[str, Any], flag: str | None, heatmap: Heatmap | None, score: str, small: str, badge: str = ""
 ) -> str:
     parts = []
     if "rank" in row and not pd.isna(row["rank"]):
@@ -375,7 +376,7 @@ def _heading(
         f' <strong class="flag-words" style="margin-left:.4rem" data-flag="{text_html(flag or "")}">{words}</strong>'
     )
     first = " · ".join(parts) + shown
-    below = "".join(f"<br><span style='opacity:.8;font-size:.85rem'>{text_html(line)}</span>" for line in small)
+    below = f"<br><span style='opacity:.8;font-size:.85rem'>{text_html(small)}</span>" if small else ""
     return f"<div>{first}{below}</div>"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import random
 from collections import Counter
 from collections.abc import Sequence
@@ -10,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -126,6 +128,24 @@ class Saying(Progress):
         self.said.append(text)
 
 
+@dataclass(frozen=True)
+class Odd(Numbering):
+    """As `Numbering`, but raises what another process cannot find the class of."""
+
+    def run(self, opened: Worker, number: int) -> None:
+        class Own(Exception):
+            """Of no module."""
+
+        raise Own("odd")
+
+
+@dataclass(frozen=True)
+class Holding(Numbering):
+    """As `Numbering`, with an array, as the prompts of a forecast are."""
+
+    values: np.ndarray = field(default_factory=lambda: np.arange(3))
+
+
 @pytest.fixture
 def made(tmp_path) -> ShardSet:
     return ShardSet(ShardStore(tmp_path / "shards"), "numbers", "key", ListedPartition(SIZES))
@@ -149,6 +169,17 @@ def test_what_a_worker_was_doing_when_it_ended_is_done_by_another(made):
     assert stage.detail.endswith("2 of 2 workers, 3 done again after a failure")
     assert progress.said.count("opened") == 1, "what every worker says is told once"
     assert sum("its work goes to another" in text for text in progress.said) == 1
+
+
+@pytest.mark.parametrize("values", [np.arange(3), np.zeros(0)])
+def test_a_worker_opens_a_work_once_whatever_it_holds(made, values):
+    worker, said = WorkerProcess(None, 1), []
+    for number, of in enumerate((values, values, values + 1)):
+        # Every shard comes with a copy of its own.
+        sent = pickle.loads(pickle.dumps(Holding(made, values=of)))
+        assert isinstance(worker.do(sent, number), Receipt)
+        said.append(worker.state().said)
+    assert said == [("opened",), (), ("opened",) if len(values) else ()]
 
 
 def test_the_largest_shards_are_begun_first(made):
@@ -196,11 +227,8 @@ def test_a_fault_of_the_system_is_tried_again_and_one_of_the_program_is_not(made
 
 
 def test_an_error_that_cannot_be_sent_is_told_all_the_same(made):
-    class Own(Exception):
-        """Of a class that another process cannot find."""
-
     with pytest.raises(RuntimeError, match="Own: odd"):
-        done(Faulty(1), Numbering(made, {0: Own("odd")}))
+        done(Faulty(1), Odd(made))
 
 
 def test_what_a_machine_says_it_has_written_must_be_seen_here(made, monkeypatch):

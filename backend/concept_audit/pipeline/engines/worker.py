@@ -105,7 +105,7 @@ class WorkerProcess:
     def __init__(self, gpu: str | None, threads: int, tell: Callable[[State], None] = lambda state: None):
         self._gpu, self._threads, self._tell = gpu, threads, tell
         self._model: tuple[ModelSource, LanguageModel] | None = None
-        self._opened: tuple[Work[Any], Any] | None = None
+        self._opened: tuple[bytes, Any] | None = None
         self._number, self._units = -1, 0
         self._said: list[str] = []
         self._guard = threading.Lock()
@@ -132,11 +132,13 @@ class WorkerProcess:
             return State(self._number, self._units, tuple(self._said))
 
     def _open(self, work: Work[Any]) -> Any:
-        if self._opened is None or self._opened[0] != work:
+        # Each shard comes with a copy of the work. Arrays within have no one truth whether they are equal; bytes have.
+        told = pickle.dumps(work)
+        if self._opened is None or self._opened[0] != told:
             self._opened = None  # its room is needed for what follows
             for objects in {out.store.objects for out in work.outputs if out.store.objects is not None}:
                 objects.settle()
-            self._opened = work, work.open(Worker(self._loaded, self._advance, self._say))
+            self._opened = told, work.open(Worker(self._loaded, self._advance, self._say))
         return self._opened[1]
 
     def _loaded(self, source: ModelSource) -> LanguageModel:
