@@ -32,7 +32,7 @@ def test_pages_open_without_an_exception(audit, name):
     page = open_page(name)
     assert not page.exception and not page.error
     if name == "ranking":
-        assert "before the advantage, by which the score is multiplied" in words(page)
+        assert "before the advantage · held-out AUROC" in words(page)
 
 
 def test_validation_is_not_offered(audit):

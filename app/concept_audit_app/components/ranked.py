@@ -148,15 +148,13 @@ def cards(
     with legend:
         st.html(legend_html(colours), width="content")
         words, more = _legend_words(audit, concept, colour_by, projected)
-        st.caption(words, help=more + _whatever_it_got(audit, colour_by), width="content")
+        if audit.manifest.rollouts is not None and colour_by == "activation":
+            # Colours tell what the response says, whatever it got.
+            words = f"before the advantage · {words}"
+            more += ". The score is that of the tokens times the rollout's advantage"
+        st.caption(words, help=more, width="content")
     for number, card in zip(ids, drawn, strict=True):
         card.fill(heatmaps.get(number), colours, exact.get(number))
-
-
-def _whatever_it_got(audit: Audit, colour_by: str) -> str:
-    """Of rollouts, why the colours are not those of the score: they tell what the response says."""
-    weighed = audit.manifest.rollouts is not None and colour_by == "activation"
-    return "; before the advantage, by which the score is multiplied" if weighed else ""
 
 
 def _legend_words(audit: Audit, concept: Concept, colour_by: str, projected: bool) -> tuple[str, str]:

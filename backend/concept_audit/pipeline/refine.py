@@ -142,7 +142,8 @@ class Plan:
         if done < self.certain:
             return False
         found = recall(self.approximate, exact, TOP)
-        return done == self.certain + len(self.further) or np.isnan(found.value) or found.value >= GOAL * TOP
+        everything = done == self.certain + len(self.further)
+        return everything or bool(np.isnan(found.value) or found.value >= GOAL * TOP)
 
 
 def plan(sources: Sources, ranking: int, approximate: Callable[[], np.ndarray]) -> Plan:

@@ -404,7 +404,7 @@ def test_the_command_line_validates_and_reports(audit, tmp_path, capsys):
     assert "Removing the top 10% by vector_filter" in said.out
     assert said.err.index("6 trainings on up to 4 rows each") < said.err.index("Comparing the methods")
     made = audit.evidence.get(audit.evidence.list()["evidence_id"].iloc[0])
-    assert made.about["n_pool"] == 144 and (made.runs["n_rows"] <= 144).all()
+    assert made.about["n_pool"] == 96 and (made.runs["n_rows"] <= 96).all()
     assert made.runs["kind"].value_counts().to_dict() == {"base": 1, "whole": 1, "removal": 2, "subset": 3}
     assert (tmp_path / "report.md").exists() and list((tmp_path / "report_figures").glob("*.svg"))
     assert main(["validate", str(audit.root), "--concept", "tone", "--share", "2"]) == 1
