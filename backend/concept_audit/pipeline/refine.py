@@ -56,8 +56,6 @@ TOP, GOAL = 50, 0.98
 """Scoring goes on until such a share of so many rows of the true top is thought to be found."""
 FURTHER_SHARE = 1.0
 """Of the selected rows, so many further ones are scored at most."""
-
-
 KEPT = ("approximate", "selected", "control")
 """What is kept of a plan."""
 
@@ -139,11 +137,10 @@ class Plan:
         Args:
             exact: float64 [rows], NaN where there is none.
         """
-        if done < self.certain:
-            return False
+        if done < self.certain or done == self.certain + len(self.further):
+            return done >= self.certain
         found = recall(self.approximate, exact, TOP)
-        everything = done == self.certain + len(self.further)
-        return everything or bool(np.isnan(found.value) or found.value >= GOAL * TOP)
+        return bool(np.isnan(found.value) or found.value >= GOAL * TOP)
 
 
 def plan(sources: Sources, ranking: int, approximate: Callable[[], np.ndarray]) -> Plan:
