@@ -214,7 +214,7 @@ def random_projection(lm, layers, queries, rows, truth) -> None:
     narrow = [(L.to(lm.dtype), R.to(lm.dtype)) for L, R in zip(left, right, strict=True)]
     guesses = {k: np.zeros(truth.shape) for k in SIDES}
     with GradientPass(linear_model := lm, linear_layers(lm, 1, layers[-1].block)) as run:
-        for chosen in batches_by_length(rows.spans, gradient_tokens_per_batch(lm.device)):
+        for chosen in batches_by_length(rows.spans, gradient_tokens_per_batch(lm)):
             batch = rows.batch(chosen, linear_model)
 
             def visit(i: int, a: torch.Tensor, delta: torch.Tensor, chosen=chosen) -> None:

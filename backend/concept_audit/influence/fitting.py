@@ -227,7 +227,7 @@ def accumulate(
     """
     spans = rows.spans
     scorable = rows.scorable
-    batches = batches_by_length([spans[i] for i in scorable], budget or gradient_tokens_per_batch(lm.device))
+    batches = batches_by_length([spans[i] for i in scorable], budget or gradient_tokens_per_batch(lm))
     with GradientPass(lm, layers) as gradients:
         for places in batches:
             chosen = [scorable[place] for place in places]

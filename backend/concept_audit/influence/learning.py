@@ -256,7 +256,7 @@ class Learner:
         collect = TwoSided(maps, put)
         name = "Gradients of rows between the bases"
         with self.progress.stage(name, len(rows), "rows") as stage, GradientPass(self.lm, self.layers) as run:
-            for chosen in batches_by_length(lengths, gradient_tokens_per_batch(device)):
+            for chosen in batches_by_length(lengths, gradient_tokens_per_batch(self.lm)):
                 mine = [i for row in chosen for i in places[row]]
                 owner = torch.tensor([n for n, row in enumerate(chosen) for _ in places[row]], device=device)
                 weights = torch.from_numpy(parts.weights[mine]).float().to(device)[:, None]
@@ -275,7 +275,7 @@ class Learner:
         """Batches of rows, each with concepts at one of the layers, or with their loss."""
         generator = torch.Generator().manual_seed(self.seed * 1000 + salt)
         kinds = self._kinds(len(rows))
-        spans, budget = rows.spans, gradient_tokens_per_batch(self.lm.device)
+        spans, budget = rows.spans, gradient_tokens_per_batch(self.lm)
         for kind in dict.fromkeys(kinds):
             mine = [i for i, k in enumerate(kinds) if k == kind]
             for places in batches_by_length([spans[i] for i in mine], budget):

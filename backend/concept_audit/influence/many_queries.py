@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from itertools import repeat
 
 import numpy as np
@@ -23,6 +24,29 @@ from concept_audit.model.gradients import GradientPass, Visit, gradient_tokens_p
 from concept_audit.model.linear import LinearLayer
 from concept_audit.model.load import LanguageModel
 from concept_audit.model.shared_forward import SharedForward
+
+NARROW_BYTES = 1 << 30
+"""Of curvature in the dtype of the passes, kept from one batch to the next; what finds no room is made anew."""
+
+
+@dataclass(frozen=True)
+class _Narrow:
+    """A layer's curvature in the dtype of the passes: what rounding leaves of a gradient there is not worth more.
+
+    Attributes:
+        outputs: Q_S [out, out].
+        inverse: (Λ + λ)⁻¹ [out, in], 0 where Λ + λ is 0.
+        left, right: query maps of the projection, Uᵀ [left, out] and V [in, right].
+    """
+
+    outputs: torch.Tensor
+    inverse: torch.Tensor
+    left: torch.Tensor
+    right: torch.Tensor
+
+    @property
+    def nbytes(self) -> int:
+        return self.outputs.nbytes + self.inverse.nbytes + self.left.nbytes + self.right.nbytes
 
 
 class SingleQueries:
@@ -48,6 +72,8 @@ class SingleQueries:
         self._lm, self._layers, self._count = lm, layers, count
         self._curvatures, self._projections, self._damping = curvatures, projections, damping
         self._parts: dict[int, torch.Tensor] = {}
+        self._narrow: dict[int, _Narrow] = {}
+        self._room = NARROW_BYTES
 
     def visitors(self, batch: Batch, places: Sequence[Sequence[int]]) -> list[Visit]:
         """What takes the gradients of one batch, for each of several backward passes.
@@ -69,7 +95,8 @@ class SingleQueries:
             def visit(index: int, a: torch.Tensor, delta: torch.Tensor) -> None:
                 c, p = self._curvatures(index), self._projections(index)
                 if c.complete:
-                    found = self._turned(inputs(index, a, c.inputs), delta, c, p)
+                    narrow = self._in(delta.dtype, index, c, p)
+                    found = _turned(inputs(index, a, c.inputs), delta, narrow, c.eigenvalues.dtype)
                 else:
                     real = torch.where(batch.real[..., None], a, 0)
                     products = map(_product, real, delta, repeat(c.product_dtype(a.dtype)))
@@ -83,17 +110,18 @@ class SingleQueries:
 
         return [visitor(mine) for mine in places]
 
-    def _turned(
-        self, inputs: torch.Tensor, delta: torch.Tensor, c: LayerCurvature, p: LayerProjection
-    ) -> list[torch.Tensor]:
-        """Each row's gradient between the sides, from inputs that are in the eigenbasis already."""
+    def _in(self, dtype: torch.dtype, index: int, c: LayerCurvature, p: LayerProjection) -> _Narrow:
+        """A layer's curvature in the dtype of a pass."""
+        known = self._narrow.get(index)
+        if known is not None and known.inverse.dtype == dtype:
+            return known
         damped = c.eigenvalues + self._damping * c.eigenvalues.mean()
-        # In the dtype of the pass: what its rounding leaves of a gradient is not worth more.
-        inverse = torch.where(damped > 0, 1 / damped, 0).to(delta.dtype)
-        left, right = p.query_left.T.to(delta.dtype), p.query_right.to(delta.dtype)
-        outputs = delta @ c.outputs.to(delta.dtype)
-        rows = zip(inputs, outputs, strict=True)
-        return [(left @ (((y.T @ x) * inverse) @ right)).to(damped) for x, y in rows]
+        inverse = damped.reciprocal().masked_fill_(damped <= 0, 0)
+        made = _Narrow(*(part.to(dtype) for part in (c.outputs, inverse, p.query_left.T, p.query_right)))
+        if made.nbytes <= self._room:
+            self._room -= made.nbytes
+            self._narrow[index] = made
+        return made
 
     def numbers(self) -> torch.Tensor:
         """[queries, numbers], zero in layers that no gradient has reached; in the dtype of the curvature."""
@@ -105,6 +133,16 @@ class SingleQueries:
                 kept = len(self._projections(index).places)
                 found.append(torch.zeros(self._count, kept, dtype=self._lm.wide_dtype, device=self._lm.device))
         return torch.cat(found, dim=1)
+
+
+def _turned(inputs: torch.Tensor, delta: torch.Tensor, c: _Narrow, dtype: torch.dtype) -> list[torch.Tensor]:
+    """Each row's gradient between the sides, from inputs that are in the eigenbasis already.
+
+    Args:
+        dtype: of what is given.
+    """
+    rows = zip(inputs, delta @ c.outputs, strict=True)
+    return [(c.left @ (((y.T @ x) * c.inverse) @ c.right)).to(dtype) for x, y in rows]
 
 
 def _product(a: torch.Tensor, delta: torch.Tensor, dtype: torch.dtype) -> Callable[..., torch.Tensor]:
@@ -125,7 +163,7 @@ def compress_each(
     """As `compress_query`, for each query alone: [queries, numbers]."""
     found = SingleQueries(lm, layers, len(queries), curvatures, projections, damping)
     with GradientPass(lm, layers) as run:
-        for chosen in batches_by_length(queries.spans, budget or gradient_tokens_per_batch(lm.device)):
+        for chosen in batches_by_length(queries.spans, budget or gradient_tokens_per_batch(lm)):
             batch = queries.batch(chosen, lm)
             (visit,) = found.visitors(batch, [chosen])
             quantity(run, batch, visit)
@@ -169,7 +207,7 @@ def compress_concepts(
         # Rows of a batch are asked for equally often, so that no backward pass carries rows for nothing.
         for often in sorted({len(concepts) for concepts in asked if len(concepts)}):
             mine = [i for i, concepts in enumerate(asked) if len(concepts) == often]
-            for places in batches_by_length([spans[i] for i in mine], budget or gradient_tokens_per_batch(lm.device)):
+            for places in batches_by_length([spans[i] for i in mine], budget or gradient_tokens_per_batch(lm)):
                 chosen = [mine[place] for place in places]
                 batch = rows.batch(chosen, lm)
                 turns = range(often)

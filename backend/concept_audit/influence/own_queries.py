@@ -189,7 +189,7 @@ def own_token_scores(
                     values = tokens.cpu().numpy()[: len(found[i])]
                     found[i] = np.pad(values, (0, len(found[i]) - len(values)))
 
-        for places in batches_by_length([spans[i] for i in scorable], budget or gradient_tokens_per_batch(lm.device)):
+        for places in batches_by_length([spans[i] for i in scorable], budget or gradient_tokens_per_batch(lm)):
             for _ in halving([scorable[place] for place in places], score, lambda text: None, lm.device):
                 pass
     return found

@@ -241,5 +241,5 @@ def compress_rows(
             values, own = numbers.cpu().numpy(), squares.float().cpu().numpy()
             return [CompressedRow(i, values[place], own[place]) for place, i in enumerate(chosen)]
 
-        for places in batches_by_length([spans[i] for i in scorable], budget or gradient_tokens_per_batch(lm.device)):
+        for places in batches_by_length([spans[i] for i in scorable], budget or gradient_tokens_per_batch(lm)):
             yield from halving([scorable[place] for place in places], compress, say, lm.device)

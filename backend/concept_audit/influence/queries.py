@@ -122,7 +122,7 @@ def query_gradient(
     wide = lm.wide_dtype
     total = [torch.zeros(layer.d_out, layer.d_in, dtype=wide, device=lm.device) for layer in layers]
     with GradientPass(lm, layers) as run:
-        for chosen in batches_by_length(spans, budget or gradient_tokens_per_batch(lm.device)):
+        for chosen in batches_by_length(spans, budget or gradient_tokens_per_batch(lm)):
             batch = rows.batch(chosen, lm)
             scale = torch.tensor([weights[i] for i in chosen], dtype=wide, device=lm.device)[:, None, None]
 

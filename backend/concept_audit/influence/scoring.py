@@ -29,18 +29,18 @@ from concept_audit.influence.queries import DenseQueries, Gradients, LowRankQuer
 from concept_audit.influence.reduced_query import ReducedQuery
 from concept_audit.model.batches import Batch, batches_by_length, halving
 from concept_audit.model.exact import exact_device, in_float64
-from concept_audit.model.gradients import GradientPass, LanguageModelHead, gradient_tokens_per_batch, supervised
+from concept_audit.model.gradients import (
+    GradientPass,
+    LanguageModelHead,
+    gradient_tokens_per_batch,
+    graph_bytes,
+    supervised,
+)
 from concept_audit.model.linear import LinearLayer, n_weights
 from concept_audit.model.load import LanguageModel
 from concept_audit.model.precision import wide_product
 
 ScoringMode = Literal["token_sum", "forward"]
-
-GRAPH_NUMBERS = 22
-"""Numbers a token and block that a backward pass keeps, in widths of the residual stream.
-
-Counted for Llama's block with a gated MLP of 8/3 the width; what else there is has the same size.
-"""
 
 ROW_GRADIENT_BYTES = 1 << 30
 """Of one layer's gradients of single rows in memory at one time; one row's are always taken."""
@@ -102,9 +102,8 @@ def plan(
         "token_sum": total + above + queries.operations(layers),
         "forward": total + queries.count * (above + n_weights(layers)),
     }
-    width = lm.dtype.itemsize * lm.d_model * GRAPH_NUMBERS
     deep = len(lm.blocks) - min(layer.block for layer in layers) + 1
-    stored: dict[ScoringMode, int] = {"token_sum": width * deep, "forward": 2 * width}
+    stored: dict[ScoringMode, int] = {"token_sum": graph_bytes(lm, deep), "forward": graph_bytes(lm, 2)}
     if mode != "auto":
         return Plan(mode, None, operations, stored)
     # Of equals the token sum: its kernels are faster, and tokens come for nothing.
@@ -142,7 +141,7 @@ def score_rows(
     scorable = rows.scorable
     for i in sorted(set(range(len(rows))) - set(scorable)):
         yield [_unscored(i, queries.count, len(rows.ids[i]), mode)]
-    budget = budget or gradient_tokens_per_batch(lm.device)
+    budget = budget or gradient_tokens_per_batch(lm)
     near = [i for i in scorable if longest is None or spans[i] <= longest]
     far = sorted(set(scorable) - set(near))
     for chosen, scorer in ((near, _forward_mode if mode == "forward" else _token_sum), (far, _forward_mode)):
@@ -194,7 +193,7 @@ def score_rows_for_many(
             found[chosen] = total.cpu().numpy()
             advance(len(chosen))
 
-        for places in batches_by_length([spans[i] for i in scorable], budget or gradient_tokens_per_batch(lm.device)):
+        for places in batches_by_length([spans[i] for i in scorable], budget or gradient_tokens_per_batch(lm)):
             for _ in halving([scorable[place] for place in places], score, say, lm.device):
                 pass
     return found

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 from concept_audit.errors import ModelError
-from concept_audit.model import batches, memory
+from concept_audit.model import batches, gradients, memory
 from concept_audit.model.memory import UNKNOWN, free_bytes, free_on_machine, give_back, room_on
 
 CPU = torch.device("cpu")
@@ -89,3 +91,16 @@ def test_a_batch_that_does_not_fit_is_halved_and_its_device_gives_back_what_it_h
     with pytest.raises(ModelError, match="batch of one row"):
         list(batches.halving([1], lambda rows: run([*rows, 2]), lambda text: None, device))
     give_back(CPU)  # has nothing to give back
+
+
+@pytest.mark.parametrize(
+    ("width", "blocks", "tokens"), [(576, 30, 8192), (4096, 32, 4468), (8192, 80, 893), (65536, 200, 512)]
+)
+def test_a_batch_of_a_large_model_keeps_no_more_for_its_backward_pass(width, blocks, tokens):
+    lm = SimpleNamespace(device=torch.device("cuda"), dtype=torch.bfloat16, d_model=width, blocks=range(blocks))
+    budget = gradients.gradient_tokens_per_batch(lm)
+    assert budget == tokens
+    least = gradients.TOKENS_PER_BATCH_CPU
+    assert budget == least or budget * gradients.graph_bytes(lm, blocks) <= gradients.GRAPH_BYTES
+    lm.device = torch.device("cpu")
+    assert gradients.gradient_tokens_per_batch(lm) == least

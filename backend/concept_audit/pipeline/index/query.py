@@ -190,8 +190,8 @@ class OpenIndex:
 
     @property
     def _budget(self) -> int:
-        # Queries are few: large batches are faster, and what they take is soon given back.
-        return 4 * gradient_tokens_per_batch(self._lm.device)
+        # Queries are few: on a CPU large batches are faster, and what they take is soon given back.
+        return (4 if self._lm.device.type == "cpu" else 1) * gradient_tokens_per_batch(self._lm)
 
     def compressed(self, target: Target, damping: float) -> Compressed:
         """A target as the index takes it.
@@ -327,7 +327,7 @@ class OpenIndex:
         """(H + λI)⁻¹ of a target's gradient, and of each part of its queries; see `solved_by_blocks`."""
         lm, layers = self._lm, self.reached(target)
         # In batches of the usual size: between two of them this work steps back for somebody who waits.
-        budget = gradient_tokens_per_batch(lm.device)
+        budget = gradient_tokens_per_batch(lm)
         quantity = target.quantity
         return solved_by_blocks(lm, layers, quantity, parts, self._curvatures, damping, lm.wide_dtype, budget, step)
 
