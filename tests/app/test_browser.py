@@ -167,6 +167,7 @@ def test_a_new_probe_is_ranked_by_influence_at_once(page, address, cache_copy):
     settle(page)
     page.get_by_role("button", name="Fidelity").click()
     page.get_by_text("Against exact scores").wait_for()
+    page.get_by_text("rows that read most as the probe stand above the others").wait_for()
     page.keyboard.press("Escape")
     assert "method=concept_influence" in page.url
     assert page.get_by_text("has not been computed yet").count() == 0

@@ -13,16 +13,16 @@ from concept_audit_app.components.charts import QUIET, score_histogram
 from concept_audit_app.components.desk import desk, list_rows
 from concept_audit_app.components.exporting import WHAT
 from concept_audit_app.components.facets import facets
+from concept_audit_app.components.fidelity import fidelity
 from concept_audit_app.components.filter_chips import filter_chips
 from concept_audit_app.components.filters import brush, brushed, desk_filter
 from concept_audit_app.components.flags import View, undo_button, verdicts_in_words
 from concept_audit_app.components.heatmap import style_sheet
-from concept_audit_app.components.index import index_in_words
 from concept_audit_app.components.methods import influence_options, method_picker
 from concept_audit_app.components.paging import page_in_url
 from concept_audit_app.components.plain import counted
 from concept_audit_app.components.ranked import cards, chosen_concept, colour_choice, ready
-from concept_audit_app.components.refining import foresee, refinement_state
+from concept_audit_app.components.refining import foresee
 from concept_audit_app.components.rows import page_problem
 from concept_audit_app.components.scale import scale_of
 from concept_audit_app.components.session import current_audit
@@ -59,10 +59,7 @@ if drawer.open:
     with drawer:
         facets(audit, *ranked, options, where)
 with bar:
-    if indexed and (index := audit.index.describe()):
-        with st.popover("Fidelity", icon=":material/verified:", key="fidelity"):
-            refinement_state(audit, *ranked, options)
-            st.caption(index_in_words(audit))
+    fidelity(audit, concept, method, options, indexed)
     st.space("stretch")
     act_on_many(view)
     undo_button(audit)

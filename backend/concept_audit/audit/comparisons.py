@@ -11,12 +11,18 @@ import pandas as pd
 from concept_audit.audit.concepts import Concepts
 from concept_audit.audit.opened import EVERY_ROW, OpenAudit
 from concept_audit.audit.rankings import Asked, Rankings
+from concept_audit.influence.options import InfluenceOptions
+from concept_audit.metrics import Estimate, auroc, auroc_interval
 from concept_audit.pipeline.groups import against_group
 from concept_audit.store import compare
 from concept_audit.store.features import group_of
 from concept_audit.store.filters import RowFilter
+from concept_audit.types import ConceptKind, usual_method
 
 Found = TypeVar("Found")
+OWN_SHARE, FEWEST = 0.1, 5
+"""Of the rows, those that read most as a concept; and of how many nothing is told."""
+READS: dict[ConceptKind, str] = {"probe": "read most as the probe", "sae_feature": "the feature fires most on"}
 
 
 class Comparisons:
@@ -66,6 +72,52 @@ class Comparisons:
         """How many rows were labelled to train a probe; 0 for an SAE feature. `against_group` leaves them out."""
         found = self._concepts.get(concept).concept_id
         return self._opened.read(lambda cursor: compare.labelled_rows(cursor, found))
+
+    def on_own_rows(self, asked: Asked) -> Estimate | None:
+        """How far concept influence puts the rows that read most as the concept above the others: an AUROC.
+
+        These are the first tenth by the concept's usual method, projections of a probe and activations of an SAE
+        feature. Below one half, training on such rows lowers the concept on the query examples, to first order.
+
+        Returns:
+            the AUROC, its interval, and of how many rows; None for other methods, and with fewer than 5 rows.
+        """
+        concept = self._concepts.get(asked[0])
+        if self._rankings.find(*asked).identity.method != "concept_influence":
+            return None
+        usual = usual_method(concept.kind, self._opened.manifest.pair is not None)
+
+        def split(ranking: int, reading: int) -> Estimate | None:
+            scores, own = self._rankings.read(
+                ("own_rows", ranking, reading),
+                [ranking, reading],
+                lambda cursor: compare.split_by(cursor, ranking, reading, 100 * (1 - OWN_SHARE)),
+            )
+            n_own = int(own.sum())
+            if min(n_own, len(own) - n_own) < FEWEST:
+                return None
+            area = auroc(scores, own.astype(np.int64))
+            return Estimate(area, *auroc_interval(area, n_own, len(own) - n_own), n=n_own)
+
+        return self._rankings.using([asked, (asked[0], usual, InfluenceOptions())], split)
+
+    def on_own_rows_in_words(self, asked: Asked) -> str | None:
+        """What `on_own_rows` found, and what it means where it is below one half."""
+        found = self.on_own_rows(asked)
+        if found is None:
+            return None
+        kind = self._concepts.get(asked[0]).kind
+        told = (
+            f"The {found.n:,} rows that {READS[kind]} stand above the others with an AUROC of {found.value:.2f} "
+            f"(95% interval {found.low:.2f} to {found.high:.2f})."
+        )
+        if found.high < 0.5:
+            told += (
+                " That is below one half: to first order, training on such rows lowers the concept on its query "
+                "examples. Rows that show the concept most are therefore not first here; its usual method puts them "
+                "first, and Evidence tells what training without them does."
+            )
+        return told
 
     def _compared(
         self, name: str, one: Asked, other: Asked, where: RowFilter, query: Callable[..., Found], *more: Any

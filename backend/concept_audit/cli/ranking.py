@@ -87,8 +87,9 @@ class Rank(Running):
         if not self.index_only:
             audit.refine(self.concept, self.method, options)
         told = audit.refinements.in_words(self.concept, self.method, options)
-        if told is not None:
-            print(told, file=sys.stderr)
+        for words in (told, audit.comparisons.on_own_rows_in_words((self.concept, self.method, options))):
+            if words is not None:
+                print(words, file=sys.stderr)
         out = Path(self.out) if self.out and self.out != "-" else None
         top = None if self.all else self.top or FIRST_ROWS
         if self.by != "row":

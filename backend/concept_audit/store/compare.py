@@ -134,6 +134,22 @@ _LABELLED = """SELECT e.example_id FROM main.examples e
     JOIN base.probe_examples x ON x.content_hash = e.content_hash AND 'probe:' || x.probe = ?"""
 
 
+def split_by(cursor: Cursor, ranking: int, other: int, percentile: float) -> tuple[np.ndarray, np.ndarray]:
+    """A ranking's scores, and which of them are of rows that another one puts at a percentile or above.
+
+    Rows that the other one scores 0 are not: to a feature that fires in few rows all others are alike.
+
+    Returns:
+        float64 and bool [rows that both rank].
+    """
+    both, parameters = _both(cursor, ranking, other, RowFilter())
+    found = cursor.execute(
+        f"SELECT a_score, b_percentile >= ? AND b_score <> 0 AS above FROM ({both}) WHERE NOT isnan(a_score)",
+        [percentile, *parameters],
+    ).fetchnumpy()
+    return np.asarray(found["a_score"], np.float64), np.asarray(found["above"], bool)
+
+
 def in_group(
     cursor: Cursor, concept_id: str, group: str, parameters: list
 ) -> Iterator[tuple[str, str, np.ndarray, np.ndarray]]:

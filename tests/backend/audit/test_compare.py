@@ -8,6 +8,7 @@ from scipy.stats import spearmanr
 from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score
 
 from concept_audit import InfluenceOptions, LabelledExample, RowFilter
+from concept_audit.metrics import Estimate
 from concept_audit.store.examples import messages_from_json
 
 A = ("sae:3", "vector_filter", InfluenceOptions())
@@ -102,3 +103,27 @@ def test_rows_that_a_probe_was_fitted_to_are_left_out_of_its_auroc(audit):
     assert table.auroc < roc_auc_score(truth, ranked["score"])
     assert audit.comparisons.against_group("tone", "labelled", "tone").empty
     assert audit.comparisons.labelled_rows("sae:3") == 0
+
+
+@pytest.mark.parametrize("concept", ["sae:3", "tone"])
+def test_influence_is_held_against_the_rows_that_read_most_as_the_concept(audit, concept):
+    rows = audit.rows.list(limit=8)
+    examples = [LabelledExample(messages_from_json(text), i % 2) for i, text in enumerate(rows["messages"])]
+    audit.train_probe("tone", examples, layer=2)
+    asked = (concept, "concept_influence", InfluenceOptions.of(curvature="identity", precision="float32"))
+    usual = audit.rank(concept, top=None).set_index("example_id")
+    scores = audit.rank(*asked[:2], options=asked[2], top=None).set_index("example_id")["score"]
+    own = ((usual["percentile"] >= 90) & (usual["score"] != 0)).reindex(scores.index)
+    found = audit.comparisons.on_own_rows(asked)
+    assert found.n == own.sum() >= 5
+    assert found.value == pytest.approx(roc_auc_score(own, scores))
+    assert found.low < found.value < found.high
+    assert f"The {found.n} rows" in audit.comparisons.on_own_rows_in_words(asked)
+    assert audit.comparisons.on_own_rows_in_words((concept, "vector_filter", InfluenceOptions())) is None
+
+
+@pytest.mark.parametrize(("high", "said"), [(0.49, True), (0.51, False)])
+def test_it_is_said_where_influence_puts_such_rows_last(audit, monkeypatch, high, said):
+    monkeypatch.setattr(audit.comparisons, "on_own_rows", lambda asked: Estimate(0.4, 0.3, high, n=8))
+    words = audit.comparisons.on_own_rows_in_words(("sae:3", "concept_influence", InfluenceOptions()))
+    assert ("below one half" in words) == said and "0.40 (95% interval 0.30 to 0." in words
