@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from concept_audit.model.batches import batches_by_length, padded
+from concept_audit.model.hooks import hook_outputs
 from concept_audit.model.load import LanguageModel
 
 TOKENS_PER_BATCH_CPU = 2048
@@ -70,7 +71,7 @@ def residual_stream(
         return dict(captured)
 
     with lm.lock:
-        handles = [lm.blocks[layer - 1].register_forward_hook(keep(layer)) for layer in set(layers)]
+        handles = [hook_outputs(lm.blocks[layer - 1], keep(layer)) for layer in set(layers)]
         try:
             yield run
         finally:

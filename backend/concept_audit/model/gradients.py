@@ -23,6 +23,7 @@ from concept_audit.errors import ModelError
 from concept_audit.model.activations import residual_stream
 from concept_audit.model.batches import Batch
 from concept_audit.model.exact import at_exact_device
+from concept_audit.model.hooks import hook_inputs, hook_outputs
 from concept_audit.model.linear import LinearLayer
 from concept_audit.model.load import LanguageModel
 from concept_audit.model.precision import check_precision
@@ -115,7 +116,7 @@ class LanguageModelHead:
             hidden.append(arguments[0])
             raise _HeadReached
 
-        handle = self.module.register_forward_pre_hook(hook)
+        handle = hook_inputs(self.module, hook)
         try:
             self._lm.model(input_ids=batch.ids, use_cache=False)
         except _HeadReached:
@@ -154,9 +155,7 @@ class LanguageModelHead:
     def _own_logits(self, batch: Batch) -> torch.Tensor:
         """The model's own logits at supervised positions: [positions, vocabulary]."""
         mask = supervised(batch)
-        handle = self.module.register_forward_pre_hook(
-            lambda _module, arguments: (arguments[0][mask][None], *arguments[1:])
-        )
+        handle = hook_inputs(self.module, lambda _module, arguments: (arguments[0][mask][None], *arguments[1:]))
         try:
             return self._lm.model(input_ids=batch.ids, use_cache=False).logits[0].to(self._lm.wide_dtype)
         finally:
@@ -170,8 +169,8 @@ class LanguageModelHead:
             seen.append(output)
 
         handles = [
-            self.module.register_forward_pre_hook(lambda _module, arguments: (1000 * arguments[0], *arguments[1:])),
-            self.module.register_forward_hook(after),
+            hook_inputs(self.module, lambda _module, arguments: (1000 * arguments[0], *arguments[1:])),
+            hook_outputs(self.module, after),
         ]
         try:
             with self._lm.lock, torch.no_grad():
@@ -210,9 +209,9 @@ class GradientPass:
         for parameter in self._trainable:
             parameter.requires_grad_(False)
         for index, layer in enumerate(self._layers):
-            self._handles.append(layer.module.register_forward_hook(self._hook(index)))
+            self._handles.append(hook_outputs(layer.module, self._hook(index)))
         self._handles += [
-            module.register_forward_hook(passes_gradients(self._lm.name, name))
+            hook_outputs(module, passes_gradients(self._lm.name, name))
             for name, module in quantised_modules(self._lm.model)
         ]
         return self

@@ -88,10 +88,13 @@ class LanguageModel:
             return self
         if dtype in self.copies:
             return self.copies[dtype]
-        model = converted(self.model, dtype)
-        made = replace(self, model=model, blocks=find_blocks(model), lock=threading.RLock(), copies={})
-        self.copies[dtype] = made
-        return made
+        # While another thread runs the model its weights may be dual; and one copy is enough.
+        with self.lock:
+            if dtype not in self.copies:
+                model = converted(self.model, dtype)
+                made = replace(self, model=model, blocks=find_blocks(model), lock=threading.RLock(), copies={})
+                self.copies[dtype] = made
+            return self.copies[dtype]
 
     def differentiable(self) -> LanguageModel:
         """The model in a precision that gradients survive: itself, or a wider copy of a float16 model.

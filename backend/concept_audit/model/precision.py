@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from concept_audit.errors import ModelError
+from concept_audit.model.hooks import without_hooks
 from concept_audit.model.quantised import is_code, quantised_modules
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -43,7 +44,9 @@ def converted(model: Model, dtype: torch.dtype, private: bool = False) -> Model:
         if id(weight) not in coded
     }
     memo |= coded
-    return copy.deepcopy(model, memo)
+    copied = copy.deepcopy(model, memo)
+    without_hooks(copied)
+    return copied
 
 
 def native_bfloat16(device: torch.device) -> bool:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from concept_audit.model.hooks import hook_inputs
 from concept_audit.model.load import LanguageModel
 
 ROWS, TOKENS = 2, 8
@@ -69,7 +70,7 @@ def _run(lm: LanguageModel, modules: Iterable[nn.Module], ids: torch.Tensor) -> 
         seen[module].append(arguments[0])
 
     with lm.lock:
-        handles = [module.register_forward_pre_hook(keep) for module in seen]
+        handles = [hook_inputs(module, keep) for module in seen]
         try:
             with torch.no_grad():
                 lm.model(input_ids=ids.to(lm.device), use_cache=False)

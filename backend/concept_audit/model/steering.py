@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
+from concept_audit.model.hooks import hook_outputs
 from concept_audit.model.load import LanguageModel
 
 
@@ -31,7 +32,7 @@ def steered(lm: LanguageModel, layer: int, vector: torch.Tensor) -> Iterator[Non
         return (moved, *output[1:]) if isinstance(output, tuple) else moved
 
     with lm.lock:
-        handle = lm.blocks[layer - 1].register_forward_hook(add)
+        handle = hook_outputs(lm.blocks[layer - 1], add)
         try:
             yield
         finally:

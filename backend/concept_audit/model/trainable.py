@@ -20,7 +20,8 @@ _ADAPTER = "evidence"
 
 def private_copy(lm: LanguageModel, dtype: torch.dtype) -> LanguageModel:
     """A copy that no other thread sees, so that it may be trained while the model itself is in use."""
-    model = converted(lm.model, dtype, private=True)
+    with lm.lock:
+        model = converted(lm.model, dtype, private=True)
     return replace(lm, model=model, blocks=find_blocks(model), lock=threading.RLock(), copies={})
 
 
