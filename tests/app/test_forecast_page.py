@@ -6,9 +6,11 @@ import shutil
 import threading
 import time
 
+import pandas as pd
 import pytest
 
 from concept_audit import Audit, ForecastTrial, Progress, Recipe, RowFilter
+from concept_audit_app.components.forecast_view import by_ranking, forecast_chart
 from concept_audit_app.components.forecasting import Jobs
 from tests.app.test_pages import open_page, words
 
@@ -73,6 +75,33 @@ def test_what_training_said_of_the_forecast_is_shown_where_it_was_measured_and_n
     assert any("prediction" in frame.value for frame in test.dataframe)
     other = Audit(cache / "small").evidence.list()
     assert "" not in other["concept_id"].tolist()
+
+
+def test_what_reaches_far_beyond_all_else_stands_at_the_edge_with_its_number():
+    near = pd.DataFrame({"title": list("abc"), "forecast": [2.0, 1.0, -1.5], "low": 0.5, "high": 2.5})
+    near = near.assign(null_low=-0.1, null_high=0.1)
+    figure = forecast_chart(near, "effect")
+    assert figure.data[1].x.tolist() == [2.0, 1.0, -1.5] and figure.layout.xaxis.range is None
+    far = pd.concat([near, near.iloc[[0]].assign(title="d", forecast=-70.0, low=-90.0, high=-50.0)])
+    marks = forecast_chart(far, "effect").data[1]
+    assert (
+        marks.x.tolist() == pytest.approx([2.0, 1.0, -1.5, -2.75])
+        and marks.text[-1] == "-70"
+        and not any(marks.text[:3])
+    )
+    assert marks.marker.symbol.tolist() == ["circle"] * 3 + ["triangle-left"]
+    assert marks.error_x.arrayminus.tolist()[-1] == 0 and marks.customdata[-1].tolist() == [-70.0, -90.0, -50.0]
+    low, high = forecast_chart(far, "effect").layout.xaxis.range
+    assert low < -2.75 and high > 2.5 and high - low < 7
+
+
+def test_rankings_of_one_concept_are_told_apart_in_the_what_if():
+    made = pd.DataFrame({"concept_id": ["sae:1", "sae:2"], "parameters": ['{"damping": 10.0}'] * 2, "before": 1.0})
+    assert by_ranking(made).columns.tolist() == ["concept_id", "before"]
+    both = pd.concat([made, made.assign(parameters='{"damping": 0.1, "contrast": true}')], ignore_index=True)
+    names = by_ranking(both)["ranking"].tolist()
+    assert names[0] == names[1] != names[2] == names[3]
+    assert "contrast" in names[2] and "damping 0.1" in names[2] and "damping 10" in names[0]
 
 
 def test_flags_that_are_not_there_yet_are_said_to_be_missing(cache_copy, monkeypatch):

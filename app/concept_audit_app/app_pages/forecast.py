@@ -7,7 +7,7 @@ import streamlit as st
 from concept_audit import AuditError, RowFilter
 from concept_audit_app.components.charts import short
 from concept_audit_app.components.forecast_evidence import measured
-from concept_audit_app.components.forecast_view import show_forecast
+from concept_audit_app.components.forecast_view import by_ranking, show_forecast
 from concept_audit_app.components.forecasting import needed
 from concept_audit_app.components.session import current_audit, read_only
 from concept_audit_app.components.tables import NOTHING, records
@@ -60,13 +60,14 @@ try:
                 "Mean concept influence of all rows, and of those that stay, on the query examples of each ranking."
             )
             st.dataframe(
-                effects,
+                by_ranking(effects),
                 hide_index=True,
                 placeholder=NOTHING,
                 key="removal",
                 alt="Mean influence with and without the flagged rows",
                 column_config={
                     "concept_id": "Concept",
+                    "ranking": "Ranking",
                     "before": st.column_config.NumberColumn("All rows", format="%.3g"),
                     "after": st.column_config.NumberColumn("Without the flagged", format="%.3g"),
                     "n_left_out": st.column_config.NumberColumn("Rows left out", format="localized"),

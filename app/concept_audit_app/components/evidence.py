@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import io
-import json
 import zipfile
-from collections.abc import Sequence
 
 import pandas as pd
 import streamlit as st
@@ -14,12 +12,12 @@ from concept_audit import Audit, Concept, Evidence
 from concept_audit_app.components.charts import QUIET, curves_chart, interval_chart, matrix_chart, recalls_chart, short
 from concept_audit_app.components.methods import NAMES
 from concept_audit_app.components.plain import counted
+from concept_audit_app.components.ranking_names import ranking_names
 from concept_audit_app.components.tables import NOTHING, records
 from concept_audit_app.components.url import select_by_id
 from concept_audit_app.components.validating import validation_desk
 
 MOST_VALUES = 30
-FORMS = ("contrast", "own_answers", "unit_normalised", "leave_out_own")
 QUANTITIES = {
     "own": "the model's own answers",
     "text": "their text alone",
@@ -85,7 +83,7 @@ def against_labels(audit: Audit, concept: Concept, target: tuple[str, str, str])
         )
         st.page_link("app_pages/ranking.py", label="Audit", icon=":material/format_list_numbered:")
         return
-    table["name"] = _ranking_names(list(zip(table["method"], table["parameters"], strict=True)))
+    table["name"] = ranking_names(list(zip(table["method"], table["parameters"], strict=True)))
     st.subheader("Against these rows")
     st.caption(
         f"{int(table.n_positive.iloc[0]):,} of {counted(int(table.n_rows.iloc[0]), 'row')}. {left_out}AUROC: how often one of them ranks above "
@@ -130,7 +128,7 @@ def agreement(audit: Audit, concept: Concept) -> None:
         return
     st.subheader("Agreement of the methods")
     st.caption("Spearman's rank correlation over all rows")
-    labels = _ranking_names(names)
+    labels = ranking_names(names)
     pairs = "; ".join(f"{labels[i]} and {labels[j]} {matrix[i, j]:.2f}" for i in range(len(names)) for j in range(i))
     st.plotly_chart(
         matrix_chart(labels, matrix),
@@ -276,24 +274,3 @@ def _told(name: str) -> str:
         {"random": "Random", "concept": "The concept"}.get(method, NAMES.get(method, method))
         + (f" ({', '.join(options)})" if options else "")
     )
-
-
-def _ranking_names(rankings: Sequence[tuple[str, str]]) -> list[str]:
-    """Rankings for people, from method and parameters: the method, and what tells its rankings apart."""
-    parts = [_parts(json.loads(parameters)) for _, parameters in rankings]
-    names: list[str] = []
-    for (method, _), own in zip(rankings, parts, strict=True):
-        alike = [p for (other, _), p in zip(rankings, parts, strict=True) if other == method]
-        kept = [part for part in own if part == "index" or not all(part in p for p in alike)]
-        name = NAMES[method] + (f" ({', '.join(kept)})" if kept else "")
-        same = sum(other == name or other.startswith(f"{name} no. ") for other in names)
-        names.append(f"{name} no. {same + 1}" if same else name)
-    return names
-
-
-def _parts(parameters: dict) -> list[str]:
-    found = [f"layer {parameters['layer']}"] if "layer" in parameters else []
-    found += [word for word in ("index", "identity", "kfac") if word in parameters.values()]
-    found += [name.replace("_", " ") for name in FORMS if parameters.get(name)]
-    found += ["by advantage"] if "advantage" in parameters else []
-    return found + ([f"damping {parameters['damping']:g}"] if "damping" in parameters else [])

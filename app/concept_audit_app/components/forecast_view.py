@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
@@ -10,9 +12,12 @@ import streamlit as st
 from concept_audit_app.components.charts import ALL, HERE, PASSING, QUIET, short
 from concept_audit_app.components.concepts import concept_title
 from concept_audit_app.components.plain import plain
+from concept_audit_app.components.ranking_names import ranking_names
 from concept_audit_app.components.tables import NOTHING, records
 
 SHOWN = 12
+FAR = 2.5
+"""Times as far from zero as the next one: what is further stands at the edge."""
 UNITS = {"relative": "share of the feature's usual activation", "forecast": "change of activation or projection"}
 
 
@@ -36,9 +41,41 @@ def movers(shown: pd.DataFrame, count: int = SHOWN) -> pd.DataFrame:
     return pd.concat([up, down.iloc[::-1]]).drop(columns="near")
 
 
+def by_ranking(effects: pd.DataFrame) -> pd.DataFrame:
+    """Effects of a removal with what tells the rankings of a concept apart, where one has several."""
+    rankings = [("concept_influence", parameters) for parameters in effects["parameters"]]
+    shown = effects.drop(columns="parameters")
+    if effects["concept_id"].is_unique:
+        return shown
+    shown.insert(1, "ranking", "")
+    for _, mine in effects.groupby("concept_id"):
+        shown.loc[mine.index, "ranking"] = ranking_names([rankings[place] for place in mine.index])
+    return shown
+
+
+def edge(reach: np.ndarray) -> float:
+    """Where the axis ends: the few that reach far beyond all others would leave those no room.
+
+    Args:
+        reach: how far from zero each row and its interval go.
+    """
+    ordered = np.sort(reach)
+    for near, far in pairwise(ordered[len(ordered) // 2 :]):
+        if far > FAR * near:
+            return float(1.1 * near)
+    return float("inf")
+
+
 def forecast_chart(rows: pd.DataFrame, across: str) -> go.Figure:
-    """Forecasts with 95% intervals, the band of randomly signed gradients behind each, the largest on top."""
+    """Forecasts with 95% intervals, the band of randomly signed gradients behind each, the largest on top.
+
+    What lies far beyond all else stands at the edge, as a triangle with its number.
+    """
     names = [short(title) for title in rows["title"]]
+    end = edge(rows[["forecast", "low", "high"]].abs().max(axis=1).to_numpy(float))
+    beyond = (rows["forecast"].abs() > end).to_numpy()
+    drawn = rows[["forecast", "low", "high"]].clip(-end, end)
+    arrows = np.where(rows["forecast"] > 0, "triangle-right", "triangle-left")
     figure = go.Figure()
     figure.update_layout(
         height=110 + 25 * len(rows) + 18 * across.count("<br>"),
@@ -62,24 +99,34 @@ def forecast_chart(rows: pd.DataFrame, across: str) -> go.Figure:
     )
     figure.add_scatter(
         y=names,
-        x=rows["forecast"],
-        mode="markers",
+        x=drawn["forecast"],
+        mode="markers+text",
+        text=[f"{value:.3g}" if far else "" for value, far in zip(rows["forecast"], beyond, strict=True)],
+        textposition=list(np.where(rows["forecast"] > 0, "middle left", "middle right")),
         name="forecast, with its 95% interval",
-        marker=dict(color=np.where(rows["forecast"] > 0, HERE, PASSING), size=10),
+        marker=dict(
+            color=np.where(rows["forecast"] > 0, HERE, PASSING), size=10, symbol=np.where(beyond, arrows, "circle")
+        ),
         selected=dict(marker=dict(opacity=1)),
         unselected=dict(marker=dict(opacity=1)),
         error_x=dict(
             symmetric=False,
-            array=(rows["high"] - rows["forecast"]).fillna(0),
-            arrayminus=(rows["forecast"] - rows["low"]).fillna(0),
+            array=(drawn["high"] - drawn["forecast"]).fillna(0).where(~beyond, 0),
+            arrayminus=(drawn["forecast"] - drawn["low"]).fillna(0).where(~beyond, 0),
             color=ALL,
             thickness=1.6,
         ),
-        customdata=rows[["low", "high"]],
-        hovertemplate="%{y}<br>%{x:.3g} (%{customdata[0]:.3g} to %{customdata[1]:.3g})<extra></extra>",
+        customdata=rows[["forecast", "low", "high"]],
+        hovertemplate="%{y}<br>%{customdata[0]:.3g} (%{customdata[1]:.3g} to %{customdata[2]:.3g})<extra></extra>",
     )
     figure.update_yaxes(autorange="reversed", automargin=True, type="category")
     figure.update_xaxes(title=across, zeroline=True)
+    if beyond.any():
+        low, high = (
+            float(drawn[name].fillna(drawn["forecast"]).agg(side)) for name, side in (("low", "min"), ("high", "max"))
+        )
+        room = 0.04 * (high - low)
+        figure.update_xaxes(range=[min(low, 0) - room, max(high, 0) + room])
     return figure
 
 

@@ -107,7 +107,8 @@ class Forecasts:
         They are on the queries of each ranking, not on neutral prompts.
 
         Returns:
-            concept_id, before and after (means of the scores of all rows, and of those that stay), n_left_out.
+            concept_id, parameters (JSON, of the ranking), before and after (means of the scores of all rows, and of
+            those that stay), n_left_out.
         """
         where = self._opened.searched(where)
         return self._opened.cached_read(

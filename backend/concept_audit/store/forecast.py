@@ -59,14 +59,15 @@ def removal_effects(cursor: Cursor, flagged: RowFilter) -> pd.DataFrame:
     """What the stored rankings by concept influence say of the data with and without some rows.
 
     Returns:
-        concept_id, before and after (means of the scores), n_left_out.
+        concept_id, parameters (JSON), before and after (means of the scores), n_left_out.
     """
     rankings = cursor.execute(
-        "SELECT ranking_id, concept_id FROM main.rankings WHERE method = 'concept_influence' ORDER BY concept_id"
+        """SELECT ranking_id, concept_id, parameters FROM main.rankings WHERE method = 'concept_influence'
+           ORDER BY concept_id, ranking_id"""
     ).fetchall()
     condition, parameters = flagged.sql("s.example_id")
     parts = []
-    for number, concept in rankings:
+    for number, concept, options in rankings:
         before, after, gone = cursor.execute(
             f"""SELECT avg(score), avg(score) FILTER (NOT inside), count(*) FILTER (inside) FROM (
                     SELECT s.score, coalesce({condition}, false) AS inside FROM {scores_table(cursor, number)} s
@@ -74,8 +75,10 @@ def removal_effects(cursor: Cursor, flagged: RowFilter) -> pd.DataFrame:
                     LEFT JOIN base.flags f ON f.content_hash = e.content_hash WHERE s.ranking_id = ?)""",
             [*parameters, number],
         ).fetchall()[0]
-        parts.append({"concept_id": concept, "before": before, "after": after, "n_left_out": gone})
-    return pd.DataFrame(parts, columns=["concept_id", "before", "after", "n_left_out"])
+        parts.append(
+            {"concept_id": concept, "parameters": options, "before": before, "after": after, "n_left_out": gone}
+        )
+    return pd.DataFrame(parts, columns=["concept_id", "parameters", "before", "after", "n_left_out"])
 
 
 def mean_activations(cursor: Cursor, rows: np.ndarray, features: np.ndarray) -> np.ndarray:
