@@ -12,7 +12,7 @@ from concept_audit.audit.concepts import Concepts
 from concept_audit.audit.opened import EVERY_ROW, OpenAudit
 from concept_audit.audit.rankings import Asked, Rankings
 from concept_audit.influence.options import InfluenceOptions
-from concept_audit.metrics import Estimate, auroc, auroc_interval
+from concept_audit.metrics import Estimate, auroc_interval
 from concept_audit.pipeline.groups import against_group
 from concept_audit.store import compare
 from concept_audit.store.features import group_of
@@ -20,8 +20,8 @@ from concept_audit.store.filters import RowFilter
 from concept_audit.types import ConceptKind, usual_method
 
 Found = TypeVar("Found")
-OWN_SHARE, FEWEST = 0.1, 5
-"""Of the rows, those that read most as a concept; and of how many nothing is told."""
+OWN_SHARE, MOST_OWN, FEWEST = 0.1, 1000, 5
+"""Of the rows, those that read most as a concept; of them at most; and of fewer nothing is told."""
 READS: dict[ConceptKind, str] = {"probe": "read most as the probe", "sae_feature": "the feature fires most on"}
 
 
@@ -76,8 +76,8 @@ class Comparisons:
     def on_own_rows(self, asked: Asked) -> Estimate | None:
         """How far concept influence puts the rows that read most as the concept above the others: an AUROC.
 
-        These are the first tenth by the concept's usual method, projections of a probe and activations of an SAE
-        feature. Below one half, training on such rows lowers the concept on the query examples, to first order.
+        These are the first tenth by the concept's usual method (1,000 at most): projections of a probe, activations of
+        an SAE feature. Below one half, training on such rows lowers the concept on the query examples, to first order.
 
         Returns:
             the AUROC, its interval, and of how many rows; None for other methods, and with fewer than 5 rows.
@@ -87,19 +87,21 @@ class Comparisons:
             return None
         usual = usual_method(concept.kind, self._opened.manifest.pair is not None)
 
-        def split(ranking: int, reading: int) -> Estimate | None:
-            scores, own = self._rankings.read(
+        def compared(ranking: int, reading: int) -> Estimate | None:
+            ranks, n_rows = self._rankings.read(
                 ("own_rows", ranking, reading),
                 [ranking, reading],
-                lambda cursor: compare.split_by(cursor, ranking, reading, 100 * (1 - OWN_SHARE)),
+                lambda cursor: compare.ranks_of_first(cursor, ranking, reading, OWN_SHARE, MOST_OWN),
             )
-            n_own = int(own.sum())
-            if min(n_own, len(own) - n_own) < FEWEST:
+            n_own, n_other = len(ranks), n_rows - len(ranks)
+            if min(n_own, n_other) < FEWEST:
                 return None
-            area = auroc(scores, own.astype(np.int64))
-            return Estimate(area, *auroc_interval(area, n_own, len(own) - n_own), n=n_own)
+            # So many of the others stand above each, counted over all of them.
+            above = int(ranks.sum()) - n_own * (n_own + 1) // 2
+            area = 1 - above / (n_own * n_other)
+            return Estimate(area, *auroc_interval(area, n_own, n_other), n=n_own)
 
-        return self._rankings.using([asked, (asked[0], usual, InfluenceOptions())], split)
+        return self._rankings.using([asked, (asked[0], usual, InfluenceOptions())], compared)
 
     def on_own_rows_in_words(self, asked: Asked) -> str | None:
         """What `on_own_rows` found, and what it means where it is below one half."""

@@ -134,20 +134,29 @@ _LABELLED = """SELECT e.example_id FROM main.examples e
     JOIN base.probe_examples x ON x.content_hash = e.content_hash AND 'probe:' || x.probe = ?"""
 
 
-def split_by(cursor: Cursor, ranking: int, other: int, percentile: float) -> tuple[np.ndarray, np.ndarray]:
-    """A ranking's scores, and which of them are of rows that another one puts at a percentile or above.
+def ranks_of_first(cursor: Cursor, ranking: int, other: int, share: float, most: int) -> tuple[np.ndarray, int]:
+    """Where one ranking puts the rows that another one puts first; rows without a score are in neither.
 
-    Rows that the other one scores 0 are not: to a feature that fires in few rows all others are alike.
+    Rows that the other one scores 0 are not among its first: to a feature that fires in few rows all others are alike.
+
+    Args:
+        share: of the rows, those that are first.
+        most: of them at most.
 
     Returns:
-        float64 and bool [rows that both rank].
+        int64 ranks; and how many rows the ranking scores.
     """
-    both, parameters = _both(cursor, ranking, other, RowFilter())
+    (count,) = only_row(
+        cursor.execute(f"SELECT count(*) FROM {scores_table(cursor, ranking)} WHERE ranking_id = ?", [ranking])
+    )
     found = cursor.execute(
-        f"SELECT a_score, b_percentile >= ? AND b_score <> 0 AS above FROM ({both}) WHERE NOT isnan(a_score)",
-        [percentile, *parameters],
+        f"""SELECT s.rank FROM {scores_table(cursor, ranking)} s
+            JOIN (SELECT example_id FROM {scores_table(cursor, other)}
+                  WHERE ranking_id = ? AND rank <= ? AND score <> 0) USING (example_id)
+            WHERE s.ranking_id = ?""",
+        [other, min(most, round(share * count)), ranking],
     ).fetchnumpy()
-    return np.asarray(found["a_score"], np.float64), np.asarray(found["above"], bool)
+    return np.asarray(found["rank"], np.int64), count
 
 
 def in_group(
