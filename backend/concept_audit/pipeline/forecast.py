@@ -10,7 +10,7 @@ is what came out. A group is decided by the contents of its rows, so that the gr
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -20,6 +20,7 @@ import torch
 
 from concept_audit.concepts.sae import SaeSource
 from concept_audit.errors import ConceptError, ModelError
+from concept_audit.influence.curvature import LayerCurvature
 from concept_audit.influence.forecast import Encode, changes, gradient_sum
 from concept_audit.influence.forecast_intervals import GROUPS, GroupForecasts
 from concept_audit.influence.options import CurvatureOptions, InfluenceOptions, content
@@ -107,6 +108,11 @@ class ForecastFiles:
         return np.stack([read_tensors(self.shards.path(n))[name].numpy() for n in self.shards.numbers()])
 
 
+Curvatures = Callable[[int], LayerCurvature]
+"""Of each tracked layer, by its index."""
+Opened = tuple[LanguageModel, list[LinearLayer], Curvatures | None, Encode | None, Worker]
+
+
 @dataclass(frozen=True)
 class Forecasting:
     """What each group of rows does to the prompts.
@@ -144,7 +150,7 @@ class Forecasting:
     def outputs(self) -> tuple[ShardSet, ...]:
         return (self.results,)
 
-    def open(self, worker: Worker) -> tuple[LanguageModel, list[LinearLayer], Encode | None, Worker]:
+    def open(self, worker: Worker) -> Opened:
         lm = worker.model(self.model).in_dtype(getattr(torch, self.precision))
         # Who asked for the forecast was asked whether weights may be left out.
         layers = linear_layers(lm, *self.blocks, self.weights, partial=True)
@@ -152,11 +158,14 @@ class Forecasting:
         if self.sae is not None:
             module, live = self.sae.load(lm.device).module, torch.from_numpy(self.features).to(lm.device)
             encode = lambda stream: module.encode(stream.to(module.W_dec))[:, live]  # noqa: E731
-        return lm, layers, encode, worker
+        curvatures = (
+            None if self.curvature is None else curvature_of(self.curvature, layers, self.options.curvature, lm.device)
+        )
+        return lm, layers, curvatures, encode, worker
 
-    def run(self, opened: tuple[LanguageModel, list[LinearLayer], Encode | None, Worker], number: int) -> None:
-        lm, layers, encode, worker = opened
-        step, counted = self._step(lm, layers, number, worker)
+    def run(self, opened: Opened, number: int) -> None:
+        lm, layers, curvatures, encode, worker = opened
+        step, counted = self._step(lm, layers, curvatures, number, worker)
         found: dict[str, np.ndarray] = {
             f"stream.{layer}": np.zeros((len(self.prompts), lm.d_model), np.float32) for layer in self.layers
         }
@@ -179,7 +188,7 @@ class Forecasting:
         self.results.write_tensors(number, tensors, {"counted": counted})
 
     def _step(
-        self, lm: LanguageModel, layers: list[LinearLayer], number: int, worker: Worker
+        self, lm: LanguageModel, layers: list[LinearLayer], curvatures: Curvatures | None, number: int, worker: Worker
     ) -> tuple[list[torch.Tensor], int]:
         """Δθ of the rows of a group, −(H + λI)⁻¹ of the sum of their gradients; and how many rows that are."""
         total: list[torch.Tensor] | None = None
@@ -195,9 +204,8 @@ class Forecasting:
             worker.advance(len(every))
         if total is None or not counted:
             return [], 0
-        if self.curvature is not None:
-            curvature = curvature_of(self.curvature, layers, self.options.curvature, lm.device)
-            total = precondition(total, curvature, self.options.damping)
+        if curvatures is not None:
+            total = precondition(total, curvatures, self.options.damping)
         return [-matrix for matrix in total], counted
 
 
