@@ -80,12 +80,15 @@ class Comparisons:
         an SAE feature. Below one half, training on such rows lowers the concept on the query examples, to first order.
 
         Returns:
-            the AUROC, its interval, and of how many rows; None for other methods, and with fewer than 5 rows.
+            the AUROC, its interval, and of how many rows; None for other methods, with fewer than 5 rows,
+            and where the usual method's ranking is not there and nothing may be computed.
         """
         concept = self._concepts.get(asked[0])
         if self._rankings.find(*asked).identity.method != "concept_influence":
             return None
-        usual = usual_method(concept.kind, self._opened.manifest.pair is not None)
+        usual = (asked[0], usual_method(concept.kind, self._opened.manifest.pair is not None), InfluenceOptions())
+        if self._opened.read_only and not self._rankings.has(*usual):
+            return None
 
         def compared(ranking: int, reading: int) -> Estimate | None:
             ranks, n_rows = self._rankings.read(
@@ -101,7 +104,7 @@ class Comparisons:
             area = 1 - above / (n_own * n_other)
             return Estimate(area, *auroc_interval(area, n_own, n_other), n=n_own)
 
-        return self._rankings.using([asked, (asked[0], usual, InfluenceOptions())], compared)
+        return self._rankings.using([asked, usual], compared)
 
     def on_own_rows_in_words(self, asked: Asked) -> str | None:
         """What `on_own_rows` found, and what it means where it is below one half."""

@@ -7,7 +7,7 @@ import pytest
 from scipy.stats import spearmanr
 from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score
 
-from concept_audit import InfluenceOptions, LabelledExample, RowFilter
+from concept_audit import Audit, InfluenceOptions, LabelledExample, RowFilter
 from concept_audit.metrics import Estimate
 from concept_audit.store.examples import messages_from_json
 
@@ -120,6 +120,19 @@ def test_influence_is_held_against_the_rows_that_read_most_as_the_concept(audit,
     assert found.low < found.value < found.high
     assert f"The {found.n} rows" in audit.comparisons.on_own_rows_in_words(asked)
     assert audit.comparisons.on_own_rows_in_words((concept, "vector_filter", InfluenceOptions())) is None
+
+
+def test_nothing_is_computed_for_it_in_read_only(audit):
+    rows = audit.rows.list(limit=8)
+    examples = [LabelledExample(messages_from_json(text), i % 2) for i, text in enumerate(rows["messages"])]
+    audit.train_probe("tone", examples, layer=2)
+    asked = ("tone", "concept_influence", InfluenceOptions.of(curvature="identity", precision="float32"))
+    audit.rank(*asked[:2], options=asked[2])
+    assert not audit.rankings.has("tone", "vector_filter")
+    closed = Audit(audit.root, read_only=True)
+    assert closed.comparisons.on_own_rows(asked) is None and closed.comparisons.on_own_rows_in_words(asked) is None
+    audit.rank("tone")
+    assert Audit(audit.root, read_only=True).comparisons.on_own_rows(asked) is not None
 
 
 @pytest.mark.parametrize(("high", "said"), [(0.49, True), (0.51, False)])
