@@ -6,11 +6,12 @@ import shutil
 import threading
 import time
 
+import numpy as np
 import pandas as pd
 import pytest
 
 from concept_audit import Audit, ForecastTrial, Progress, Recipe, RowFilter
-from concept_audit_app.components.forecast_view import by_ranking, forecast_chart
+from concept_audit_app.components.forecast_view import by_ranking, edge, forecast_chart
 from concept_audit_app.components.forecasting import Jobs
 from tests.app.test_pages import open_page, words
 
@@ -91,6 +92,9 @@ def test_what_reaches_far_beyond_all_else_stands_at_the_edge_with_its_number():
     )
     assert marks.marker.symbol.tolist() == ["circle"] * 3 + ["triangle-left"]
     assert marks.error_x.arrayminus.tolist()[-1] == 0 and marks.customdata[-1].tolist() == [-70.0, -90.0, -50.0]
+    assert edge(np.array([1.0] * 20 + [30.0] * 3)) == pytest.approx(1.1)
+    # Half of the rows are not a few, and of one or none there are no others.
+    assert all(np.isinf(edge(np.array(reach))) for reach in ([1.0] * 12 + [30.0] * 12, [30.0], [], [0.0, 1.0]))
     low, high = forecast_chart(far, "effect").layout.xaxis.range
     assert low < -2.75 and high > 2.5 and high - low < 7
 

@@ -54,14 +54,15 @@ def by_ranking(effects: pd.DataFrame) -> pd.DataFrame:
 
 
 def edge(reach: np.ndarray) -> float:
-    """Where the axis ends: the few that reach far beyond all others would leave those no room.
+    """Where the axis ends: a few rows that reach far beyond all others would leave those no room.
 
     Args:
         reach: how far from zero each row and its interval go.
     """
     ordered = np.sort(reach)
-    for near, far in pairwise(ordered[len(ordered) // 2 :]):
-        if far > FAR * near:
+    few = max(1, len(ordered) // 6)
+    for near, far in pairwise(ordered[-1 - few :]):
+        if far > FAR * near > 0:
             return float(1.1 * near)
     return float("inf")
 
