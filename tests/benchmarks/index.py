@@ -28,7 +28,8 @@ from concept_audit.influence.projection import compress_rows
 from concept_audit.influence.queries import DenseQueries, Rows
 from concept_audit.influence.scoring import score_rows, score_rows_for_many
 from concept_audit.model.batches import batches_by_length
-from concept_audit.model.gradients import GradientPass, gradient_tokens_per_batch
+from concept_audit.model.budgets import gradient_tokens_per_batch
+from concept_audit.model.gradients import GradientPass
 from concept_audit.model.linear import LinearLayer, linear_layers
 from concept_audit.model.load import LanguageModel
 from concept_audit.pipeline.index.codes import Codes, kept_layers

@@ -15,18 +15,17 @@ def fidelity(audit: Audit, concept: Concept, method: str, options: InfluenceOpti
     Nothing where nothing is known. A warning sign where those stand below the others.
     """
     asked = (concept.concept_id, method, options)
-    own, words = audit.comparisons.on_own_rows(asked), audit.comparisons.on_own_rows_in_words(asked)
+    own = audit.comparisons.on_own_rows(asked)
     index = indexed and audit.index.describe() is not None
-    if not index and words is None:
+    if not index and own is None:
         return
-    away = own is not None and own.high < 0.5
-    icon = ":material/warning:" if away else ":material/verified:"
-    with st.popover("Fidelity", icon=icon, key="fidelity"):
-        if words is not None and away:
-            st.warning(words, icon=":material/swap_vert:")
+    below = own is not None and own.below
+    with st.popover("Fidelity", icon=":material/warning:" if below else ":material/verified:", key="fidelity"):
+        if own is not None and below:
+            st.warning(own.in_words(), icon=":material/swap_vert:")
         if index:
             refinement_state(audit, *asked)
-        if words is not None and not away:
-            st.caption(words)
+        if own is not None and not below:
+            st.caption(own.in_words())
         if index:
             st.caption(index_in_words(audit))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
@@ -23,6 +24,38 @@ Found = TypeVar("Found")
 OWN_SHARE, MOST_OWN, FEWEST = 0.1, 1000, 5
 """Of the rows, those that read most as a concept; of them at most; and of fewer nothing is told."""
 READS: dict[ConceptKind, str] = {"probe": "read most as the probe", "sae_feature": "the feature fires most on"}
+
+
+@dataclass(frozen=True)
+class OwnRows:
+    """Where concept influence puts the rows that read most as the concept.
+
+    Attributes:
+        kind: of the concept.
+        area: the AUROC of these rows among all, its interval, and how many they are.
+    """
+
+    kind: ConceptKind
+    area: Estimate
+
+    @property
+    def below(self) -> bool:
+        """Whether they stand below the others beyond doubt."""
+        return self.area.high < 0.5
+
+    def in_words(self) -> str:
+        """What was found, and what it means where they stand below the others."""
+        told = (
+            f"The {self.area.n:,} rows that {READS[self.kind]} stand above the others with an AUROC of "
+            f"{self.area.value:.2f} (95% interval {self.area.low:.2f} to {self.area.high:.2f})."
+        )
+        if self.below:
+            told += (
+                " That is below one half: to first order, training on such rows lowers the concept on its query "
+                "examples. Rows that show the concept most are therefore not first here; its usual method puts them "
+                "first, and Evidence tells what training without them does."
+            )
+        return told
 
 
 class Comparisons:
@@ -73,15 +106,15 @@ class Comparisons:
         found = self._concepts.get(concept).concept_id
         return self._opened.read(lambda cursor: compare.labelled_rows(cursor, found))
 
-    def on_own_rows(self, asked: Asked) -> Estimate | None:
+    def on_own_rows(self, asked: Asked) -> OwnRows | None:
         """How far concept influence puts the rows that read most as the concept above the others: an AUROC.
 
         These are the first tenth by the concept's usual method (1,000 at most): projections of a probe, activations of
         an SAE feature. Below one half, training on such rows lowers the concept on the query examples, to first order.
 
         Returns:
-            the AUROC, its interval, and of how many rows; None for other methods, with fewer than 5 rows,
-            and where the usual method's ranking is not there and nothing may be computed.
+            None for other methods, with fewer than 5 rows, and where the usual method's ranking is not there and
+            nothing may be computed.
         """
         concept = self._concepts.get(asked[0])
         if self._rankings.find(*asked).identity.method != "concept_influence":
@@ -90,7 +123,7 @@ class Comparisons:
         if self._opened.read_only and not self._rankings.has(*usual):
             return None
 
-        def compared(ranking: int, reading: int) -> Estimate | None:
+        def compared(ranking: int, reading: int) -> OwnRows | None:
             ranks, n_rows = self._rankings.read(
                 ("own_rows", ranking, reading),
                 [ranking, reading],
@@ -102,27 +135,9 @@ class Comparisons:
             # So many of the others stand above each, counted over all of them.
             above = int(ranks.sum()) - n_own * (n_own + 1) // 2
             area = 1 - above / (n_own * n_other)
-            return Estimate(area, *auroc_interval(area, n_own, n_other), n=n_own)
+            return OwnRows(concept.kind, Estimate(area, *auroc_interval(area, n_own, n_other), n=n_own))
 
         return self._rankings.using([asked, usual], compared)
-
-    def on_own_rows_in_words(self, asked: Asked) -> str | None:
-        """What `on_own_rows` found, and what it means where it is below one half."""
-        found = self.on_own_rows(asked)
-        if found is None:
-            return None
-        kind = self._concepts.get(asked[0]).kind
-        told = (
-            f"The {found.n:,} rows that {READS[kind]} stand above the others with an AUROC of {found.value:.2f} "
-            f"(95% interval {found.low:.2f} to {found.high:.2f})."
-        )
-        if found.high < 0.5:
-            told += (
-                " That is below one half: to first order, training on such rows lowers the concept on its query "
-                "examples. Rows that show the concept most are therefore not first here; its usual method puts them "
-                "first, and Evidence tells what training without them does."
-            )
-        return told
 
     def _compared(
         self, name: str, one: Asked, other: Asked, where: RowFilter, query: Callable[..., Found], *more: Any

@@ -87,9 +87,10 @@ class Rank(Running):
         if not self.index_only:
             audit.refine(self.concept, self.method, options)
         told = audit.refinements.in_words(self.concept, self.method, options)
-        for words in (told, audit.comparisons.on_own_rows_in_words((self.concept, self.method, options))):
-            if words is not None:
-                print(words, file=sys.stderr)
+        if told is not None:
+            print(told, file=sys.stderr)
+        if (own := audit.comparisons.on_own_rows((self.concept, self.method, options))) is not None:
+            print(own.in_words(), file=sys.stderr)
         out = Path(self.out) if self.out and self.out != "-" else None
         top = None if self.all else self.top or FIRST_ROWS
         if self.by != "row":

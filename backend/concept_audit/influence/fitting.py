@@ -20,8 +20,9 @@ from concept_audit.influence.queries import Rows
 from concept_audit.influence.symmetric import from_upper, upper
 from concept_audit.influence.wide import squared_with_rest
 from concept_audit.model.batches import Batch, batches_by_length, halving
+from concept_audit.model.budgets import gradient_tokens_per_batch
 from concept_audit.model.exact import exact_device
-from concept_audit.model.gradients import GradientPass, Visit, gradient_tokens_per_batch, supervised
+from concept_audit.model.gradients import GradientPass, Visit, supervised
 from concept_audit.model.linear import LinearLayer
 from concept_audit.model.load import LanguageModel
 from concept_audit.model.precision import wide_product

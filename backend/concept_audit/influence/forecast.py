@@ -29,7 +29,8 @@ from concept_audit.influence.queries import Gradients, Rows
 from concept_audit.influence.scoring import dual_weights
 from concept_audit.model.activations import residual_stream
 from concept_audit.model.batches import Batch, batches_by_length
-from concept_audit.model.gradients import Visit, gradient_tokens_per_batch
+from concept_audit.model.budgets import large_tokens_per_batch
+from concept_audit.model.gradients import Visit
 from concept_audit.model.linear import LinearLayer
 from concept_audit.model.load import LanguageModel
 from concept_audit.model.precision import wide_product
@@ -151,9 +152,7 @@ def changes(
         the prompts of one batch.
     """
     wanted = sorted({*at, *([encoded_at] if encode is not None and encoded_at is not None else [])})
-    # Nothing is kept for going back: on a CPU larger batches are faster.
-    usual = (4 if lm.device.type == "cpu" else 1) * gradient_tokens_per_batch(lm)
-    for chosen in batches_by_length(prompts.spans, budget or usual):
+    for chosen in batches_by_length(prompts.spans, budget or large_tokens_per_batch(lm)):
         batch = prompts.batch(chosen, lm)
         # While the weights are dual nobody else may run the model.
         with lm.lock, torch.no_grad(), sdpa_kernel(SDPBackend.MATH), forward_ad.dual_level():

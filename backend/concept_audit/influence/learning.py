@@ -26,7 +26,8 @@ from concept_audit.influence.queries import Rows
 from concept_audit.influence.sides import SecondMoments, moment_bytes
 from concept_audit.model.batches import batches_by_length
 from concept_audit.model.block_groups import LayerGroup, block_groups
-from concept_audit.model.gradients import GradientPass, gradient_tokens_per_batch
+from concept_audit.model.budgets import gradient_tokens_per_batch
+from concept_audit.model.gradients import GradientPass
 from concept_audit.model.linear import LinearLayer
 from concept_audit.model.load import LanguageModel
 from concept_audit.model.memory import room_on

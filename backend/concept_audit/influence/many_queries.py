@@ -20,7 +20,8 @@ from concept_audit.influence.curvature import LayerCurvature
 from concept_audit.influence.projection import LayerProjection
 from concept_audit.influence.queries import Quantity, Rows
 from concept_audit.model.batches import Batch, batches_by_length
-from concept_audit.model.gradients import GradientPass, Visit, gradient_tokens_per_batch
+from concept_audit.model.budgets import gradient_tokens_per_batch
+from concept_audit.model.gradients import GradientPass, Visit
 from concept_audit.model.linear import LinearLayer
 from concept_audit.model.load import LanguageModel
 from concept_audit.model.shared_forward import SharedForward

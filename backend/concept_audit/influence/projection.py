@@ -35,7 +35,8 @@ from concept_audit.influence.curvature import Eigenbasis, LayerCurvature
 from concept_audit.influence.queries import Gradients, Rows
 from concept_audit.influence.scoring import SquaredNorms
 from concept_audit.model.batches import Batch, batches_by_length, halving
-from concept_audit.model.gradients import GradientPass, Visit, gradient_tokens_per_batch
+from concept_audit.model.budgets import gradient_tokens_per_batch
+from concept_audit.model.gradients import GradientPass, Visit
 from concept_audit.model.linear import LinearLayer
 from concept_audit.model.load import LanguageModel
 

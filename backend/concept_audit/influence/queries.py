@@ -12,15 +12,9 @@ import torch
 from concept_audit.errors import ConceptError
 from concept_audit.influence.curvature import LayerCurvature
 from concept_audit.model.batches import Batch, batches_by_length, padded
+from concept_audit.model.budgets import gradient_tokens_per_batch
 from concept_audit.model.exact import at_exact_device
-from concept_audit.model.gradients import (
-    GradientPass,
-    ResidualTarget,
-    Visit,
-    gradient_tokens_per_batch,
-    response_span,
-    supervised,
-)
+from concept_audit.model.gradients import GradientPass, ResidualTarget, Visit, response_span, supervised
 from concept_audit.model.linear import LinearLayer
 from concept_audit.model.load import LanguageModel
 from concept_audit.model.precision import wide_product

@@ -28,14 +28,9 @@ from concept_audit.influence.options import Mode
 from concept_audit.influence.queries import DenseQueries, Gradients, LowRankQueries, PreparedQueries, Rows
 from concept_audit.influence.reduced_query import ReducedQuery
 from concept_audit.model.batches import Batch, batches_by_length, halving
+from concept_audit.model.budgets import gradient_tokens_per_batch, graph_bytes
 from concept_audit.model.exact import exact_device, in_float64
-from concept_audit.model.gradients import (
-    GradientPass,
-    LanguageModelHead,
-    gradient_tokens_per_batch,
-    graph_bytes,
-    supervised,
-)
+from concept_audit.model.gradients import GradientPass, LanguageModelHead, supervised
 from concept_audit.model.linear import LinearLayer, n_weights
 from concept_audit.model.load import LanguageModel
 from concept_audit.model.precision import wide_product

@@ -29,15 +29,6 @@ from concept_audit.model.load import LanguageModel
 from concept_audit.model.precision import check_precision
 from concept_audit.model.quantised import is_quantised, passes_gradients, quantised_modules
 
-TOKENS_PER_BATCH_CPU = 512
-TOKENS_PER_BATCH_ACCELERATOR = 8192
-GRAPH_BYTES = 24 << 30
-"""Of what the backward pass of a batch keeps on an accelerator: of a large model it holds fewer tokens."""
-GRAPH_NUMBERS = 22
-"""Numbers a token and block that a backward pass keeps, in widths of the residual stream.
-
-Counted for Llama's block with a gated MLP of 8/3 the width; what else there is has the same size.
-"""
 LOGITS_AT_ONCE = 1 << 24
 """Logits in memory at one time: 64 MiB in float32."""
 
@@ -61,19 +52,6 @@ class ResidualTarget(Protocol):
 
 class _HeadReached(Exception):
     """Ends a forward pass before the language-model head."""
-
-
-def graph_bytes(lm: LanguageModel, blocks: int) -> int:
-    """Bytes a token that a backward pass through so many blocks keeps, by count and not measured."""
-    return lm.dtype.itemsize * lm.d_model * GRAPH_NUMBERS * blocks
-
-
-def gradient_tokens_per_batch(lm: LanguageModel) -> int:
-    """How many tokens, padding included, a batch may hold when it also goes backward."""
-    if lm.device.type == "cpu":
-        return TOKENS_PER_BATCH_CPU
-    room = GRAPH_BYTES // graph_bytes(lm, len(lm.blocks))
-    return max(TOKENS_PER_BATCH_CPU, min(TOKENS_PER_BATCH_ACCELERATOR, room))
 
 
 def response_span(response: np.ndarray) -> int:

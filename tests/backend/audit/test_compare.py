@@ -8,6 +8,7 @@ from scipy.stats import spearmanr
 from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score
 
 from concept_audit import Audit, InfluenceOptions, LabelledExample, RowFilter
+from concept_audit.audit.comparisons import OwnRows
 from concept_audit.metrics import Estimate
 from concept_audit.store.examples import messages_from_json
 
@@ -115,11 +116,12 @@ def test_influence_is_held_against_the_rows_that_read_most_as_the_concept(audit,
     scores = audit.rank(*asked[:2], options=asked[2], top=None).set_index("example_id")["score"]
     own = ((usual["rank"] <= round(len(usual) / 10)) & (usual["score"] != 0)).reindex(scores.index)
     found = audit.comparisons.on_own_rows(asked)
-    assert found.n == own.sum() >= 5
-    assert found.value == pytest.approx(roc_auc_score(own, scores))
-    assert found.low < found.value < found.high
-    assert f"The {found.n} rows" in audit.comparisons.on_own_rows_in_words(asked)
-    assert audit.comparisons.on_own_rows_in_words((concept, "vector_filter", InfluenceOptions())) is None
+    area = found.area
+    assert area.n == own.sum() >= 5
+    assert area.value == pytest.approx(roc_auc_score(own, scores))
+    assert area.low < area.value < area.high
+    assert f"The {area.n} rows" in found.in_words()
+    assert audit.comparisons.on_own_rows((concept, "vector_filter", InfluenceOptions())) is None
 
 
 def test_nothing_is_computed_for_it_in_read_only(audit):
@@ -130,13 +132,14 @@ def test_nothing_is_computed_for_it_in_read_only(audit):
     audit.rank(*asked[:2], options=asked[2])
     assert not audit.rankings.has("tone", "vector_filter")
     closed = Audit(audit.root, read_only=True)
-    assert closed.comparisons.on_own_rows(asked) is None and closed.comparisons.on_own_rows_in_words(asked) is None
+    assert closed.comparisons.on_own_rows(asked) is None
     audit.rank("tone")
     assert Audit(audit.root, read_only=True).comparisons.on_own_rows(asked) is not None
 
 
 @pytest.mark.parametrize(("high", "said"), [(0.49, True), (0.51, False)])
-def test_it_is_said_where_influence_puts_such_rows_last(audit, monkeypatch, high, said):
-    monkeypatch.setattr(audit.comparisons, "on_own_rows", lambda asked: Estimate(0.4, 0.3, high, n=8))
-    words = audit.comparisons.on_own_rows_in_words(("sae:3", "concept_influence", InfluenceOptions()))
+def test_it_is_said_where_influence_puts_such_rows_last(high, said):
+    found = OwnRows("sae_feature", Estimate(0.4, 0.3, high, n=8))
+    words = found.in_words()
+    assert found.below == said
     assert ("below one half" in words) == said and "0.40 (95% interval 0.30 to 0." in words

@@ -12,7 +12,7 @@ from concept_audit import Audit, InfluenceOptions, LabelledExample, Message
 from concept_audit.influence import scoring
 from concept_audit.influence.queries import Rows
 from concept_audit.influence.scoring import score_rows
-from concept_audit.model import gradients
+from concept_audit.model import budgets
 from concept_audit.model.activations import response_activations
 from concept_audit.pipeline import attribution
 from concept_audit.progress import Progress
@@ -69,7 +69,7 @@ def test_a_ranking_does_not_depend_on_the_memory_that_is_free(built, tmp_path, m
 
     monkeypatch.setattr(scoring, "_slopes", slopes)
     found = {}
-    token = 4 * 32 * gradients.GRAPH_NUMBERS * 4
+    token = 4 * 32 * budgets.GRAPH_NUMBERS * 4
     for name, memory in (("ample", 1 << 40), ("scarce", 2 * 60 * token)):
         monkeypatch.setattr(attribution, "free_bytes", lambda device, memory=memory: memory)
         progress = Said()

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from concept_audit.errors import ModelError
-from concept_audit.model import batches, gradients, memory
+from concept_audit.model import batches, budgets, memory
 from concept_audit.model.memory import UNKNOWN, free_bytes, free_on_machine, give_back, room_on
 
 CPU = torch.device("cpu")
@@ -98,9 +98,9 @@ def test_a_batch_that_does_not_fit_is_halved_and_its_device_gives_back_what_it_h
 )
 def test_a_batch_of_a_large_model_keeps_no_more_for_its_backward_pass(width, blocks, tokens):
     lm = SimpleNamespace(device=torch.device("cuda"), dtype=torch.bfloat16, d_model=width, blocks=range(blocks))
-    budget = gradients.gradient_tokens_per_batch(lm)
+    budget = budgets.gradient_tokens_per_batch(lm)
     assert budget == tokens
-    least = gradients.TOKENS_PER_BATCH_CPU
-    assert budget == least or budget * gradients.graph_bytes(lm, blocks) <= gradients.GRAPH_BYTES
+    least = budgets.TOKENS_PER_BATCH_CPU
+    assert budget == least or budget * budgets.graph_bytes(lm, blocks) <= budgets.GRAPH_BYTES
     lm.device = torch.device("cpu")
-    assert gradients.gradient_tokens_per_batch(lm) == least
+    assert budgets.gradient_tokens_per_batch(lm) == least

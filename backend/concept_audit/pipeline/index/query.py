@@ -26,7 +26,7 @@ from concept_audit.influence.reduced_query import GROUP_BYTES, ReducedQuery, sol
 from concept_audit.influence.targets import Projection
 from concept_audit.influence.wide import wide_form
 from concept_audit.model.block_groups import LayerGroup, block_groups
-from concept_audit.model.gradients import gradient_tokens_per_batch
+from concept_audit.model.budgets import gradient_tokens_per_batch, large_tokens_per_batch
 from concept_audit.model.linear import LinearLayer, linear_layers
 from concept_audit.model.memory import room_on
 from concept_audit.pipeline.curvature import CurvatureFit, curvature_of, fit_curvature
@@ -188,11 +188,6 @@ class OpenIndex:
         """The layers whose numbers the index keeps, up to a block."""
         return LayerGroup.of(self._layers, [place for place in self._kept if self._layers[place].block <= reach])
 
-    @property
-    def _budget(self) -> int:
-        # Queries are few: on a CPU large batches are faster, and what they take is soon given back.
-        return (4 if self._lm.device.type == "cpu" else 1) * gradient_tokens_per_batch(self._lm)
-
     def compressed(self, target: Target, damping: float) -> Compressed:
         """A target as the index takes it.
 
@@ -285,7 +280,12 @@ class OpenIndex:
         room = room_on(self._lm.device, GROUP_BYTES)
         for group in block_groups(kept.layers, lambda layer: size * layer.d_in * layer.d_out, room):
             gradients = query_gradient(
-                self._lm, group.layers, target.quantity, target.queries, target.weights, self._budget
+                self._lm,
+                group.layers,
+                target.quantity,
+                target.queries,
+                target.weights,
+                large_tokens_per_batch(self._lm),
             )
             curvatures, projections = group.within(of_curvature), group.within(of_projection)
             found.append(compress_query(gradients, curvatures, projections, damping, self._lm.dtype).cpu().numpy())
@@ -299,7 +299,14 @@ class OpenIndex:
         of_curvature, of_projection = kept.within(self._curvatures), kept.within(self._reader())
         texts = Rows([queries.ids[i] for i in own.places], [queries.response[i] for i in own.places])
         each = compress_each(
-            self._lm, kept.layers, target.quantity, texts, of_curvature, of_projection, damping, self._budget
+            self._lm,
+            kept.layers,
+            target.quantity,
+            texts,
+            of_curvature,
+            of_projection,
+            damping,
+            large_tokens_per_batch(self._lm),
         )
         alone = each.cpu().double().numpy()
         totals = []
@@ -336,7 +343,9 @@ class OpenIndex:
         layers = self.reached(target)
         group = LayerGroup.of(layers, range(len(layers))) if group is None else group
         part = target.queries, target.weights
-        return solved_group(self._lm, group, target.quantity, part, self._curvatures, damping, self._budget)
+        return solved_group(
+            self._lm, group, target.quantity, part, self._curvatures, damping, large_tokens_per_batch(self._lm)
+        )
 
 
 def _direction(target: Target) -> np.ndarray | None:
