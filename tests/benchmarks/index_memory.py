@@ -37,7 +37,7 @@ GIB = 1 << 30
 def shrink(scale: int) -> None:
     """Make the index of a model whose widths are so many times less in the image of the large one's."""
     from concept_audit.influence import curvature, learning, projection, reduced_query, scoring, wide
-    from concept_audit.model import gradients
+    from concept_audit.model import budgets
     from concept_audit.pipeline import curvature as factors
     from concept_audit.pipeline.index import fidelity, query
 
@@ -50,7 +50,7 @@ def shrink(scale: int) -> None:
         fidelity: ("QUERY_BYTES",),
     }
     widths = {curvature: ("WIDE", "KEPT"), projection: ("LEFT", "RIGHT"), wide: ("SPARE",)}
-    widths[gradients] = ("TOKENS_PER_BATCH_CPU",)
+    widths[budgets] = ("TOKENS_PER_BATCH_CPU",)
     for parts, by in ((bytes_of, scale**2), (widths, scale)):
         for module, names in parts.items():
             for name in names:
