@@ -200,7 +200,7 @@ def _measured(vectors: torch.Tensor) -> int:
 
 
 class _NonFinite(Exception):
-    def __init__(self, places: Sequence[int]):
+    def __init__(self, places: list[int]):
         self.places = places
 
 
@@ -249,7 +249,8 @@ def _add_batch(
 ) -> None:
     attempts: list[tuple[set[int], set[int]]] = []
 
-    def attempt(part: Sequence[int]) -> None:
+    def add(part: Sequence[int]) -> list[int]:
+        """The rows whose loss is not finite; if there are any, nothing has been added."""
         # What an attempt had added before it ran out of memory stays: its halves leave these layers out.
         known = set().union(*(added for members, added in attempts if members > set(part)))
         added: set[int] = set()
@@ -270,12 +271,15 @@ def _add_batch(
         try:
             gradients.losses(batch, once, fisher.draw([keys[i] for i in part], batch), fisher.power, check)
         except _NonFinite as found:
-            say(f"{len(found.places)} rows have a loss that is not finite; {result} without them")
-            rest = [i for i in part if i not in found.places]
-            if rest:
-                attempt(rest)
-            return
+            return found.places
         into.count(batch)
+        return []
+
+    # No recursion: a function that holds itself holds the sums too, until the garbage collector comes by.
+    def attempt(part: Sequence[int]) -> None:
+        while part and (bad := add(part)):
+            say(f"{len(bad)} rows have a loss that is not finite; {result} without them")
+            part = [i for i in part if i not in bad]
 
     for _ in halving(chosen, attempt, say, lm.device):
         pass

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+
 import numpy as np
 import pytest
 import torch
@@ -83,6 +86,32 @@ def test_a_batch_that_does_not_fit_into_memory_is_halved(lm, query, data, monkey
     )
     with pytest.raises(ModelError, match="out of memory on a batch of one row"):
         scores(lm, query, data)
+
+
+@pytest.mark.parametrize("broken", [False, True], ids=["all losses finite", "one is not"])
+def test_the_sums_of_a_pass_leave_memory_when_nobody_has_them_any_more(lm, data, broken, monkeypatch):
+    """They are as large as the square of a model's width, and garbage is collected seldom."""
+    from concept_audit.influence.fitting import Covariances, Fisher, accumulate
+
+    plain = gradients.LanguageModelHead.token_losses
+
+    def losses(self, batch, draw=None):
+        found = plain(self, batch, draw)
+        return found * float("nan") if broken and len(batch.rows) == 1 else found
+
+    monkeypatch.setattr(gradients.LanguageModelHead, "token_losses", losses)
+    gc.collect()
+    gc.disable()
+    try:
+        into = Covariances(linear_layers(lm, 1, 3), torch.float64, lm.device)
+        accumulate(
+            lm, linear_layers(lm, 1, 3), into, data, list(map(str, range(len(data)))), Fisher("empirical"), budget=100
+        )
+        left = weakref.ref(into)
+        del into
+        assert left() is None
+    finally:
+        gc.enable()
 
 
 def test_memory_that_runs_out_halfway_through_a_fit_counts_no_row_twice(lm, data, monkeypatch):
