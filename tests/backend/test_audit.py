@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import weakref
 
 import numpy as np
 import pytest
@@ -51,6 +53,19 @@ def test_typed_examples_run_the_model_once(audit, monkeypatch):
     monkeypatch.setattr(audit, "model", no_model)
     again = audit.train_probe("typed", typed())
     assert (first.direction == again.direction).all()
+
+
+def test_the_model_of_an_audit_that_was_let_go_is_gone_before_another_one_is_loaded(audit_directory):
+    """Of two large models only one may fit, and garbage is collected seldom."""
+    first, second = Audit(audit_directory), Audit(audit_directory)
+    left = weakref.ref(first.model().model)
+    gc.disable()
+    try:
+        del first
+        second.model()
+        assert left() is None
+    finally:
+        gc.enable()
 
 
 def test_activations_of_typed_examples_equal_those_of_the_same_rows(audit):

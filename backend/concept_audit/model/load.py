@@ -20,6 +20,7 @@ from torch import nn
 
 from concept_audit.errors import ModelError, first_line
 from concept_audit.model.builtin import BUILTIN_MODELS, builtin_directory
+from concept_audit.model.memory import give_back
 from concept_audit.model.options import ModelOptions
 from concept_audit.model.precision import converted, is_uniform, main_dtype, native_bfloat16
 from concept_audit.model.quantised import numbers, quantisation, quantised_modules
@@ -139,6 +140,7 @@ def load_model(options: ModelOptions, cache: Path, progress: Progress) -> Langua
     dtype = _dtype(options.dtype, device)
     location = _locate(options.name, cache, progress)
     with progress.stage(f"Loading {options.name}"):
+        give_back(device)
         adapter = _adapter_config(location, options)
         if adapter is not None:
             base = adapter.base_model_name_or_path

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from pathlib import Path
 
@@ -55,7 +56,12 @@ def free_on_machine(root: Path = Path("/")) -> int:
 
 
 def give_back(device: torch.device) -> None:
-    """Return what PyTorch holds on a device without using it, so that a smaller attempt may fit."""
+    """Return what is held on a device without use, so that a model or a smaller attempt may fit.
+
+    That is what PyTorch keeps for later, and what refers to itself, such as the model of an audit that was let go:
+    the garbage collector counts objects and not their bytes, so it may come by much later.
+    """
+    gc.collect()
     if device.type == "cuda":
         with torch.cuda.device(device):
             torch.cuda.empty_cache()
