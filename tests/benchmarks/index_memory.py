@@ -48,6 +48,7 @@ def shrink(scale: int) -> None:
         query: ("GROUP_BYTES",),
         scoring: ("ROW_GRADIENT_BYTES",),
         fidelity: ("QUERY_BYTES",),
+        budgets: ("LARGE_GRAPH_BYTES_CPU",),
     }
     widths = {curvature: ("WIDE", "KEPT"), projection: ("LEFT", "RIGHT"), wide: ("SPARE",)}
     widths[budgets] = ("TOKENS_PER_BATCH_CPU",)

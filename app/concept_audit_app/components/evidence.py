@@ -148,12 +148,14 @@ def choose_validation(audit: Audit, concept: Concept) -> Evidence | None:
     if mine.empty:
         return None
     names = {
-        row["evidence_id"]: f"Validation {row['number']}, version {row['version']} of the concept"
-        + ("" if row["current"] else " (earlier)")
+        row[
+            "evidence_id"
+        ]: f"Validation {row['number']}: {counted(row['rows'], 'row')}, {counted(row['seeds'], 'seed')}, "
+        f"version {row['version']} of the concept" + ("" if row["current"] else " (earlier)")
         for row in records(mine)
     }
     with st.container(horizontal=True, vertical_alignment="bottom"):
-        chosen = select_by_id("Validation", list(names), names.__getitem__, "evidence", width=320)
+        chosen = select_by_id("Validation", list(names), names.__getitem__, "evidence", width=480)
         evidence = audit.evidence.get(chosen)
         _download(audit, evidence)
     return evidence

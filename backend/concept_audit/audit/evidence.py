@@ -124,7 +124,7 @@ class Validations:
         return first_order(self._opened.sources(), found, progress, subsets, size, pool)
 
     def list(self) -> pd.DataFrame:
-        """Validations of concepts that are kept, latest first: evidence_id, concept_id, version, number, current."""
+        """Validations of concepts that are kept, latest first; see `concept_audit.store.evidence.list_evidence`."""
         return self._opened.read(store_evidence.list_evidence)
 
     def get(self, evidence_id: str) -> store_evidence.Evidence:

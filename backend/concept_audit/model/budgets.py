@@ -8,6 +8,8 @@ TOKENS_PER_BATCH_CPU = 512
 TOKENS_PER_BATCH_ACCELERATOR = 8192
 GRAPH_BYTES = 24 << 30
 """Of what the backward pass of a batch keeps on an accelerator: of a large model it holds fewer tokens."""
+LARGE_GRAPH_BYTES_CPU = 8 << 30
+"""The same on a CPU, of a batch that is larger than usual."""
 GRAPH_NUMBERS = 22
 """Numbers a token and block that a backward pass keeps, in widths of the residual stream.
 
@@ -26,10 +28,16 @@ def gradient_tokens_per_batch(lm: LanguageModel) -> int:
     """How many tokens, padding included, a batch may hold when it also goes backward."""
     if lm.device.type == "cpu":
         return TOKENS_PER_BATCH_CPU
-    room = GRAPH_BYTES // graph_bytes(lm, len(lm.blocks))
-    return max(TOKENS_PER_BATCH_CPU, min(TOKENS_PER_BATCH_ACCELERATOR, room))
+    return _within(GRAPH_BYTES, lm, TOKENS_PER_BATCH_ACCELERATOR)
 
 
 def large_tokens_per_batch(lm: LanguageModel) -> int:
     """As `gradient_tokens_per_batch`, where nothing is kept for going back, or rows are few and their graph soon goes."""
-    return (LARGE if lm.device.type == "cpu" else 1) * gradient_tokens_per_batch(lm)
+    if lm.device.type == "cpu":
+        return _within(LARGE_GRAPH_BYTES_CPU, lm, LARGE * TOKENS_PER_BATCH_CPU)
+    return gradient_tokens_per_batch(lm)
+
+
+def _within(room: int, lm: LanguageModel, most: int) -> int:
+    """So many tokens, or as many as keep that many bytes, but no fewer than a CPU's batch has."""
+    return max(TOKENS_PER_BATCH_CPU, min(most, room // graph_bytes(lm, len(lm.blocks))))

@@ -171,12 +171,14 @@ def save_evidence(cursor: Cursor, build: str, version: int, evidence: Evidence) 
 
 
 def list_evidence(cursor: Cursor) -> pd.DataFrame:
-    """The validations that are kept, latest first: evidence_id, concept_id, version, number, current.
+    """The validations that are kept, latest first: evidence_id, concept_id, version, number, rows, seeds, current.
 
-    ``current`` tells whether the concept and the data are still those that it is about.
+    ``rows`` is how many the runs draw from, ``seeds`` how many runs there are of a kind; ``current`` tells whether the
+    concept and the data are still those that it is about.
     """
     return cursor.execute(
         """SELECT e.evidence_id, e.concept_id, e.version, e.number,
+                  (e.about ->> 'n_pool')::INTEGER AS rows, (e.about ->> 'seeds')::INTEGER AS seeds,
                   coalesce(c.version = e.version, false) AND e.build_id =
                   (SELECT value FROM audit.base.meta WHERE key = 'build_id') AS current
            FROM base.evidence e LEFT JOIN main.concepts c USING (concept_id) WHERE e.concept_id <> ?

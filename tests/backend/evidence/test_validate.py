@@ -122,6 +122,8 @@ def test_the_store_gives_back_what_was_found(done):
     audit, evidence = done
     listed = audit.evidence.list()
     assert listed["evidence_id"].tolist() == [evidence.evidence_id] and listed["current"].tolist() == [True]
+    trained = listed["rows"].tolist(), listed["seeds"].tolist()
+    assert trained == ([evidence.about["n_pool"]], [SMALL.seeds])
     again = audit.evidence.get(evidence.evidence_id)
     assert again.about == json.loads(json.dumps(evidence.about))
     assert same(again.runs, evidence.runs) and same(again.results, evidence.results)

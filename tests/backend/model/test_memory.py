@@ -94,13 +94,16 @@ def test_a_batch_that_does_not_fit_is_halved_and_its_device_gives_back_what_it_h
 
 
 @pytest.mark.parametrize(
-    ("width", "blocks", "tokens"), [(576, 30, 8192), (4096, 32, 4468), (8192, 80, 893), (65536, 200, 512)]
+    ("width", "blocks", "tokens", "large"),
+    [(576, 30, 8192, 2048), (4096, 32, 4468, 1489), (8192, 80, 893, 512), (65536, 200, 512, 512)],
 )
-def test_a_batch_of_a_large_model_keeps_no_more_for_its_backward_pass(width, blocks, tokens):
+def test_a_batch_of_a_large_model_keeps_no_more_for_its_backward_pass(width, blocks, tokens, large):
     lm = SimpleNamespace(device=torch.device("cuda"), dtype=torch.bfloat16, d_model=width, blocks=range(blocks))
+    least, one = budgets.TOKENS_PER_BATCH_CPU, budgets.graph_bytes(lm, blocks)
     budget = budgets.gradient_tokens_per_batch(lm)
-    assert budget == tokens
-    least = budgets.TOKENS_PER_BATCH_CPU
-    assert budget == least or budget * budgets.graph_bytes(lm, blocks) <= budgets.GRAPH_BYTES
+    assert budget == tokens == budgets.large_tokens_per_batch(lm)
+    assert budget == least or budget * one <= budgets.GRAPH_BYTES
     lm.device = torch.device("cpu")
     assert budgets.gradient_tokens_per_batch(lm) == least
+    assert budgets.large_tokens_per_batch(lm) == large
+    assert large == least or large * one <= budgets.LARGE_GRAPH_BYTES_CPU
