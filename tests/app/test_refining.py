@@ -11,6 +11,7 @@ import pytest
 from streamlit.testing.v1 import AppTest
 
 from concept_audit import Audit, ConceptError, InfluenceOptions
+from concept_audit.audit import index, opened
 from concept_audit_app.components import refining
 from concept_audit_app.components.refining import Refiner, Wanted
 from tests.app.test_pages import MAIN, SMALL_INDEX, words
@@ -208,8 +209,11 @@ def test_what_is_looked_at_is_ranked_by_influence_before_somebody_asks(audit, mo
     foreseen = []
     real = Refiner.foresee
     monkeypatch.setattr(Refiner, "foresee", lambda self, *asked: foreseen.append(1) or real(self, *asked))
-    test = looked_at(AppTest.from_file(MAIN, default_timeout=60).run(), "sae:5")
-    assert not foreseen, "nothing is loaded for it"
+    for name, instead in (("free_bytes", lambda device: 0), ("is_here", lambda *model: False)):
+        with monkeypatch.context() as patch:
+            patch.setattr(index if name == "free_bytes" else opened, name, instead)
+            test = looked_at(AppTest.from_file(MAIN, default_timeout=60).run(), "sae:5")
+        assert not foreseen, "nothing is loaded for it that takes much, or has to be fetched"
     test = looked_at(test, "sae:3", "concept_influence")
     assert not Audit(audit.root).rankings.has("sae:5", "concept_influence")
     test = looked_at(test, "sae:5", "feature_activation")
@@ -217,6 +221,11 @@ def test_what_is_looked_at_is_ranked_by_influence_before_somebody_asks(audit, mo
     before = len(foreseen)
     looked_at(test, "sae:5", "concept_influence")
     assert len(foreseen) == before, "it is there"
+
+
+def test_the_first_thing_looked_at_is_ranked_by_influence_if_the_model_takes_little_memory(audit):
+    looked_at(AppTest.from_file(MAIN, default_timeout=60).run(), "sae:5", "feature_activation")
+    until(lambda: Audit(audit.root).rankings.has("sae:5", "concept_influence"))
 
 
 def test_a_foreseen_ranking_comes_before_exact_scores_which_go_on_afterwards(refiner):

@@ -197,13 +197,15 @@ def refiner() -> Refiner:
 def foresee(audit: Audit, concept: Concept) -> None:
     """Rank by a concept's influence before somebody asks for it, where the gradient index answers that.
 
-    Nothing is loaded for it: a machine that only shows an audit may have no room for the model.
+    The model is loaded for it where it takes little of the free memory: a machine that only shows an audit may have no
+    room for it.
     """
     asked = concept.concept_id, FORESEEN, InfluenceOptions()
-    if read_only() or not audit.index.loaded():
+    if read_only():
         return
     try:
-        if audit.rankings.served_by_index(*asked) and not audit.rankings.has(*asked):
+        served = audit.index.at_hand() and audit.rankings.served_by_index(*asked)
+        if served and not audit.rankings.has(*asked):
             refiner().foresee(ranking_key(audit, *asked), Wanted(audit, *asked))
     except AuditError:
         return  # whoever asks for it is told

@@ -8,6 +8,8 @@ from typing import Any
 from concept_audit.audit.opened import OpenAudit
 from concept_audit.errors import StoreError
 from concept_audit.influence.options import IndexOptions
+from concept_audit.model.load import find_device
+from concept_audit.model.memory import SHARE, free_bytes
 from concept_audit.pipeline.index.build import build_index
 from concept_audit.pipeline.index.finished import open_index
 from concept_audit.pipeline.index.query import warm_index
@@ -68,9 +70,19 @@ class Index:
         if about is not None:
             warm_index(self._opened.sources(), about)
 
-    def loaded(self) -> bool:
-        """Whether there is an index, and the model that it needs is in memory, whatever asked for it."""
-        return self._opened.model_loaded and self.describe() is not None
+    def at_hand(self) -> bool:
+        """Whether there is an index, and the model that it needs is in memory, or may be loaded without being asked for:
+
+        it is on this machine, and takes little of what is free where it runs.
+        """
+        about = self.describe()
+        if about is None or self._opened.model_loaded:
+            return about is not None
+        # Indexes of earlier versions do not tell.
+        needs = about.get("model_bytes")
+        if needs is None or not self._opened.model_here:
+            return False
+        return needs <= SHARE * free_bytes(find_device(self._opened.device.name))
 
     def _describe(self) -> dict[str, Any] | None:
         try:

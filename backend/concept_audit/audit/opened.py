@@ -14,7 +14,7 @@ from typing import Any
 from concept_audit.audit.memory import Memory
 from concept_audit.errors import StoreError
 from concept_audit.influence.options import InfluenceOptions
-from concept_audit.model.load import LanguageModel, load_model
+from concept_audit.model.load import LanguageModel, is_here, load_model
 from concept_audit.model.template import tokenizer_fingerprint
 from concept_audit.pipeline.engine import Engine, LocalEngine
 from concept_audit.pipeline.sources import ChosenDevice, Sources, chosen_device, model_source
@@ -143,6 +143,12 @@ class OpenAudit:
     def model_loaded(self) -> bool:
         """Whether something has asked for the model already, so that it takes no further memory."""
         return self._lm is not None
+
+    @property
+    def model_here(self) -> bool:
+        """Whether loading the model downloads nothing."""
+        source = model_source(self.made, self.device.name, self._trust_remote_code)
+        return is_here(source.options.name, source.cache)
 
     def sources(self) -> Sources:
         """The audit, as far as the pipeline needs it."""

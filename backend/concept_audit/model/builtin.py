@@ -43,6 +43,11 @@ SMOLLM2 = BuiltinModel(
 BUILTIN_MODELS = {SMOLLM2.name: SMOLLM2}
 
 
+def builtin_is_here(builtin: BuiltinModel, cache: Path) -> bool:
+    """Whether the model has been downloaded and converted."""
+    return (cache / "models" / builtin.name / "config.json").exists()
+
+
 def builtin_directory(builtin: BuiltinModel, cache: Path, progress: Progress) -> Path:
     """Directory of the model in Hugging Face's layout; downloads and converts it if need be.
 
@@ -53,7 +58,7 @@ def builtin_directory(builtin: BuiltinModel, cache: Path, progress: Progress) ->
         ModelError: the download failed, or the file's sha256 is not the known one.
     """
     directory = cache / "models" / builtin.name
-    if (directory / "config.json").exists():
+    if builtin_is_here(builtin, cache):
         return directory
     directory.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=directory.parent, prefix=".fetch-") as scratch:

@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from concept_audit.errors import ModelError, first_line
-from concept_audit.model.builtin import BUILTIN_MODELS, builtin_directory
+from concept_audit.model.builtin import BUILTIN_MODELS, builtin_directory, builtin_is_here
 from concept_audit.model.memory import give_back
 from concept_audit.model.options import ModelOptions
 from concept_audit.model.precision import converted, is_uniform, main_dtype, native_bfloat16
@@ -159,6 +159,24 @@ def load_model(options: ModelOptions, cache: Path, progress: Progress) -> Langua
         if quantisation(model) is None and not is_split(model):
             cast("nn.Module", model).to(device)
     return as_language_model(options.name, model, tokenizer)
+
+
+def is_here(name: str, cache: Path) -> bool:
+    """Whether the files of a model are on this machine, so that loading it downloads nothing."""
+    if name in BUILTIN_MODELS:
+        return builtin_is_here(BUILTIN_MODELS[name], cache)
+    path = Path(name).expanduser()
+    if not path.is_dir():
+        from huggingface_hub import try_to_load_from_cache
+        from huggingface_hub.errors import HFValidationError
+
+        try:
+            return isinstance(try_to_load_from_cache(name, "config.json"), str)
+        except HFValidationError:
+            return False
+    adapter = path / "adapter_config.json"
+    base = json.loads(adapter.read_text("utf-8")).get("base_model_name_or_path") if adapter.exists() else None
+    return base is None or is_here(base, cache)
 
 
 def load_tokenizer(options: ModelOptions, cache: Path, progress: Progress) -> Any:

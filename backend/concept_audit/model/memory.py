@@ -11,7 +11,7 @@ import torch
 UNKNOWN = 4 << 30
 """Taken for the free bytes of a machine that does not tell."""
 SHARE = 0.25
-"""Of an accelerator's free memory, that statistics of one kind may take."""
+"""Of an accelerator's free memory, that statistics of one kind may take, and of any that a model may which nobody asked for."""
 
 
 def free_bytes(device: torch.device) -> int:

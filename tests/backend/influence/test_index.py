@@ -82,6 +82,19 @@ def test_numbers_are_kept_of_few_layers_and_norms_of_all(audit):
     np.testing.assert_allclose(few, files_of(audit).norms(3), rtol=1e-5)
 
 
+def test_an_index_is_at_hand_where_its_model_takes_little_memory(audit, monkeypatch):
+    opened = Audit(audit.root)
+    needs = opened.index.describe()["model_bytes"]
+    assert needs == sum(parameter.nbytes for parameter in audit.model().model.parameters())
+    for free, at_hand in ((4 * needs, True), (4 * needs - 1, False)):
+        monkeypatch.setattr("concept_audit.audit.index.free_bytes", lambda device, free=free: free)
+        assert opened.index.at_hand() is at_hand
+    opened.model()
+    assert opened.index.at_hand()
+    monkeypatch.setattr(opened.index, "describe", lambda: None)
+    assert not opened.index.at_hand()
+
+
 def test_an_index_from_before_layers_were_chosen_still_answers(audit):
     audit.build_index(dataclasses.replace(SMALL, agreement=1.0), replace=True)
     now = by_row(audit, "tone", "concept_influence", FROM_INDEX)

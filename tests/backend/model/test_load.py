@@ -11,7 +11,7 @@ import torch
 
 from concept_audit.errors import ModelError
 from concept_audit.model.activations import response_activations
-from concept_audit.model.load import as_language_model, default_layers, find_blocks, fingerprint, load_model
+from concept_audit.model.load import as_language_model, default_layers, find_blocks, fingerprint, is_here, load_model
 from concept_audit.model.options import ModelOptions
 from concept_audit.progress import Progress
 from tests.conftest import small_model, small_tokenizer
@@ -88,6 +88,22 @@ def test_an_adapter_without_base_is_refused(model_directory, tmp_path):
     (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA"}))
     with pytest.raises(ModelError, match="names no base model"):
         load(tmp_path / "adapter", tmp_path)
+
+
+def test_what_loads_without_a_download_is_told_apart(model_directory, tmp_path, monkeypatch):
+    assert is_here(str(model_directory), tmp_path)
+    for name in ("smollm2-135m-instruct", "nobody/nothing", "no name at all", str(tmp_path / "absent")):
+        assert not is_here(name, tmp_path)
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda name, file: f"/cached/{file}")
+    assert is_here("nobody/nothing", tmp_path)
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    for base, here in ((str(model_directory), True), ("smollm2-135m-instruct", False)):
+        (adapter / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": base}))
+        assert is_here(str(adapter), tmp_path) is here
+    (tmp_path / "models/smollm2-135m-instruct").mkdir(parents=True)
+    (tmp_path / "models/smollm2-135m-instruct/config.json").touch()
+    assert is_here("smollm2-135m-instruct", tmp_path)
 
 
 def test_a_path_that_is_not_there_is_never_sought_on_the_hub(tmp_path):

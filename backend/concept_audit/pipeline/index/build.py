@@ -227,7 +227,7 @@ class _Building:
         self._learn(held)
         work = CompressingRows(self._tokens, self._files, self._sources.model_source, made)
         self._sources.driver(self._progress).finish(work, "Gradient of every row", self._tokens.partition.sizes())
-        about = {**made, "done": True, "rows": rows, **self._kept()}
+        about = {**made, "done": True, "rows": rows, **self._kept(), "model_bytes": self._model_bytes()}
         # It answers from here on, also where the check is cut short: then the same command measures what is missing.
         self._files.write_description(about)
         answering()
@@ -240,6 +240,11 @@ class _Building:
         chosen = [self._layers[place] for place in kept_layers(self._files, len(self._layers))]
         ends = read_tensors(self._files.sides)["ends"].tolist()
         return {"kept": ends, "chosen": {layer.name: layer.block for layer in chosen}, "tracked": len(self._layers)}
+
+    def _model_bytes(self) -> int:
+        """What the model takes where a concept is asked for, with its copy in the index's precision."""
+        models = {self._sources.model().model, self._lm.model}
+        return sum(parameter.nbytes for model in models for parameter in model.parameters())
 
     def _minutes(self, lengths: Sequence[int]) -> float:
         """What building takes, from the pace of a gradient pass over one row and the counts of each step.
