@@ -209,9 +209,9 @@ def test_what_is_looked_at_is_ranked_by_influence_before_somebody_asks(audit, mo
     foreseen = []
     real = Refiner.foresee
     monkeypatch.setattr(Refiner, "foresee", lambda self, *asked: foreseen.append(1) or real(self, *asked))
-    for name, instead in (("free_bytes", lambda device: 0), ("is_here", lambda *model: False)):
+    for module, name, instead in ((index, "free_bytes", 0), (opened, "is_here", False)):
         with monkeypatch.context() as patch:
-            patch.setattr(index if name == "free_bytes" else opened, name, instead)
+            patch.setattr(module, name, lambda *asked, instead=instead: instead)
             test = looked_at(AppTest.from_file(MAIN, default_timeout=60).run(), "sae:5")
         assert not foreseen, "nothing is loaded for it that takes much, or has to be fetched"
     test = looked_at(test, "sae:3", "concept_influence")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import zipfile
+from collections.abc import Mapping
+from typing import Any
 
 import pandas as pd
 import streamlit as st
@@ -147,18 +149,19 @@ def choose_validation(audit: Audit, concept: Concept) -> Evidence | None:
     validation_desk(audit, concept, again=not mine.empty)
     if mine.empty:
         return None
-    names = {
-        row[
-            "evidence_id"
-        ]: f"Validation {row['number']}: {counted(row['rows'], 'row')}, {counted(row['seeds'], 'seed')}, "
-        f"version {row['version']} of the concept" + ("" if row["current"] else " (earlier)")
-        for row in records(mine)
-    }
+    names = {row["evidence_id"]: _name(row) for row in records(mine)}
     with st.container(horizontal=True, vertical_alignment="bottom"):
         chosen = select_by_id("Validation", list(names), names.__getitem__, "evidence", width=480)
         evidence = audit.evidence.get(chosen)
         _download(audit, evidence)
     return evidence
+
+
+def _name(row: Mapping[str, Any]) -> str:
+    """A validation by what it trained on."""
+    trained = f"{counted(row['rows'], 'row')}, {counted(row['seeds'], 'seed')}"
+    earlier = "" if row["current"] else " (earlier)"
+    return f"Validation {row['number']}: {trained}, version {row['version']} of the concept{earlier}"
 
 
 def validation(evidence: Evidence) -> None:

@@ -71,9 +71,9 @@ class Index:
             warm_index(self._opened.sources(), about)
 
     def at_hand(self) -> bool:
-        """Whether there is an index, and the model that it needs is in memory, or may be loaded without being asked for:
+        """Whether there is an index, and its model is in memory or may be loaded without being asked for.
 
-        it is on this machine, and takes little of what is free where it runs.
+        It may where its files are on this machine and it takes little of what is free where it runs.
         """
         about = self.describe()
         if about is None or self._opened.model_loaded:
